@@ -1,0 +1,71 @@
+PYTHON ?= python3
+VENV   ?= .venv
+AUDIO  ?=
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# The first interpreter that is new enough; empty when there is none.
+NEW_ENOUGH = $(shell for p in $(PYTHON) python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test test-faults soak check lint format types imports schemas schemas-check bench models compose-up test-compose clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## run the speech workflow end to end: make demo AUDIO=hello.wav
+	$(BIN)/clawdbot demo $(if $(AUDIO),--audio "$(AUDIO)")
+
+up: $(STAMP) ## start nats-server and every service on this machine
+	$(BIN)/clawdbot up
+
+test: $(STAMP) ## every test but the slow ones, under ten minutes
+	$(BIN)/python -m pytest -m "not slow and not docker and not browser" $(ARGS)
+
+test-faults: $(STAMP) ## seeded simulation and killed processes, all of it
+	$(BIN)/python -m pytest tests/faults $(ARGS)
+
+soak: $(STAMP) ## the simulation over ever new seeds, until stopped
+	seed=0; while $(BIN)/python -m pytest -q tests/faults --first-seed $$seed; do seed=$$((seed + 1000)); done
+
+check: lint types imports schemas-check test ## what CI calls
+
+lint: $(STAMP) ## ruff: rules and formatting
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(STAMP) ## ruff: mend what can be mended
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+types: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+imports: $(STAMP) ## who may import whom
+	$(BIN)/lint-imports
+
+schemas: $(STAMP) ## regenerate the committed JSON Schema, AsyncAPI and OpenAPI files
+	$(BIN)/python -m schemas.generate
+
+schemas-check: $(STAMP) ## the committed files equal the generated ones
+	$(BIN)/python -m schemas.generate --check
+
+bench: $(STAMP) ## named scenarios, JSON lines out
+	$(BIN)/python -m bench $(ARGS)
+
+models: $(STAMP) ## train the small models that ship with clawdbot
+	$(BIN)/python -m models.train
+
+compose-up: ## the services in Docker
+	docker compose -f deploy/compose/compose.yaml up --build --wait
+
+test-compose: $(STAMP) ## the tests that need Docker
+	$(BIN)/python -m pytest -m docker $(ARGS)
+
+clean: ## remove what was built; keeps your data
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(STAMP): pyproject.toml
+	@test -n "$(NEW_ENOUGH)" || { echo "clawdbot needs Python 3.11 or newer; $(PYTHON) is not. Say which: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(NEW_ENOUGH) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(NEW_ENOUGH) cannot make virtual environments; on Debian: apt install python3-venv" >&2; exit 1; }
+	$(NEW_ENOUGH) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,models]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""The face of clawdbot: the SDK and the `clawdbot` command."""

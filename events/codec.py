@@ -1,0 +1,125 @@
+"""From commits to stored bytes and back: the `eventsourcing` mapper with our transcoder.
+
+A commit is what one decision appended: 1..n events. It is one `StoredEvent`, so its state passes
+transcoder, compressor and the tenant's cipher once.
+"""
+
+import zlib
+from typing import Any, cast
+
+import ormsgpack
+from eventsourcing.persistence import (
+    Cipher,
+    Compressor,
+    Mapper,
+    MapperDeserialisationError,
+    StoredEvent,
+    Transcoder,
+)
+from pydantic import BaseModel, ConfigDict, ValidationError
+from typing_extensions import override
+
+from events.catalog import EVENT_TYPES, SHORT_NAMES, Event
+
+
+COMMIT_TOPIC = "clawdbot:commit"
+COMPRESS_OVER_BYTES = 2048
+
+
+class Commit(BaseModel):
+    """The events of one decision; also a domain event of the `eventsourcing` library."""
+
+    model_config = ConfigDict(frozen=True)
+
+    originator_id: str
+    """`<tenant>.<run>`."""
+    originator_version: int
+    """1 for the first commit of a run; no gaps."""
+    commit_id: str
+    events: tuple[Event, ...]
+
+
+class MsgpackTranscoder(Transcoder):
+    """MessagePack: bytes stay bytes."""
+
+    @override
+    def encode(self, obj: Any) -> bytes:
+        """Return MessagePack."""
+        return ormsgpack.packb(obj)
+
+    @override
+    def decode(self, data: bytes) -> Any:
+        """Read MessagePack."""
+        return ormsgpack.unpackb(data)
+
+
+class SizeCompressor(Compressor):
+    """zlib for what is large enough to gain; one leading byte says which."""
+
+    @override
+    def compress(self, data: bytes) -> bytes:
+        """Return `0` + data, or `1` + deflated data."""
+        if len(data) <= COMPRESS_OVER_BYTES:
+            return b"\0" + data
+        return b"\1" + zlib.compress(data, 1)
+
+    @override
+    def decompress(self, data: bytes) -> bytes:
+        """Undo `compress`."""
+        return zlib.decompress(data[1:]) if data[:1] == b"\1" else data[1:]
+
+
+class CommitMapper(Mapper[str]):
+    """Maps commits, each event under its registered short name and through its upcasters."""
+
+    def __init__(self, cipher: Cipher | None = None) -> None:
+        super().__init__(MsgpackTranscoder(), SizeCompressor(), cipher)
+
+    @override
+    def to_stored_event(self, domain_event: Any) -> StoredEvent:
+        """Return a commit as stored bytes."""
+        commit = cast("Commit", domain_event)
+        events = [
+            [SHORT_NAMES[type(event)], type(event).class_version, event.model_dump()]
+            for event in commit.events
+        ]
+        state = self.transcoder.encode({"commit_id": commit.commit_id, "events": events})
+        assert self.compressor is not None
+        state = self.compressor.compress(state)
+        if self.cipher:
+            state = self.cipher.encrypt(state)
+        return StoredEvent(commit.originator_id, commit.originator_version, COMMIT_TOPIC, state)
+
+    @override
+    def to_domain_event(self, stored_event: StoredEvent) -> Any:
+        """Return the commit behind stored bytes.
+
+        Raises:
+            MapperDeserialisationError: Altered bytes, a wrong key, or an unknown event.
+        """
+        state = stored_event.state
+        try:
+            if self.cipher:
+                state = self.cipher.decrypt(state)
+            assert self.compressor is not None
+            document = self.transcoder.decode(self.compressor.decompress(state))
+            events = tuple(_event(*item) for item in document["events"])
+        except (ValueError, KeyError, TypeError, zlib.error, ValidationError) as error:
+            raise MapperDeserialisationError(
+                f"commit {stored_event.originator_version} of {stored_event.originator_id} "
+                f"cannot be read"
+            ) from error
+        return Commit(
+            originator_id=str(stored_event.originator_id),
+            originator_version=stored_event.originator_version,
+            commit_id=document["commit_id"],
+            events=events,
+        )
+
+
+def _event(name: str, version: int, state: dict[str, Any]) -> Event:
+    kind = EVENT_TYPES[name]
+    while version < kind.class_version:
+        getattr(kind, f"upcast_v{version}_v{version + 1}")(state)
+        version += 1
+    return cast("Event", kind.model_validate(state))

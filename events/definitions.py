@@ -1,0 +1,139 @@
+"""Deployed workflows: immutable versions in a KV bucket, and a pointer to the newest."""
+
+import orjson
+from nats.js import JetStreamContext
+from nats.js.errors import APIError, KeyNotFoundError, KeyWrongLastSequenceError
+from nats.js.kv import KeyValue
+from pydantic import Field
+
+from events.jetstream import BUS_ERRORS
+from events.streams import DEFINITIONS
+from schemas.errors import Aborted, NotFound, StoreUnavailable
+from schemas.message import Message
+from schemas.plan import Plan
+from schemas.workflow import WorkflowDefinition
+
+
+RACES_MAX = 8
+
+
+class DeployedWorkflow(Message):
+    """One version of a workflow."""
+
+    name: str
+    version: int
+    digest: str
+    definition: WorkflowDefinition
+    plan: Plan
+    replicas: int = 1
+    warnings: tuple[str, ...] = Field(default=())
+    deployed_at: float
+
+
+class DefinitionStore:
+    """Reads and writes `<tenant>.<name>` (newest) and `<tenant>.<name>.<version>` (immutable)."""
+
+    def __init__(self, js: JetStreamContext) -> None:
+        self._js = js
+        self._versions: dict[tuple[str, str, int], DeployedWorkflow] = {}
+
+    async def deploy(self, tenant: str, candidate: DeployedWorkflow) -> DeployedWorkflow:
+        """Store a new version, unless the newest has the same digest, replicas and plan.
+
+        `candidate.version` is ignored: the store counts.
+
+        Raises:
+            Aborted: Too many others deployed the same name at the same moment.
+            StoreUnavailable: The bucket does not answer.
+        """
+        try:
+            bucket = await self._js.key_value(DEFINITIONS)
+            for _ in range(RACES_MAX):
+                stored = await self._try_deploy(bucket, tenant, candidate)
+                if stored is not None:
+                    return stored
+        except (APIError, *BUS_ERRORS) as error:
+            raise StoreUnavailable("the definitions bucket does not answer") from error
+        raise Aborted(f"others are deploying '{candidate.name}' too; try again")
+
+    async def _try_deploy(
+        self, bucket: KeyValue, tenant: str, candidate: DeployedWorkflow
+    ) -> DeployedWorkflow | None:
+        key = f"{tenant}.{candidate.name}"
+        try:
+            entry = await bucket.get(key)
+            newest = _read(entry.value)
+            revision = entry.revision or 0
+        except KeyNotFoundError:
+            newest, revision = None, 0
+        if newest is not None and _same(newest, candidate):
+            return newest
+        version = newest.version + 1 if newest else 1
+        stored = candidate.model_copy(update={"version": version})
+        body = orjson.dumps(stored.model_dump(mode="json"))
+        try:
+            await bucket.create(f"{key}.{version}", body)
+        except KeyWrongLastSequenceError:
+            pass  # a deploy that died before moving the pointer, or a racing one: CAS decides
+        try:
+            await bucket.update(key, body, last=revision)
+        except KeyWrongLastSequenceError:
+            return None
+        await bucket.put(f"{key}.{version}", body)
+        return stored
+
+    async def newest(self, tenant: str, name: str) -> DeployedWorkflow:
+        """Return the newest version.
+
+        Raises:
+            NotFound: Never deployed.
+            StoreUnavailable: The bucket does not answer.
+        """
+        try:
+            bucket = await self._js.key_value(DEFINITIONS)
+            return _read((await bucket.get(f"{tenant}.{name}")).value)
+        except KeyNotFoundError:
+            raise NotFound(
+                f"no workflow named '{name}'; deploy it first", field="workflow"
+            ) from None
+        except (APIError, *BUS_ERRORS) as error:
+            raise StoreUnavailable("the definitions bucket does not answer") from error
+
+    async def version(self, tenant: str, name: str, version: int) -> DeployedWorkflow:
+        """Return one version; versions never change, so they are remembered."""
+        found = self._versions.get((tenant, name, version))
+        if found is not None:
+            return found
+        try:
+            bucket = await self._js.key_value(DEFINITIONS)
+            found = _read((await bucket.get(f"{tenant}.{name}.{version}")).value)
+        except KeyNotFoundError:
+            raise NotFound(f"workflow '{name}' has no version {version}", field="version") from None
+        except (APIError, *BUS_ERRORS) as error:
+            raise StoreUnavailable("the definitions bucket does not answer") from error
+        self._versions[tenant, name, version] = found
+        return found
+
+    async def names(self, tenant: str) -> list[str]:
+        """Return the names of a tenant's workflows, sorted."""
+        try:
+            bucket = await self._js.key_value(DEFINITIONS)
+            keys = await bucket.keys([f"{tenant}.*"])
+        except (APIError, *BUS_ERRORS) as error:
+            if type(error).__name__ == "NoKeysError":
+                return []
+            raise StoreUnavailable("the definitions bucket does not answer") from error
+        return sorted(key.split(".")[1] for key in keys)
+
+
+def _same(stored: DeployedWorkflow, candidate: DeployedWorkflow) -> bool:
+    return (stored.digest, stored.replicas, stored.plan) == (
+        candidate.digest,
+        candidate.replicas,
+        candidate.plan,
+    )
+
+
+def _read(body: bytes | None) -> DeployedWorkflow:
+    document = orjson.loads(body or b"{}")
+    return DeployedWorkflow.model_validate(document, strict=False)

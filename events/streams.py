@@ -1,0 +1,176 @@
+"""The streams, buckets and consumers of the mesh, and how they come to be."""
+
+from dataclasses import dataclass
+
+from nats.aio.client import Client as Nats
+from nats.js import JetStreamContext
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DiscardPolicy,
+    KeyValueConfig,
+    ObjectStoreConfig,
+    RePublish,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+from nats.js.errors import BadRequestError, NotFoundError
+
+from events.subjects import ROOT, every
+
+
+COMMANDS, EVENTS, TASKS, RESULTS = "COMMANDS", "EVENTS", "TASKS", "RESULTS"
+TIMERS, DEAD, SNAPSHOTS = "TIMERS", "DEAD", "SNAPSHOTS"
+DEFINITIONS, KEYS, MODELS, BLOBS = "DEFINITIONS", "KEYS", "MODELS", "BLOBS"
+
+SUBMIT_CONSUMER, RESULT_CONSUMER = "orchestrator-submit", "orchestrator-result"
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class StreamLimits:
+    """Every size limit of the streams, in bytes unless the name says otherwise."""
+
+    replicas: int = 1
+    commands_bytes_max: int = 1024 * MIB
+    events_bytes_max: int = 8192 * MIB
+    work_bytes_max: int = 512 * MIB
+    """TASKS and RESULTS each; kept in memory, rebuilt from the log."""
+    dead_bytes_max: int = 256 * MIB
+    blobs_bytes_max: int = 8192 * MIB
+    message_bytes_max: int = 8 * MIB
+    ack_wait_s: float = 30.0
+    max_ack_pending: int = 2048
+    duplicate_window_s: float = 120.0
+
+
+def stream_configs(limits: StreamLimits) -> list[StreamConfig]:
+    """Return the configuration of every stream."""
+
+    def durable(name: str, kind: str, size: int, tail: str = ">", **rest: object) -> StreamConfig:
+        return StreamConfig(
+            name=name,
+            subjects=[every(kind, tail)],
+            storage=StorageType.FILE,
+            num_replicas=limits.replicas,
+            discard=DiscardPolicy.NEW,
+            max_bytes=size,
+            max_msg_size=limits.message_bytes_max,
+            allow_direct=True,
+            **rest,  # type: ignore[arg-type]
+        )
+
+    def work(name: str, kind: str) -> StreamConfig:
+        return StreamConfig(
+            name=name,
+            subjects=[every(kind)],
+            retention=RetentionPolicy.WORK_QUEUE,
+            storage=StorageType.MEMORY,
+            num_replicas=limits.replicas,
+            discard=DiscardPolicy.NEW,
+            max_bytes=limits.work_bytes_max,
+            max_msg_size=limits.message_bytes_max,
+            duplicate_window=limits.duplicate_window_s,
+        )
+
+    commands = durable(COMMANDS, "submit", limits.commands_bytes_max, "*")
+    commands.subjects = [every("submit", "*"), every("control", "*")]
+    commands.retention = RetentionPolicy.WORK_QUEUE
+    events = durable(EVENTS, "event", limits.events_bytes_max, "*.*")
+    events.republish = RePublish(
+        src=f"{ROOT}.*.event.*.*",
+        dest=ROOT + ".{{wildcard(1)}}.live.{{wildcard(2)}}.{{wildcard(3)}}",
+    )
+    events.allow_atomic = True
+    timers = durable(TIMERS, "timer", limits.dead_bytes_max)
+    timers.subjects = [every("timer"), every("due")]
+    timers.allow_msg_schedules = True
+    timers.discard = DiscardPolicy.OLD  # all the server allows beside schedules; rebuilt from the log
+    snapshots = durable(SNAPSHOTS, "snapshot", limits.events_bytes_max, "*.*")
+    snapshots.max_msgs_per_subject = 1
+    snapshots.discard = DiscardPolicy.OLD
+    dead = durable(DEAD, "dead", limits.dead_bytes_max)
+    dead.discard = DiscardPolicy.OLD
+    return [commands, events, work(TASKS, "task"), work(RESULTS, "result"), timers, snapshots, dead]
+
+
+def work_consumer(name: str, filter_subject: str, limits: StreamLimits) -> ConsumerConfig:
+    """Return a durable pull consumer: explicit acks, redelivery for ever (the runtime counts)."""
+    return ConsumerConfig(
+        durable_name=name,
+        filter_subject=filter_subject,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=limits.ack_wait_s,
+        max_deliver=-1,
+        max_ack_pending=limits.max_ack_pending,
+    )
+
+
+async def ensure(nc: Nats, limits: StreamLimits) -> None:
+    """Create what is missing; leave what is there (limits of an existing stream are kept).
+
+    Safe to run from every service at once, and again after a server lost its memory streams.
+    """
+    js = nc.jetstream()
+    for config in stream_configs(limits):
+        await ensure_stream(js, config)
+    await ensure_consumer(
+        js, COMMANDS, work_consumer(SUBMIT_CONSUMER, every("submit", "*"), limits)
+    )
+    await ensure_consumer(js, RESULTS, work_consumer(RESULT_CONSUMER, every("result"), limits))
+    for bucket in (DEFINITIONS, KEYS, MODELS):
+        await _ensure_bucket(js, bucket, limits)
+    await _ensure_blobs(js, limits)
+
+
+async def ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
+    """Create a stream unless it exists."""
+    assert config.name is not None
+    try:
+        await js.stream_info(config.name)
+    except NotFoundError:
+        try:
+            await js.add_stream(config)
+        except BadRequestError as error:
+            if error.err_code != 10058:  # noqa: PLR2004 - somebody else was first
+                raise
+
+
+async def ensure_consumer(js: JetStreamContext, stream: str, config: ConsumerConfig) -> None:
+    """Create a durable consumer unless it exists."""
+    assert config.durable_name is not None
+    try:
+        await js.consumer_info(stream, config.durable_name)
+    except NotFoundError:
+        await js.add_consumer(stream, config)
+
+
+async def _ensure_bucket(js: JetStreamContext, bucket: str, limits: StreamLimits) -> None:
+    try:
+        await js.key_value(bucket)
+    except NotFoundError:
+        try:
+            await js.create_key_value(
+                KeyValueConfig(bucket=bucket, history=1, replicas=limits.replicas, direct=True)
+            )
+        except BadRequestError as error:
+            if error.err_code != 10058:  # noqa: PLR2004 - somebody else was first
+                raise
+
+
+async def _ensure_blobs(js: JetStreamContext, limits: StreamLimits) -> None:
+    try:
+        await js.object_store(BLOBS)
+    except NotFoundError:
+        try:
+            await js.create_object_store(
+                BLOBS,
+                config=ObjectStoreConfig(
+                    bucket=BLOBS, replicas=limits.replicas, max_bytes=limits.blobs_bytes_max
+                ),
+            )
+        except BadRequestError as error:
+            if error.err_code != 10058:  # noqa: PLR2004 - somebody else was first
+                raise

@@ -1,0 +1,151 @@
+"""The one file that owns the grammar of subjects: `clawdbot.v1.<tenant>.<kind>...`.
+
+`task` and `infer` carry model names, which may hold dots and slashes: `encode` turns any name into
+one token and `decode` turns it back.
+"""
+
+import re
+from dataclasses import dataclass
+
+from schemas.errors import InvalidArgument
+
+
+ROOT = "clawdbot.v1"
+PARTS = 64
+_PLAIN = re.compile(r"[A-Za-z0-9_-]")
+_FNV_OFFSET, _FNV_PRIME = 0x811C9DC5, 0x01000193
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """A run's identity: (tenant, run)."""
+
+    tenant: str
+    run_id: str
+
+
+def part(run_id: str) -> int:
+    """Return the run's part: FNV-1a over the run id, modulo 64, as the server's `partition` does.
+
+    Source: nats-server subject transforms, `partition(64, ...)`.
+    """
+    digest = _FNV_OFFSET
+    for byte in run_id.encode():
+        digest = ((digest ^ byte) * _FNV_PRIME) & 0xFFFFFFFF
+    return digest % PARTS
+
+
+def encode(name: str) -> str:
+    """Return `name` as one subject token: anything but letters, digits, `_`, `-` becomes `=hh`."""
+    return "".join(
+        chr(byte) if _PLAIN.match(chr(byte)) else f"={byte:02x}" for byte in name.encode()
+    )
+
+
+def decode(token: str) -> str:
+    """Return the name behind a token made by `encode`."""
+    raw = re.sub(rb"=([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), token.encode())
+    return raw.decode()
+
+
+def submit(tenant: str, workflow: str) -> str:
+    """Where a run of `workflow` is asked for."""
+    return f"{ROOT}.{tenant}.submit.{workflow}"
+
+
+def control(key: RunKey) -> str:
+    """Where a run is paused, cancelled, signalled."""
+    return f"{ROOT}.{key.tenant}.control.{key.run_id}"
+
+
+def event(key: RunKey) -> str:
+    """The run's own log."""
+    return f"{ROOT}.{key.tenant}.event.{part(key.run_id)}.{key.run_id}"
+
+
+def snapshot(key: RunKey) -> str:
+    """Where the run's newest snapshot is kept; the next one replaces it."""
+    return f"{ROOT}.{key.tenant}.snapshot.{part(key.run_id)}.{key.run_id}"
+
+
+def live(key: RunKey) -> str:
+    """Where the server republishes the run's log as it grows."""
+    return f"{ROOT}.{key.tenant}.live.{part(key.run_id)}.{key.run_id}"
+
+
+def task(tenant: str, modality: str, pool: str, lane: str, model: str) -> str:
+    """Where work waits for a worker of the pool."""
+    return f"{ROOT}.{tenant}.task.{modality}.{pool}.{lane}.{encode(model)}"
+
+
+def result(key: RunKey) -> str:
+    """Where a worker says how a task went."""
+    return f"{ROOT}.{key.tenant}.result.{part(key.run_id)}.{key.run_id}"
+
+
+def infer(tenant: str, modality: str, model: str) -> str:
+    """One unlogged inference."""
+    return f"{ROOT}.{tenant}.infer.{modality}.{encode(model)}"
+
+
+def call(tenant: str, workflow: str) -> str:
+    """Submit, wait, answer."""
+    return f"{ROOT}.{tenant}.call.{workflow}"
+
+
+def chunk(key: RunKey, node_id: str) -> str:
+    """Streamed tokens, transcripts, audio."""
+    return f"{ROOT}.{key.tenant}.chunk.{key.run_id}.{node_id}"
+
+
+def dead(tenant: str, kind: str) -> str:
+    """What could not be handled."""
+    return f"{ROOT}.{tenant}.dead.{kind}"
+
+
+def timer(key: RunKey, timer_id: str) -> str:
+    """A wake-up kept by the server; it fires on `due`."""
+    return f"{ROOT}.{key.tenant}.timer.{part(key.run_id)}.{key.run_id}.{timer_id}"
+
+
+def due(key: RunKey) -> str:
+    """Where timers fire."""
+    return f"{ROOT}.{key.tenant}.due.{part(key.run_id)}.{key.run_id}"
+
+
+def record(tenant: str, log: str, kind: str, *tokens: str) -> str:
+    """Where a log of the `eventsourcing` library is kept: `kind` is event, tracking or live."""
+    return ".".join([f"{ROOT}.{tenant}.record.{log}.{kind}", *tokens])
+
+
+def blob_metas(bucket: str) -> str:
+    """A filter for what the server's object store knows of each object. Source: ADR-20."""
+    return f"$O.{bucket}.M.>"
+
+
+def blob_chunks(bucket: str, nuid: str) -> str:
+    """Where the object store keeps one object's bytes. Source: ADR-20."""
+    return f"$O.{bucket}.C.{nuid}"
+
+
+def every(kind: str, tail: str = ">") -> str:
+    """A filter for one kind over all tenants: `every("submit", "*")`."""
+    return f"{ROOT}.*.{kind}.{tail}"
+
+
+def run_key(subject: str) -> RunKey:
+    """Read the run out of an `event`, `live` or `result` subject.
+
+    Raises:
+        InvalidArgument: Another kind of subject.
+    """
+    tokens = subject.split(".")
+    if len(tokens) != 6 or tokens[3] not in {"event", "live", "result"}:  # noqa: PLR2004
+        raise InvalidArgument("not the subject of a run", subject=subject)
+    return RunKey(tokens[2], tokens[5])
+
+
+def tenant_and_name(subject: str) -> tuple[str, str]:
+    """Read tenant and last token out of a `submit`, `call` or `control` subject."""
+    tokens = subject.split(".")
+    return tokens[2], tokens[-1]

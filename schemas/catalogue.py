@@ -1,0 +1,129 @@
+"""The catalogue: which models and templates exist, what they take and give, and their sources."""
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from schemas.errors import InvalidArgument, NotFound
+from schemas.ids import ModelName, TemplateId
+from schemas.message import UserInput
+
+
+Modality = Literal["text", "audio", "vision"]
+ValueKind = Literal["text", "audio", "image", "json", "tensor"]
+
+TEMPLATE_CHARS_MAX = 16 * 1024
+
+
+class Port(UserInput):
+    """One named input or output of a model."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+    kind: ValueKind
+    """What flows: `text` is a string, `audio` and `image` are bytes, `json` is anything JSON."""
+    datatype: str = "BYTES"
+    """Open Inference datatype, for `tensor`."""
+    shape: tuple[int, ...] = Field(default=(1,), strict=False)
+    """Open Inference shape; -1 is a dynamic dimension."""
+    required: bool = True
+    """A run is refused when nothing can feed a required input."""
+    description: str = ""
+
+
+class ModelSpec(UserInput):
+    """One model: its engine, its signature, its source, and who may stand in for it."""
+
+    modality: Modality
+    engine: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    """Name of the engine that runs it."""
+    inputs: tuple[Port, ...] = Field(strict=False)
+    outputs: tuple[Port, ...] = Field(strict=False)
+    source: str | None = None
+    """Where the weights are: a path below the models directory, or None when a library has them."""
+    version: str = "1"
+    fallback: ModelName | None = None
+    """A model of the same signature that may serve in development when the weights are absent."""
+    get: str = ""
+    """How to get the weights, in one sentence a newcomer can follow."""
+    description: str = ""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Defaults for the engine; a node's own params win."""
+    timeout_s: float = Field(default=30.0, gt=0, le=3600, strict=False)
+
+
+class TemplateSpec(UserInput):
+    """One logic-less template."""
+
+    text: Annotated[str, Field(max_length=TEMPLATE_CHARS_MAX)]
+    description: str = ""
+
+
+class Catalogue(UserInput):
+    """Everything a workflow may name."""
+
+    models: dict[ModelName, ModelSpec]
+    templates: dict[TemplateId, TemplateSpec] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _fallbacks_fit(self) -> "Catalogue":
+        for name, spec in self.models.items():
+            if spec.fallback is None:
+                continue
+            stand_in = self.models.get(spec.fallback)
+            if stand_in is None:
+                raise ValueError(f"models.{name}.fallback: no model named {spec.fallback}")
+            if _signature(stand_in) != _signature(spec):
+                raise ValueError(f"models.{name}.fallback: {spec.fallback} has another signature")
+        return self
+
+    def model(self, name: str, *, field: str = "model") -> ModelSpec:
+        """Return the spec of `name`.
+
+        Raises:
+            NotFound: No such model.
+        """
+        try:
+            return self.models[name]
+        except KeyError:
+            known = ", ".join(sorted(self.models))
+            raise NotFound(f"no model named '{name}'; known: {known}", field=field) from None
+
+
+def _signature(spec: ModelSpec) -> tuple[object, ...]:
+    ports = [(port.name, port.kind, port.required) for port in spec.inputs]
+    return (spec.modality, tuple(ports), tuple((port.name, port.kind) for port in spec.outputs))
+
+
+def parse(text: str) -> Catalogue:
+    """Read a catalogue from YAML.
+
+    Raises:
+        InvalidArgument: No YAML, or it breaks the schema; names the field.
+    """
+    try:
+        document = yaml.safe_load(text)
+        return Catalogue.model_validate(document)
+    except yaml.YAMLError as error:
+        raise InvalidArgument("the catalogue is not YAML", field="catalogue") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidArgument(first["msg"], field=where or "catalogue") from error
+
+
+@cache
+def load(path: Path | None = None) -> Catalogue:
+    """Load the catalogue at `path`, or the one that ships with clawdbot."""
+    if path is not None:
+        return parse(path.read_text(encoding="utf-8"))
+    return parse(resources.files("schemas").joinpath("catalogue.yaml").read_text(encoding="utf-8"))
+
+
+def merge_params(spec: ModelSpec, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the engine's parameters: the catalogue's, overridden by the node's."""
+    return {**spec.params, **params}

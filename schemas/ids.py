@@ -1,0 +1,32 @@
+"""Typed identifiers. Each is one NATS subject token, so none can smuggle a dot or a wildcard."""
+
+import secrets
+import time
+from typing import Annotated
+
+from pydantic import StringConstraints
+
+
+TOKEN = r"^[A-Za-z0-9_-]{1,64}$"  # noqa: S105 - a subject token, not a secret
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,127}$"
+
+TenantId = Annotated[str, StringConstraints(pattern=TOKEN)]
+RunId = Annotated[str, StringConstraints(pattern=TOKEN)]
+NodeId = Annotated[str, StringConstraints(pattern=TOKEN)]
+WorkflowName = Annotated[str, StringConstraints(pattern=TOKEN)]
+TemplateId = Annotated[str, StringConstraints(pattern=TOKEN)]
+ModelName = Annotated[str, StringConstraints(pattern=MODEL_NAME)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+DEFAULT_TENANT: TenantId = "default"
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def new_id() -> str:
+    """Return a new ULID: 48 bits of milliseconds, then 80 random bits; sorts by creation time.
+
+    Source: github.com/ulid/spec.
+    """
+    number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    return "".join(_CROCKFORD[(number >> shift) & 31] for shift in range(125, -5, -5))

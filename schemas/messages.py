@@ -1,0 +1,127 @@
+"""What services send each other over the bus (MessagePack), and the headers they use."""
+
+from typing import Any, TypeVar
+
+import ormsgpack
+from pydantic import Field, ValidationError
+
+from schemas.errors import ClawdbotError, EngineFailed, InvalidArgument, by_code
+from schemas.message import Message
+from schemas.values import Wire
+
+
+M = TypeVar("M", bound=Message)
+
+
+class Header:
+    """Names of message headers."""
+
+    RUN_ID = "Clawdbot-Run-Id"
+    """The id a submitter chose for its run; permanent idempotency hangs on it."""
+    STATUS = "Clawdbot-Run-Status"
+    WORKFLOW = "Clawdbot-Workflow"
+    VERSION = "Clawdbot-Version"
+    PREVIOUS = "Clawdbot-Previous"
+    DATA_KEY = "Clawdbot-Data-Key"
+    WAKE = "Clawdbot-Wake"
+    REASON = "Clawdbot-Reason"
+    INPUT = "Clawdbot-Input"
+    """The name of the run input that a raw body is; needed when the workflow has several."""
+    CORRELATION_ID = "ce-correlationid"
+    CE_ID = "ce-id"
+    CE_TYPE = "ce-type"
+    CE_SOURCE = "ce-source"
+    CE_SPECVERSION = "ce-specversion"
+    TRACEPARENT = "traceparent"
+    CONTENT_TYPE = "Content-Type"
+    MSG_ID = "Nats-Msg-Id"
+    EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+
+
+class Fault(Message):
+    """An error as data: what the log and the API say about a failure."""
+
+    code: str
+    message: str
+    field: str | None = None
+    retryable: bool = False
+
+    @classmethod
+    def of(cls, error: ClawdbotError) -> "Fault":
+        """Return the fault behind an exception of ours."""
+        return cls(
+            code=error.code, message=error.message, field=error.field, retryable=error.retryable
+        )
+
+    def exception(self) -> ClawdbotError:
+        """Return the exception this fault stands for."""
+        kind = by_code().get(self.code, EngineFailed)
+        return kind(self.message, field=self.field)
+
+
+class Timings(Message):
+    """Where a task's time went, in milliseconds."""
+
+    queue_ms: float = 0.0
+    """From the decision to the worker's start."""
+    load_ms: float = 0.0
+    """Waiting for the model to be in memory."""
+    compute_ms: float = 0.0
+
+
+class Task(Message):
+    """One attempt of one node, for one worker."""
+
+    tenant: str
+    run_id: str
+    node_id: str
+    attempt: int
+    model: str
+    params: dict[str, Any] = Field(default_factory=dict)
+    inputs: Wire
+    scheduled_at: float
+    deadline: float
+    correlation_id: str = ""
+
+
+class TaskResult(Message):
+    """How a task went: outputs, or an error."""
+
+    tenant: str
+    run_id: str
+    node_id: str
+    attempt: int
+    outputs: Wire | None = None
+    error: Fault | None = None
+    model: str
+    worker: str
+    timings: Timings = Timings()
+
+
+def pack(message: Message) -> bytes:
+    """Return a message as MessagePack."""
+    return ormsgpack.packb(message.model_dump())
+
+
+def unpack_document(body: bytes) -> Any:
+    """Return what MessagePack bytes hold.
+
+    Raises:
+        InvalidArgument: Not MessagePack.
+    """
+    try:
+        return ormsgpack.unpackb(body)
+    except ormsgpack.MsgpackDecodeError as error:
+        raise InvalidArgument("the body is not MessagePack") from error
+
+
+def unpack(kind: type[M], body: bytes) -> M:
+    """Read a message.
+
+    Raises:
+        InvalidArgument: Not MessagePack, or not this kind of message.
+    """
+    try:
+        return kind.model_validate(unpack_document(body))
+    except ValidationError as error:
+        raise InvalidArgument(f"not a {kind.__name__}") from error

@@ -1,0 +1,146 @@
+"""The workflow a user writes: nodes and edges, exactly as the product's JSON has them."""
+
+import hashlib
+from collections import Counter
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import Field, ValidationError
+
+from schemas.errors import InvalidArgument
+from schemas.ids import NodeId, WorkflowName
+from schemas.message import UserInput
+
+
+NODES_MAX = 256
+EDGES_MAX = 1024
+DEFINITION_BYTES_MAX = 256 * 1024
+ATTEMPTS_MAX = 10
+
+
+class RetryPolicy(UserInput):
+    """How often and how patiently a failed node is tried again."""
+
+    max_attempts: int = Field(default=3, ge=1, le=ATTEMPTS_MAX)
+    """Attempts in all, the first one counted."""
+    initial_delay_s: float = Field(default=0.5, ge=0, le=3600, strict=False)
+    """Wait before the second attempt; doubles with every further one."""
+    max_delay_s: float = Field(default=30.0, ge=0, le=3600, strict=False)
+
+
+class Node(UserInput):
+    """One step: a model or a template."""
+
+    id: NodeId
+    type: Literal["model", "template"]
+    params: dict[str, Any] = Field(default_factory=dict)
+    """`model` nodes need `model`; `template` nodes need `template_id` or `template`."""
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """Explicit sources, `input name -> "node.output"` or `"input.name"`; the rest is matched by
+    name, then by kind, along the edges."""
+    timeout_s: float | None = Field(default=None, gt=0, le=3600, strict=False)
+    retry: RetryPolicy = RetryPolicy()
+
+
+class Edge(UserInput):
+    """Data flows from `source` to `target`; `target` waits for all its sources."""
+
+    source: NodeId
+    target: NodeId
+
+
+class WorkflowDefinition(UserInput):
+    """A directed acyclic graph of nodes."""
+
+    nodes: tuple[Node, ...] = Field(min_length=1, max_length=NODES_MAX, strict=False)
+    edges: tuple[Edge, ...] = Field(default=(), max_length=EDGES_MAX, strict=False)
+
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON: sorted keys, no spaces, defaults left out."""
+        document = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+    def check_graph(self) -> list[str]:
+        """Return the node ids in topological order.
+
+        Raises:
+            InvalidArgument: Duplicate id, dangling or repeated edge, self edge or cycle; names
+                the offending node or edge.
+        """
+        ids = [node.id for node in self.nodes]
+        for node_id, count in Counter(ids).items():
+            if count > 1:
+                where = f"nodes[{len(ids) - 1 - ids[::-1].index(node_id)}].id"
+                raise InvalidArgument(f"node id '{node_id}' is used twice", field=where)
+        self._check_edges(set(ids))
+        return self._topological_order()
+
+    def _check_edges(self, known: set[str]) -> None:
+        seen: set[tuple[str, str]] = set()
+        for index, edge in enumerate(self.edges):
+            for end in ("source", "target"):
+                if getattr(edge, end) not in known:
+                    raise InvalidArgument(
+                        f"edge {edge.source} -> {edge.target}: no node '{getattr(edge, end)}'",
+                        field=f"edges[{index}].{end}",
+                    )
+            if edge.source == edge.target:
+                raise InvalidArgument(
+                    f"node '{edge.source}' cannot feed itself", field=f"edges[{index}]"
+                )
+            if (edge.source, edge.target) in seen:
+                raise InvalidArgument(
+                    f"edge {edge.source} -> {edge.target} is there twice", field=f"edges[{index}]"
+                )
+            seen.add((edge.source, edge.target))
+
+    def _topological_order(self) -> list[str]:
+        waiting = {node.id: 0 for node in self.nodes}
+        targets: dict[str, list[str]] = {node.id: [] for node in self.nodes}
+        for edge in self.edges:
+            waiting[edge.target] += 1
+            targets[edge.source].append(edge.target)
+        order = [node_id for node_id, count in waiting.items() if count == 0]
+        for node_id in order:
+            for target in targets[node_id]:
+                waiting[target] -= 1
+                if waiting[target] == 0:
+                    order.append(target)
+        if len(order) < len(waiting):
+            stuck = sorted(set(waiting) - set(order))
+            raise InvalidArgument(
+                f"the edges form a cycle through {', '.join(stuck)}", field="edges"
+            )
+        return order
+
+
+class Deployment(UserInput):
+    """A definition under a name."""
+
+    name: WorkflowName
+    definition: WorkflowDefinition
+    replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    """Desired worker processes for each pool the workflow uses."""
+
+
+def parse_definition(document: object) -> WorkflowDefinition:
+    """Validate a definition that came as JSON types.
+
+    Raises:
+        InvalidArgument: Names the offending node, edge or field.
+    """
+    try:
+        definition = WorkflowDefinition.model_validate(document)
+    except ValidationError as error:
+        raise invalid(error) from error
+    definition.check_graph()
+    return definition
+
+
+def invalid(error: ValidationError) -> InvalidArgument:
+    """Turn pydantic's first complaint into ours: `nodes[2].params` and what to do."""
+    first = error.errors()[0]
+    where = ""
+    for part in first["loc"]:
+        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
+    return InvalidArgument(first["msg"], field=where or None)

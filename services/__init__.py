@@ -1,0 +1,1 @@
+"""The services of the mesh and the kit they share: runtime, settings, telemetry."""

@@ -1,0 +1,20 @@
+"""Waiting for a condition instead of for time."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+
+async def until(
+    condition: Callable[[], Awaitable[bool]], *, what: str, timeout_s: float = 10.0
+) -> None:
+    """Return as soon as `condition` holds.
+
+    Raises:
+        TimeoutError: It did not hold in time; names `what`.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not await condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} did not come about within {timeout_s} s")
+        await asyncio.sleep(0.01)
