@@ -103,6 +103,7 @@ class CommitMapper(Mapper[str]):
                 state = self.cipher.decrypt(state)
             assert self.compressor is not None
             document = self.transcoder.decode(self.compressor.decompress(state))
+            commit_id = document["commit_id"]
             events = tuple(_event(*item) for item in document["events"])
         except (ValueError, KeyError, TypeError, zlib.error, ValidationError) as error:
             raise MapperDeserialisationError(
@@ -112,7 +113,7 @@ class CommitMapper(Mapper[str]):
         return Commit(
             originator_id=str(stored_event.originator_id),
             originator_version=stored_event.originator_version,
-            commit_id=document["commit_id"],
+            commit_id=commit_id,
             events=events,
         )
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from schemas.messages import TaskResult
+from schemas.messages import Fault, TaskResult
 from schemas.plan import Plan
 from schemas.values import Wire
 
@@ -18,6 +18,16 @@ class StartRun:
     inputs: Wire
     inputs_digest: str
     correlation_id: str
+    at: float
+
+
+@dataclass(frozen=True)
+class RejectRun:
+    """Refuse a submission that was already acked."""
+
+    workflow: str
+    inputs_digest: str
+    error: Fault
     at: float
 
 
@@ -44,4 +54,4 @@ class CancelRun:
     at: float
 
 
-Command = StartRun | RecordResult | CheckClock | CancelRun
+Command = StartRun | RejectRun | RecordResult | CheckClock | CancelRun

@@ -98,13 +98,13 @@ class JetStreamEventStore(EventStore):
         )
         body = mapper.to_stored_event(commit).state
         subject = event(append.key)
-        headers = _headers(append, commit.originator_version)
+        headers = commit_headers(append, commit.originator_version)
         try:
             sequence = await self._publish(subject, body, headers)
         except VersionConflict:
-            sequence = await self._reread(append, subject)
+            return await self._reread(append, subject)
         except _Unknown:
-            sequence = await self._settle(append, subject, body, headers)
+            return await self._settle(append, subject, body, headers)
         return Head(sequence, commit.originator_version, hashlib.sha256(body).hexdigest())
 
     async def _publish(self, subject: str, body: bytes, headers: dict[str, str]) -> int:
@@ -123,21 +123,25 @@ class JetStreamEventStore(EventStore):
 
     async def _settle(
         self, append: Append, subject: str, body: bytes, headers: dict[str, str]
-    ) -> int:
+    ) -> Head:
         """Resolve an unknown outcome: the same append again, under the same expectation.
 
         Whatever became of the first one, at most one of the two can be stored; a conflict is then
         resolved by reading whose commit is the last.
         """
         try:
-            return await self._publish(subject, body, headers)
+            sequence = await self._publish(subject, body, headers)
         except VersionConflict:
             return await self._reread(append, subject)
         except _Unknown as error:
             raise StoreUnavailable("the event log does not answer") from error
+        return Head(sequence, append.head.version + 1, hashlib.sha256(body).hexdigest())
 
-    async def _reread(self, append: Append, subject: str) -> int:
-        """Return the sequence of our own commit, if it is the last one after all."""
+    async def _reread(self, append: Append, subject: str) -> Head:
+        """Return the head our own commit made, if it is the last one after all.
+
+        The digest is that of the stored bytes: encrypted twice, the same commit differs.
+        """
         try:
             last = await self._js.get_last_msg(EVENTS, subject, direct=False)
         except NotFoundError:
@@ -148,7 +152,8 @@ class JetStreamEventStore(EventStore):
         if RETIRED in headers:
             raise AlreadyExists(f"run id {append.key.run_id} belongs to a run that was retired")
         if headers.get(Header.CE_ID) == append.commit_id and last.seq is not None:
-            return last.seq
+            version = int(headers.get(Header.VERSION, "0"))
+            return Head(last.seq, version, hashlib.sha256(last.data or b"").hexdigest())
         raise VersionConflict("somebody else appended to the run first")
 
     @override
@@ -231,7 +236,8 @@ def _decode(mapper: CommitMapper, key: RunKey, item: StoredCommit) -> Commit:
     return commit
 
 
-def _headers(append: Append, version: int) -> dict[str, str]:
+def commit_headers(append: Append, version: int) -> dict[str, str]:
+    """Return the headers a commit is stored under; the run index reads nothing else."""
     wake = append.state.wake_at()
     headers = {
         Header.EXPECTED: str(append.head.sequence),

@@ -20,7 +20,7 @@ from events.catalog import (
     RunStarted,
     RunStatus,
 )
-from events.commands import CancelRun, CheckClock, Command, RecordResult, StartRun
+from events.commands import CancelRun, CheckClock, Command, RecordResult, RejectRun, StartRun
 from schemas.messages import Fault, TaskResult
 from schemas.plan import RUN_INPUT, Plan, PlanNode
 from schemas.values import Wire
@@ -88,6 +88,8 @@ def decide(state: RunState | None, command: Command) -> list[Event]:
     match command:
         case StartRun():
             return _start(command) if state is None else []
+        case RejectRun():
+            return _reject(command) if state is None else []
         case RecordResult(result=result, at=at):
             return _record(state, result, at) if state and not state.terminal else []
         case CheckClock(at=at):
@@ -193,6 +195,17 @@ def _start(command: StartRun) -> list[Event]:
         correlation_id=command.correlation_id,
     )
     return [started, *_schedule_ready(_started(started), command.at)]
+
+
+def _reject(command: RejectRun) -> list[Event]:
+    return [
+        RunRejected(
+            at=command.at,
+            workflow=command.workflow,
+            inputs_digest=command.inputs_digest,
+            error=command.error,
+        )
+    ]
 
 
 def _schedule_ready(state: RunState, at: float) -> list[Event]:

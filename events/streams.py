@@ -87,7 +87,9 @@ def stream_configs(limits: StreamLimits) -> list[StreamConfig]:
     timers = durable(TIMERS, "timer", limits.dead_bytes_max)
     timers.subjects = [every("timer"), every("due")]
     timers.allow_msg_schedules = True
-    timers.discard = DiscardPolicy.OLD  # all the server allows beside schedules; rebuilt from the log
+    timers.discard = (
+        DiscardPolicy.OLD
+    )  # all the server allows beside schedules; rebuilt from the log
     snapshots = durable(SNAPSHOTS, "snapshot", limits.events_bytes_max, "*.*")
     snapshots.max_msgs_per_subject = 1
     snapshots.discard = DiscardPolicy.OLD

@@ -1,10 +1,13 @@
 """Typed identifiers. Each is one NATS subject token, so none can smuggle a dot or a wildcard."""
 
+import re
 import secrets
 import time
 from typing import Annotated
 
 from pydantic import StringConstraints
+
+from schemas.errors import InvalidArgument
 
 
 TOKEN = r"^[A-Za-z0-9_-]{1,64}$"  # noqa: S105 - a subject token, not a secret
@@ -30,3 +33,14 @@ def new_id() -> str:
     """
     number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
     return "".join(_CROCKFORD[(number >> shift) & 31] for shift in range(125, -5, -5))
+
+
+def valid_token(text: str, *, field: str) -> str:
+    """Return `text` when it is one subject token.
+
+    Raises:
+        InvalidArgument: It is not; names the field.
+    """
+    if not re.match(TOKEN, text):
+        raise InvalidArgument("use 1 to 64 letters, digits, '_' or '-'", field=field)
+    return text

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
+from schemas import mustache
 from schemas.catalogue import TEMPLATE_CHARS_MAX, Catalogue, Modality, ModelSpec, Port, merge_params
 from schemas.errors import InvalidArgument, NotFound
 from schemas.message import Message
@@ -87,7 +88,8 @@ def compile_plan(definition: WorkflowDefinition, catalogue: Catalogue) -> Plan:
         where = f"nodes[{index}]"
         upstream = _ancestors(node_id, sources)
         if node.type == "template":
-            planned.append(_plan_template(node, catalogue, sources[node_id], upstream, where))
+            context = [name for name in order if name in upstream]
+            planned.append(_plan_template(node, catalogue, sources[node_id], context, where))
             offers[node_id] = (Port(name="text", kind="text"),)
             continue
         name, spec = _model_of(node, catalogue, where)
@@ -131,7 +133,7 @@ def _model_of(node: Node, catalogue: Catalogue, where: str) -> tuple[str, ModelS
 
 
 def _plan_template(
-    node: Node, catalogue: Catalogue, sources: list[str], upstream: set[str], where: str
+    node: Node, catalogue: Catalogue, sources: list[str], upstream: list[str], where: str
 ) -> PlanNode:
     unknown = sorted(set(node.params) - {"template_id", "template"})
     if unknown or len(node.params) != 1:
@@ -145,7 +147,7 @@ def _plan_template(
         modality="text",
         params={"template": _template_text(node, catalogue, where)},
         sources=tuple(sources),
-        bindings={name: Binding(node=name, output="") for name in (RUN_INPUT, *sorted(upstream))},
+        bindings={name: Binding(node=name, output="") for name in (RUN_INPUT, *upstream)},
         timeout_s=node.timeout_s or TEMPLATE_TIMEOUT_S,
         retry=node.retry,
     )
@@ -168,6 +170,12 @@ def _template_text(node: Node, catalogue: Catalogue, where: str) -> str:
             f"node '{node.id}': a template is a text of at most {TEMPLATE_CHARS_MAX} characters",
             field=f"{where}.params.template",
         )
+    try:
+        mustache.check(text)
+    except InvalidArgument as error:
+        raise InvalidArgument(
+            f"node '{node.id}': {error.message}", field=f"{where}.params.template"
+        ) from error
     return text
 
 

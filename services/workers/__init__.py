@@ -1,1 +1,8 @@
-"""Workers: one service per modality."""
+"""A worker runs models of one modality: `CLAWDBOT_MODALITY=text|audio|vision`.
+
+In:   `task.<modality>.<pool>.<lane>.<model>` (TASKS), `infer.<modality>.<model>` (core NATS).
+Out:  `result.<part>.<run>` (RESULTS), and its card in the MODELS bucket.
+
+Guarantees: a task is acked after its result is stored; a task whose worker died is delivered to
+another one; a worker that a task killed too often answers for it with a failure.
+"""

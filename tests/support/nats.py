@@ -129,6 +129,9 @@ class NatsServer:
             "jetstream {",
             f'  store_dir: "{self.store_dir}"',
             "  sync_interval: always",
+            # By default the disk and the memory at hand decide which streams may be made.
+            "  max_memory_store: 4GB",
+            "  max_file_store: 64GB",
             "}",
             self._options,
         ]

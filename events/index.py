@@ -1,0 +1,231 @@
+"""The run index: one SQLite row a run, rebuilt from the headers of EVENTS at any time.
+
+It is a projection: losing the file costs one scan of headers. It never decides anything alone;
+whoever acts on a row reads the run's log first.
+"""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+
+from events.store import RETIRED
+from events.streams import EVENTS
+from events.subjects import RunKey, run_key
+from schemas.messages import Header
+
+
+BATCH = 256
+FLUSH_S = 0.02
+IDLE_S = 1.0
+RETRY_S = 0.5
+INACTIVE_S = 60.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (
+    tenant TEXT, run_id TEXT, workflow TEXT, status TEXT, commits INTEGER,
+    started_at REAL, updated_at REAL, wake REAL, first INTEGER, sequence INTEGER,
+    PRIMARY KEY (tenant, run_id)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS runs_open ON runs (status, wake);
+CREATE INDEX IF NOT EXISTS runs_newest ON runs (tenant, first);
+CREATE TABLE IF NOT EXISTS checkpoint (one INTEGER PRIMARY KEY, created TEXT, sequence INTEGER);
+"""
+_UPSERT = """
+INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET workflow=excluded.workflow, status=excluded.status,
+    commits=excluded.commits, updated_at=excluded.updated_at, wake=excluded.wake,
+    sequence=excluded.sequence
+WHERE excluded.sequence > runs.sequence
+"""
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run as the index has it; times are seconds since the epoch."""
+
+    tenant: str
+    run_id: str
+    workflow: str
+    status: str
+    commits: int
+    started_at: float
+    updated_at: float
+    cursor: str
+    """Where the next page begins."""
+
+
+class RunIndex:
+    """Keeps the index up to date and answers from it.
+
+    Args:
+        path: The SQLite file, or `:memory:`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {_SCHEMA}")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    async def follow(self, nc: Nats, *, ready: asyncio.Event | None = None) -> None:
+        """Follow EVENTS for ever; `ready` is set once caught up with what was there at first."""
+        while True:
+            try:
+                await self._follow(nc, ready)
+            except (NatsError, TimeoutError):
+                await asyncio.sleep(RETRY_S)  # the server is away; begin again at the checkpoint
+
+    def apply(self, key: RunKey, sequence: int, headers: Mapping[str, str], at: float) -> None:
+        """Record one commit; an older one than the row's is ignored.
+
+        Args:
+            key: The run.
+            sequence: Of the commit, in EVENTS.
+            headers: Of the commit.
+            at: When it was stored, seconds since the epoch.
+        """
+        if RETIRED in headers:
+            self._db.execute(
+                "DELETE FROM runs WHERE tenant=? AND run_id=?", (key.tenant, key.run_id)
+            )
+            return
+        wake = headers.get(Header.WAKE)
+        row = (
+            key.tenant,
+            key.run_id,
+            headers.get(Header.WORKFLOW, ""),
+            headers.get(Header.STATUS, ""),
+            int(headers.get(Header.VERSION, "0")),
+            at,
+            at,
+            None if wake is None else float(wake),
+            sequence,
+            sequence,
+        )
+        self._db.execute(_UPSERT, row)
+
+    def unfinished(self, limit: int = 10_000) -> list[RunKey]:
+        """Return runs that are not over."""
+        query = "SELECT tenant, run_id FROM runs WHERE status='running' LIMIT ?"
+        return [RunKey(*row) for row in self._db.execute(query, (limit,))]
+
+    def due(self, now: float, limit: int = 1000) -> list[RunKey]:
+        """Return runs whose wake time has come, the longest waiting first."""
+        query = (
+            "SELECT tenant, run_id FROM runs WHERE status='running' AND wake <= ? "
+            "ORDER BY wake LIMIT ?"
+        )
+        return [RunKey(*row) for row in self._db.execute(query, (now, limit))]
+
+    def next_wake(self) -> float | None:
+        """Return the earliest wake time of all runs."""
+        query = "SELECT min(wake) FROM runs WHERE status='running'"
+        found: float | None = self._db.execute(query).fetchone()[0]
+        return found
+
+    def runs(
+        self,
+        tenant: str,
+        *,
+        workflow: str | None = None,
+        status: str | None = None,
+        limit: int = 50,
+        before: str | None = None,
+    ) -> list[RunRow]:
+        """Return a tenant's runs, newest first; `before` is the cursor of the last row seen."""
+        query = (
+            "SELECT tenant, run_id, workflow, status, commits, started_at, updated_at, first "
+            "FROM runs WHERE tenant=?1 AND (?2 IS NULL OR workflow=?2) "
+            "AND (?3 IS NULL OR status=?3) AND (?4 IS NULL OR first<?4) "
+            "ORDER BY first DESC LIMIT ?5"
+        )
+        start = int(before) if before else None
+        rows = self._db.execute(query, (tenant, workflow, status, start, limit))
+        return [RunRow(*row[:7], cursor=str(row[7])) for row in rows]
+
+    def _resume(self, created: str, last: int) -> int:
+        """Return where to read on; starts over when the stream is another one."""
+        row = self._db.execute("SELECT created, sequence FROM checkpoint").fetchone()
+        if row is not None and row[0] == created and row[1] <= last:
+            return int(row[1]) + 1
+        self._db.execute("DELETE FROM runs")
+        self._db.execute("INSERT OR REPLACE INTO checkpoint VALUES (1, ?, 0)", (created,))
+        return 1
+
+    async def _follow(self, nc: Nats, ready: asyncio.Event | None) -> None:
+        js = nc.jetstream()
+        info = await js.stream_info(EVENTS)
+        start = self._resume(str(info.created), info.state.last_seq)
+        if ready is not None and info.state.last_seq < start:
+            ready.set()
+        config = ConsumerConfig(
+            ack_policy=AckPolicy.NONE,
+            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=start,
+            headers_only=True,
+            inactive_threshold=INACTIVE_S,
+            mem_storage=True,
+        )
+        consumer = (await js.add_consumer(EVENTS, config)).name
+        queue: asyncio.Queue[Msg] = asyncio.Queue()
+        subscription = await nc.subscribe(nc.new_inbox(), cb=queue.put)
+        ask = f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS}.{consumer}"
+        request = orjson.dumps({"batch": BATCH, "expires": int(IDLE_S * 1e9)})
+        try:
+            while True:
+                await nc.publish(ask, request, reply=subscription.subject)
+                done = await self._take_batch(queue)
+                if ready is not None and done >= info.state.last_seq:
+                    ready.set()
+        finally:
+            with contextlib.suppress(NatsError):
+                await subscription.unsubscribe()
+
+    async def _take_batch(self, queue: "asyncio.Queue[Msg]") -> int:
+        """Record what one request brings; return the last sequence recorded, or 0."""
+        last = taken = 0
+        while taken < BATCH:
+            burst = [await asyncio.wait_for(queue.get(), 3 * IDLE_S)]
+            while not queue.empty():
+                burst.append(queue.get_nowait())
+            ended = False
+            self._db.execute("BEGIN")
+            try:
+                for message in burst:
+                    if message.reply:
+                        last = self._take(message)
+                        taken += 1
+                    else:
+                        _check_status(message)
+                        ended = True
+                if last:
+                    self._db.execute("UPDATE checkpoint SET sequence=?", (last,))
+            finally:
+                self._db.execute("COMMIT")
+            if ended:
+                break
+        return last
+
+    def _take(self, message: Msg) -> int:
+        meta = message.metadata
+        at = meta.timestamp.timestamp()
+        self.apply(run_key(message.subject), meta.sequence.stream, message.headers or {}, at)
+        return meta.sequence.stream
+
+
+def _check_status(message: Msg) -> None:
+    """Tell the end of a request from the end of the consumer."""
+    status = (message.headers or {}).get("Status")
+    if status not in {"404", "408"}:
+        raise NatsError(f"the index's consumer ended with status {status}")

@@ -1,0 +1,117 @@
+"""What a submitter sends to start a run, and how its inputs are checked."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+import ormsgpack
+
+from schemas.errors import InvalidArgument
+from schemas.messages import Header, unpack_document
+from schemas.plan import Plan
+from schemas.values import Binary, Wire, from_json, to_wire
+
+
+MSGPACK, JSON = "application/msgpack", "application/json"
+
+
+def inputs_digest(workflow: str, inputs: Wire) -> str:
+    """SHA-256 over workflow and inputs: the same submission has the same digest."""
+    packed = ormsgpack.packb([workflow, inputs], option=ormsgpack.OPT_SORT_KEYS)
+    return hashlib.sha256(packed).hexdigest()
+
+
+def pack_inputs(inputs: Wire) -> bytes:
+    """Return the MessagePack body of a submission."""
+    return ormsgpack.packb({"inputs": inputs})
+
+
+def parse_submission(body: bytes, headers: Mapping[str, str], plan: Plan) -> Wire:
+    """Read the inputs out of a submission.
+
+    JSON and MessagePack bodies hold `{"inputs": {...}}`. Any other content type makes the body
+    itself the one input: the one named by `Clawdbot-Input`, or the only required one.
+
+    Raises:
+        InvalidArgument: The body cannot be read, or an input is missing or unknown.
+    """
+    content_type = headers.get(Header.CONTENT_TYPE, JSON).partition(";")[0].strip().lower()
+    if content_type == MSGPACK:
+        inputs = _inputs_of(unpack_document(body))
+    elif content_type == JSON:
+        try:
+            inputs = inputs_of(orjson.loads(body or b"{}"))
+        except orjson.JSONDecodeError as error:
+            raise InvalidArgument(f"the body is not JSON: {error.msg}", field="body") from error
+    else:
+        value: Any = Binary(media_type=content_type, data=body)
+        if content_type.startswith("text/"):
+            value = _text(body)
+        inputs = {_input_name(headers, plan): to_wire(value)}
+    check_inputs(inputs, plan)
+    return inputs
+
+
+def check_inputs(inputs: Wire, plan: Plan) -> None:
+    """Refuse inputs that the plan does not know, and their lack where it needs them.
+
+    Raises:
+        InvalidArgument: Names the input.
+    """
+    known = plan.run_inputs()
+    takes_any = any(
+        binding.node == "input" and not binding.output
+        for node in plan.nodes
+        for binding in node.bindings.values()
+    )
+    for name in inputs:
+        if name not in known and not takes_any:
+            wanted = ", ".join(sorted(known)) or "no inputs"
+            raise InvalidArgument(
+                f"the workflow has no input '{name}'; it takes {wanted}", field=f"inputs.{name}"
+            )
+    for name, required in known.items():
+        if required and name not in inputs:
+            raise InvalidArgument(f"the workflow needs the input '{name}'", field=f"inputs.{name}")
+
+
+def inputs_of(document: Any) -> Wire:
+    """Return the inputs of `{"inputs": {...}}` that came as JSON.
+
+    Raises:
+        InvalidArgument: Another shape, or a malformed value.
+    """
+    return from_json(_inputs_of(document))
+
+
+def _inputs_of(document: Any) -> dict[str, Any]:
+    if not isinstance(document, dict) or not isinstance(document.get("inputs", {}), dict):
+        raise InvalidArgument('send an object: {"inputs": {"<name>": <value>}}', field="inputs")
+    unknown = sorted(str(key) for key in document if key != "inputs")
+    if unknown:
+        raise InvalidArgument(
+            f"unknown field '{unknown[0]}'; inputs go under \"inputs\"", field=unknown[0]
+        )
+    inputs: dict[str, Any] = document.get("inputs", {})
+    return inputs
+
+
+def _input_name(headers: Mapping[str, str], plan: Plan) -> str:
+    if Header.INPUT in headers:
+        return headers[Header.INPUT]
+    required = [name for name, needed in plan.run_inputs().items() if needed]
+    if len(required) != 1:
+        raise InvalidArgument(
+            f"the workflow takes {', '.join(required) or 'no inputs'}; name the one that the body "
+            f"is in the header {Header.INPUT}",
+            field=Header.INPUT,
+        )
+    return required[0]
+
+
+def _text(body: bytes) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument("the body is not UTF-8", field="body") from error

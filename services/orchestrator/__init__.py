@@ -1,0 +1,9 @@
+"""The orchestrator turns submissions and results into events and tasks.
+
+In:   `submit.<workflow>` (COMMANDS), `result.<part>.<run>` (RESULTS), and the clock.
+Out:  `event.<part>.<run>` (EVENTS), `task.<modality>.<pool>.<lane>.<model>` (TASKS).
+
+Guarantees: it is the only writer of a run's log; a commit is stored before any of its tasks is
+sent, and an input is acked last, so a crash at any point costs a redelivery and nothing else. Any
+number of replicas may run: optimistic concurrency decides between them.
+"""

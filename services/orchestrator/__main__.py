@@ -1,0 +1,9 @@
+"""Run the orchestrator: `python -m services.orchestrator`."""
+
+from services.orchestrator.app import build
+from services.orchestrator.settings import OrchestratorSettings
+from services.runtime import run
+from services.settings import read
+
+
+run(build(read(OrchestratorSettings)).run)

@@ -1,0 +1,150 @@
+"""The desk where decisions become commits: one run at a time, many runs at once."""
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from events.catalog import Event
+from events.commands import Command
+from events.index import RunIndex
+from events.jetstream import commit_headers
+from events.run import RunState, decide, fold
+from events.snapshots import Snapshot, SnapshotStore, due, load_state
+from events.store import EMPTY, Append, EventStore, Head
+from events.subjects import RunKey
+from schemas.errors import ClawdbotError, VersionConflict
+from schemas.ids import new_id
+from services.telemetry import get_logger
+
+
+log = get_logger()
+
+CONFLICTS_MAX = 16
+
+
+@dataclass
+class Slot:
+    """What the desk knows about one run."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    state: RunState | None = None
+    head: Head = EMPTY
+    snapshot_version: int = 0
+    known: bool = False
+    """Whether `state` and `head` were read from the log or written by us."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of a command."""
+
+    state: RunState | None
+    events: list[Event]
+    """What was committed; empty when the command was stale."""
+
+
+class Runs:
+    """Folds, decides and commits, with a cache of folded states.
+
+    Args:
+        store: The log.
+        snapshots: Where long runs are kept folded.
+        index: Told of every commit at once.
+        cached_max: Runs kept in memory.
+        snapshot_every: Commits between two snapshots.
+    """
+
+    def __init__(
+        self,
+        store: EventStore,
+        snapshots: SnapshotStore,
+        index: RunIndex,
+        *,
+        cached_max: int = 4096,
+        snapshot_every: int = 32,
+    ) -> None:
+        self._store = store
+        self._snapshots = snapshots
+        self._index = index
+        self._cached_max = cached_max
+        self._snapshot_every = snapshot_every
+        self._slots: OrderedDict[RunKey, Slot] = OrderedDict()
+
+    async def obey(
+        self, key: RunKey, command: Command, *, traceparent: str = "", fresh: bool = False
+    ) -> Decision:
+        """Decide a command against the run's log and commit what it brings.
+
+        Args:
+            key: The run.
+            command: What to decide.
+            traceparent: Goes into the commit's headers.
+            fresh: Try first as if the run had no log; a conflict tells otherwise.
+
+        Raises:
+            StoreUnavailable: The log cannot be reached; nothing is known about the commit.
+            StoreFull: No room.
+            DataLoss: The run's log is altered.
+            VersionConflict: Others were faster CONFLICTS_MAX times in a row.
+        """
+        slot = self._slot(key)
+        async with slot.lock:
+            for _ in range(CONFLICTS_MAX):
+                if not slot.known and not fresh:
+                    await self._load(key, slot)
+                events = decide(slot.state, command)
+                if not events:
+                    return Decision(slot.state, [])
+                try:
+                    await self._commit(key, slot, events, traceparent)
+                except VersionConflict:
+                    slot.known = fresh = False
+                    continue
+                except ClawdbotError:
+                    slot.known = False
+                    raise
+                return Decision(slot.state, events)
+        raise VersionConflict("others keep appending to the run first")
+
+    async def state(self, key: RunKey) -> RunState | None:
+        """Return a run's state, from memory where it is known."""
+        slot = self._slot(key)
+        async with slot.lock:
+            if not slot.known:
+                await self._load(key, slot)
+            return slot.state
+
+    async def _commit(self, key: RunKey, slot: Slot, events: list[Event], traceparent: str) -> None:
+        state = fold(events, slot.state)
+        assert state is not None
+        append = Append(key, new_id(), events, slot.head, state, traceparent)
+        slot.head = await self._store.append(append)
+        slot.state, slot.known = state, True
+        headers = commit_headers(append, slot.head.version)
+        self._index.apply(key, slot.head.sequence, headers, state.updated_at)
+        if due(slot.head, slot.snapshot_version, self._snapshot_every) and not state.terminal:
+            try:
+                await self._snapshots.put(key, Snapshot(state, slot.head))
+                slot.snapshot_version = slot.head.version
+            except ClawdbotError as error:
+                log.info("snapshot_skipped", run_id=key.run_id, error=error.message)
+
+    async def _load(self, key: RunKey, slot: Slot) -> None:
+        loaded = await load_state(self._store, self._snapshots, key)
+        if loaded.origin == "bad_snapshot":
+            log.warning("snapshot_ignored", run_id=key.run_id)
+        slot.state, slot.head, slot.known = loaded.state, loaded.head, True
+        slot.snapshot_version = loaded.snapshot_version
+
+    def _slot(self, key: RunKey) -> Slot:
+        slot = self._slots.get(key)
+        if slot is None:
+            slot = self._slots[key] = Slot()
+            self._evict()
+        self._slots.move_to_end(key)
+        return slot
+
+    def _evict(self) -> None:
+        for key in list(self._slots)[: max(0, len(self._slots) - self._cached_max)]:
+            if not self._slots[key].lock.locked():
+                del self._slots[key]

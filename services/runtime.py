@@ -1,0 +1,213 @@
+"""The kit of every service: connect to the bus, publish into streams, run until told to stop."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import nats
+import uvloop
+from nats.aio.client import Client as Nats
+from nats.errors import Error as NatsError
+from nats.js.errors import Error as JetStreamError
+from nats.js.errors import NotFoundError
+
+from events.streams import (
+    RESULT_CONSUMER,
+    RESULTS,
+    TASKS,
+    StreamLimits,
+    ensure,
+    ensure_consumer,
+    work_consumer,
+)
+from schemas.errors import (
+    BusUnavailable,
+)
+from services.telemetry import BUS_CONNECTED, get_logger
+
+
+log = get_logger()
+
+PING_INTERVAL_S = 2
+RECONNECT_WAIT_S = 0.25
+REQUEST_TIMEOUT_S = 5.0
+
+
+class Clock(Protocol):
+    """Gives the time."""
+
+    def now(self) -> float:
+        """Return seconds since the epoch."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> float:
+        """Return seconds since the epoch."""
+        return time.time()
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A message a handler wants published before its input is acked."""
+
+    subject: str
+    data: bytes
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One message of a stream, as a handler sees it."""
+
+    subject: str
+    data: bytes
+    headers: dict[str, str]
+    sequence: int
+    """Of the stream."""
+    count: int
+    """1 for the first delivery."""
+    published_at: float
+    """Seconds since the epoch, as the server stamped it."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the handler wants in the canonical log line."""
+
+
+Handler = Callable[[Delivery], Awaitable[Sequence[Outgoing]]]
+"""Maps a message to messages; its exceptions decide the outcome (`services.consumer`)."""
+
+
+async def connect(url: str, name: str, *, on_reconnect: Callable[[], None] | None = None) -> Nats:
+    """Connect, and keep reconnecting for ever; a silent server is noticed within seconds."""
+
+    async def disconnected() -> None:
+        BUS_CONNECTED.labels(name).set(0)
+        log.warning("bus_disconnected")
+
+    async def reconnected() -> None:
+        BUS_CONNECTED.labels(name).set(1)
+        log.info("bus_reconnected")
+        if on_reconnect is not None:
+            on_reconnect()
+
+    async def errored(error: Exception) -> None:
+        log.info("bus_error", error=str(error), kind=type(error).__name__)
+
+    nc = await nats.connect(
+        [part.strip() for part in url.split(",")],
+        name=f"clawdbot-{name}",
+        allow_reconnect=True,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=RECONNECT_WAIT_S,
+        ping_interval=PING_INTERVAL_S,
+        max_outstanding_pings=2,
+        connect_timeout=2,
+        disconnected_cb=disconnected,
+        reconnected_cb=reconnected,
+        error_cb=errored,
+    )
+    BUS_CONNECTED.labels(name).set(1)
+    return nc
+
+
+class Bus:
+    """The streams as one service sees them: made when missing, noticed when made anew."""
+
+    def __init__(self, nc: Nats, limits: StreamLimits, reconnected: asyncio.Event) -> None:
+        self.nc = nc
+        self._js = nc.jetstream(timeout=REQUEST_TIMEOUT_S)
+        self._limits = limits
+        self._reconnected = reconnected
+
+    @classmethod
+    async def connect(cls, url: str, name: str, limits: StreamLimits) -> "Bus":
+        """Connect."""
+        reconnected = asyncio.Event()
+        return cls(await connect(url, name, on_reconnect=reconnected.set), limits, reconnected)
+
+    async def generation(self) -> str:
+        """Return when the memory streams were made, making them (and all others) if missing.
+
+        Raises:
+            BusUnavailable: The server does not answer.
+        """
+        try:
+            try:
+                return await self._created()
+            except NotFoundError:
+                await ensure(self.nc, self._limits)
+                return await self._created()
+        except (NatsError, TimeoutError) as error:
+            raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
+
+    async def ensure_consumer(self, stream: str, name: str, subject: str) -> None:
+        """Make a durable work consumer unless it is there.
+
+        Raises:
+            BusUnavailable: The server does not answer.
+        """
+        try:
+            await ensure_consumer(self._js, stream, work_consumer(name, subject, self._limits))
+        except (NatsError, TimeoutError) as error:
+            raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
+
+    async def publish(self, messages: Sequence[Outgoing]) -> None:
+        """Publish into streams and wait for every ack."""
+        if messages:
+            await publish(self.nc, messages)
+
+    async def changed(self, timeout_s: float) -> None:
+        """Wait until the connection came back, at most `timeout_s`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._reconnected.wait(), timeout_s)
+        self._reconnected.clear()
+
+    async def _created(self) -> str:
+        tasks = await self._js.stream_info(TASKS)
+        results = await self._js.stream_info(RESULTS)
+        await self._js.consumer_info(RESULTS, RESULT_CONSUMER)
+        return f"{tasks.created} {results.created}"
+
+
+async def publish(nc: Nats, messages: Sequence[Outgoing]) -> None:
+    """Publish into streams and wait for every ack.
+
+    Raises:
+        BusUnavailable: At least one was not acknowledged.
+    """
+    js = nc.jetstream(timeout=REQUEST_TIMEOUT_S)
+    try:
+        if len(messages) == 1:
+            await _publish_one(js, messages[0])
+            return
+        async with asyncio.TaskGroup() as group:
+            for message in messages:
+                group.create_task(_publish_one(js, message))
+    except* (NatsError, JetStreamError, TimeoutError) as errors:
+        raise BusUnavailable("the bus did not acknowledge a message") from errors
+
+
+async def _publish_one(js: Any, message: Outgoing) -> None:
+    await js.publish(message.subject, message.data, headers=message.headers)
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a service until SIGTERM or SIGINT, then cancel it and let it finish what it holds."""
+
+    async def supervised() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, task.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await main()
+        log.info("stopped")
+
+    uvloop.run(supervised())

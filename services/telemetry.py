@@ -1,0 +1,69 @@
+"""Logs, metrics and trace context: configured once per process."""
+
+import logging
+import secrets
+import sys
+from typing import Any
+
+import orjson
+import structlog
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+
+MESSAGES = Counter("clawdbot_messages_total", "Messages handled.", ["service", "kind", "outcome"])
+HANDLE_SECONDS = Histogram(
+    "clawdbot_handle_seconds",
+    "Time from delivery to ack.",
+    ["service", "kind"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+IN_FLIGHT = Gauge("clawdbot_in_flight", "Messages being handled.", ["service", "kind"])
+BUS_CONNECTED = Gauge("clawdbot_bus_connected", "1 while the bus answers.", ["service"])
+
+get_logger = structlog.get_logger
+
+
+def configure(service: str, log_format: str = "auto") -> None:
+    """Set up structlog: JSON lines on stdout, or a console renderer on a terminal."""
+    console = log_format == "console" or (log_format == "auto" and sys.stdout.isatty())
+    processors: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso"),
+    ]
+    if console:
+        processors.append(structlog.dev.ConsoleRenderer())
+        factory: Any = structlog.PrintLoggerFactory()
+    else:
+        processors += [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(serializer=_dump),
+        ]
+        factory = structlog.BytesLoggerFactory(sys.stdout.buffer)
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=factory,
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(service=service)
+
+
+def serve_metrics(port: int) -> None:
+    """Serve `/metrics` from a thread; nothing when `port` is 0."""
+    if port:
+        start_http_server(port)
+
+
+def child_traceparent(parent: str | None) -> str:
+    """Return a `traceparent` one step below `parent`, or of a new trace.
+
+    Source: W3C Trace Context.
+    """
+    parts = (parent or "").split("-")
+    trace = parts[1] if len(parts) == 4 and len(parts[1]) == 32 else secrets.token_hex(16)  # noqa: PLR2004
+    return f"00-{trace}-{secrets.token_hex(8)}-01"
+
+
+def _dump(document: Any, **_: Any) -> bytes:
+    return orjson.dumps(document, default=str)

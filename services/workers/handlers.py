@@ -1,0 +1,126 @@
+"""Tasks in, results out."""
+
+from collections.abc import Sequence
+
+import orjson
+
+from events.blobs import BlobStore
+from events.spill import fetch, spill
+from events.subjects import RunKey, decode, result
+from schemas.errors import ClawdbotError, InvalidArgument, NotFound, ResourceExhausted
+from schemas.messages import Fault, Header, Task, TaskResult, Timings, pack, unpack
+from schemas.submission import inputs_of
+from schemas.values import Wire, to_json, to_wire
+from services.runtime import Clock, Delivery, Outgoing
+from services.workers.models import Answer, Models
+
+
+class Handlers:
+    """A worker's handlers.
+
+    Args:
+        worker: This process's name in results.
+        models: What it can run.
+        blobs: Where large values are.
+        clock: For queueing times.
+        queue_max: Unlogged inferences at the same time, waiting ones counted.
+    """
+
+    def __init__(
+        self, worker: str, models: Models, blobs: BlobStore, clock: Clock, *, queue_max: int
+    ) -> None:
+        self._worker = worker
+        self._models = models
+        self._blobs = blobs
+        self._clock = clock
+        self._queue_max = queue_max
+        self._queued = 0
+
+    async def task(self, delivery: Delivery) -> Sequence[Outgoing]:
+        """Run a task; its failure is a result too."""
+        task = unpack(Task, delivery.data)
+        delivery.facts.update(run_id=task.run_id, node_id=task.node_id, attempt=task.attempt)
+        queue_ms = max(0.0, (self._clock.now() - task.scheduled_at) * 1000)
+        try:
+            answer = await self._infer(task.tenant, task.model, task.inputs, task.params)
+            outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
+            outputs = await spill(outputs, task.tenant, self._blobs)
+        except ClawdbotError as error:
+            delivery.facts["error"] = error.message
+            return [self._answer(delivery, task, error=Fault.of(error))]
+        timings = Timings(
+            queue_ms=round(queue_ms, 3),
+            load_ms=round(answer.load_ms, 3),
+            compute_ms=round(answer.compute_ms, 3),
+        )
+        delivery.facts.update(model=answer.model, queue_ms=timings.queue_ms)
+        return [self._answer(delivery, task, outputs=outputs, model=answer.model, timings=timings)]
+
+    def exhausted(self, delivery: Delivery) -> Sequence[Outgoing]:
+        """Answer for a task that was delivered too often: its worker died each time."""
+        task = unpack(Task, delivery.data)
+        fault = Fault(
+            code="INTERNAL",
+            message=f"node '{task.node_id}' ended its worker {delivery.count - 1} times",
+        )
+        return [self._answer(delivery, task, error=fault)]
+
+    async def infer(self, subject: str, body: bytes) -> bytes:
+        """Answer one unlogged inference: `{"inputs": {...}}` in, `{"outputs": {...}}` out, JSON.
+
+        Raises:
+            ResourceExhausted: The queue is full.
+            InvalidArgument: The body is malformed.
+        """
+        if self._queued >= self._queue_max:
+            raise ResourceExhausted("the worker's queue is full; try again")
+        tokens = subject.split(".")
+        self._queued += 1
+        try:
+            try:
+                inputs = inputs_of(orjson.loads(body or b"{}"))
+            except orjson.JSONDecodeError as error:
+                raise InvalidArgument("the body is not JSON", field="body") from error
+            answer = await self._infer(tokens[2], decode(tokens[-1]), inputs, {})
+        finally:
+            self._queued -= 1
+        outputs = to_json({name: to_wire(value) for name, value in answer.outputs.items()})
+        return orjson.dumps({"outputs": outputs, "model": answer.model})
+
+    async def _infer(
+        self, tenant: str, model: str, inputs: Wire, params: dict[str, object]
+    ) -> Answer:
+        try:
+            values = await fetch(inputs, tenant, self._blobs)
+        except NotFound as error:
+            raise InvalidArgument(error.message, field="inputs") from error
+        return await self._models.infer(model, values, params)
+
+    def _answer(
+        self,
+        delivery: Delivery,
+        task: Task,
+        *,
+        outputs: Wire | None = None,
+        error: Fault | None = None,
+        model: str = "",
+        timings: Timings = Timings(),  # noqa: B008 - frozen
+    ) -> Outgoing:
+        body = TaskResult(
+            tenant=task.tenant,
+            run_id=task.run_id,
+            node_id=task.node_id,
+            attempt=task.attempt,
+            outputs=outputs,
+            error=error,
+            model=model or task.model,
+            worker=self._worker,
+            timings=timings,
+        )
+        headers = {
+            Header.MSG_ID: f"{task.tenant}.{task.run_id}.{task.node_id}.{task.attempt}",
+            Header.CORRELATION_ID: task.correlation_id,
+        }
+        if Header.TRACEPARENT in delivery.headers:
+            headers[Header.TRACEPARENT] = delivery.headers[Header.TRACEPARENT]
+        return Outgoing(result(RunKey(task.tenant, task.run_id)), pack(body), headers)

@@ -1,0 +1,22 @@
+"""What a worker reads from the environment besides the shared settings."""
+
+from pydantic import Field
+
+from schemas.catalogue import Modality
+from schemas.plan import DEFAULT_POOL
+from services.settings import Settings
+
+
+class WorkerSettings(Settings):
+    """Settings of a worker."""
+
+    modality: Modality = "text"
+    """Which models this process runs."""
+    pool: str = Field(default=DEFAULT_POOL, pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    """The pool whose tasks it takes."""
+    compute_threads: int = Field(default=2, ge=1, le=64)
+    """Inferences that run at the same time in threads."""
+    infer_queue_max: int = Field(default=64, ge=1)
+    """Unlogged inferences that may wait; more are answered 503."""
+    announce_interval_s: float = Field(default=10.0, gt=0, le=15)
+    """How often the worker's card is renewed."""

@@ -1,0 +1,36 @@
+"""Workflows of trivial nodes, deployed straight into the bucket."""
+
+from nats.js import JetStreamContext
+
+from events.definitions import DefinitionStore, DeployedWorkflow
+from schemas.catalogue import load
+from schemas.ids import DEFAULT_TENANT
+from schemas.plan import compile_plan
+from schemas.workflow import parse_definition
+
+
+def echo_chain(length: int) -> dict[str, object]:
+    """Return the definition of `length` echo nodes in a row."""
+    names = [f"n{number}" for number in range(length)]
+    return {
+        "nodes": [{"id": name, "type": "model", "params": {"model": "echo"}} for name in names],
+        "edges": [
+            {"source": left, "target": right} for left, right in zip(names, names[1:], strict=False)
+        ],
+    }
+
+
+async def deploy(js: JetStreamContext, name: str, document: object) -> DeployedWorkflow:
+    """Deploy a definition."""
+    definition = parse_definition(document)
+    return await DefinitionStore(js).deploy(
+        DEFAULT_TENANT,
+        DeployedWorkflow(
+            name=name,
+            version=0,
+            digest=definition.digest(),
+            definition=definition,
+            plan=compile_plan(definition, load()),
+            deployed_at=0.0,
+        ),
+    )
