@@ -43,10 +43,10 @@ imports: $(STAMP) ## who may import whom
 	$(BIN)/lint-imports
 
 schemas: $(STAMP) ## regenerate the committed JSON Schema, AsyncAPI and OpenAPI files
-	$(BIN)/python -m schemas.generate
+	$(BIN)/python -m services.contracts
 
 schemas-check: $(STAMP) ## the committed files equal the generated ones
-	$(BIN)/python -m schemas.generate --check
+	$(BIN)/python -m services.contracts --check
 
 bench: $(STAMP) ## named scenarios, JSON lines out
 	$(BIN)/python -m bench $(ARGS)

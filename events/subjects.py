@@ -133,6 +133,11 @@ def every(kind: str, tail: str = ">") -> str:
     return f"{ROOT}.*.{kind}.{tail}"
 
 
+def pattern(kind: str, *names: str) -> str:
+    """A filter that names its wildcards: `pattern("control", "run_id")`, the tenant comes first."""
+    return ".".join([ROOT, "{tenant}", kind, *(f"{{{name}}}" for name in names)])
+
+
 def run_key(subject: str) -> RunKey:
     """Read the run out of an `event`, `live` or `result` subject.
 

@@ -1,12 +1,12 @@
 """What services send each other over the bus (MessagePack), and the headers they use."""
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import ormsgpack
 from pydantic import Field, ValidationError
 
 from schemas.errors import ClawdbotError, EngineFailed, InvalidArgument, by_code
-from schemas.message import Message
+from schemas.message import Message, UserInput
 from schemas.values import Wire
 
 
@@ -82,6 +82,22 @@ class Task(Message):
     scheduled_at: float
     deadline: float
     correlation_id: str = ""
+
+
+class Control(UserInput):
+    """What a client wants of a run that is under way."""
+
+    action: Literal["cancel"]
+    reason: str = Field(default="", max_length=1000)
+
+
+class Inference(Message):
+    """The answer to one unlogged inference, as JSON."""
+
+    outputs: dict[str, Any]
+    """By name; bytes and tensors as in the HTTP API."""
+    model: str
+    """The model that really ran."""
 
 
 class TaskResult(Message):

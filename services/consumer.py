@@ -162,17 +162,16 @@ class Consumer:
             handle_s = time.monotonic() - begun
             MESSAGES.labels(service, kind, outcome).inc()
             HANDLE_SECONDS.labels(service, kind).observe(handle_s)
-            log.info(
-                "message_handled",
-                outcome=outcome,
-                subject=delivery.subject,
-                correlation_id=delivery.headers.get(Header.CORRELATION_ID),
-                delivery_count=delivery.count,
-                handle_ms=round(handle_s * 1000, 3),
-                in_bytes=len(delivery.data),
-                out_count=out_count,
-                **delivery.facts,
-            )
+            line = {
+                "outcome": outcome,
+                "subject": delivery.subject,
+                "correlation_id": delivery.headers.get(Header.CORRELATION_ID),
+                "delivery_count": delivery.count,
+                "handle_ms": round(handle_s * 1000, 3),
+                "in_bytes": len(delivery.data),
+                "out_count": out_count,
+            }
+            log.info("message_handled", **(line | delivery.facts))
         except asyncio.CancelledError:
             await self._answer(message, b"-NAK")
             raise

@@ -2,6 +2,11 @@
 
 import asyncio
 from dataclasses import dataclass
+from typing import Annotated
+
+from faststream import AckPolicy, Path
+from faststream.exceptions import NackMessage
+from faststream.nats import JStream, PullSub
 
 from events.blobs import JetStreamBlobStore
 from events.definitions import DefinitionStore
@@ -9,7 +14,10 @@ from events.index import RunIndex
 from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
 from events.snapshots import JetStreamSnapshotStore
-from events.streams import COMMANDS, RESULT_CONSUMER, RESULTS, SUBMIT_CONSUMER
+from events.streams import COMMANDS, CONTROL_CONSUMER, RESULT_CONSUMER, RESULTS, SUBMIT_CONSUMER
+from events.subjects import RunKey, pattern
+from schemas.errors import RetryableError
+from schemas.messages import Control
 from services.consumer import Consumer, Pull
 from services.orchestrator.handlers import Handlers
 from services.orchestrator.reconciler import Reconciler
@@ -20,6 +28,7 @@ from services.telemetry import configure, get_logger, serve_metrics
 
 
 SERVICE = "orchestrator"
+RETRY_S = 1
 log = get_logger()
 
 
@@ -62,10 +71,32 @@ class Orchestrator:
                 result = self._pull("result", RESULTS, RESULT_CONSUMER)
                 group.create_task(Consumer(bus.nc, submit, handlers.submit).run())
                 group.create_task(Consumer(bus.nc, result, handlers.result).run())
+                await self._serve_control(bus, handlers)
                 log.info("ready")
         finally:
             index.close()
-            await bus.nc.close()
+            await bus.close()
+
+    async def _serve_control(self, bus: Bus, handlers: Handlers) -> None:
+        """Take control messages through FastStream: they are rare, so its comfort costs nothing."""
+
+        @bus.broker.subscriber(
+            pattern("control", "run_id"),
+            durable=CONTROL_CONSUMER,
+            stream=JStream(COMMANDS, declare=False),
+            pull_sub=PullSub(batch_size=16),
+            ack_policy=AckPolicy.REJECT_ON_ERROR,
+        )
+        async def control(
+            command: Control, tenant: Annotated[str, Path()], run_id: Annotated[str, Path()]
+        ) -> None:
+            try:
+                await handlers.control(RunKey(tenant, run_id), command)
+            except RetryableError as error:
+                log.info("control_postponed", run_id=run_id, error=error.message)
+                raise NackMessage(delay=RETRY_S) from error
+
+        await bus.broker.start()
 
     def _pull(self, kind: str, stream: str, consumer: str) -> Pull:
         return Pull(

@@ -11,13 +11,15 @@ from events.spill import spill
 from events.subjects import RunKey, run_key, task, tenant_and_name
 from schemas.errors import AlreadyExists, NotFound, TerminalError
 from schemas.ids import valid_token
-from schemas.messages import Fault, Header, Task, TaskResult, pack, unpack
+from schemas.messages import Control, Fault, Header, Task, TaskResult, pack, unpack
 from schemas.submission import inputs_digest, parse_submission
 from schemas.values import Wire
 from services.orchestrator.runs import Decision, Runs
 from services.runtime import Clock, Delivery, Outgoing
-from services.telemetry import child_traceparent
+from services.telemetry import child_traceparent, get_logger
 
+
+log = get_logger()
 
 LANE = "normal"
 
@@ -39,7 +41,8 @@ class Handlers:
         run_id = delivery.headers.get(Header.RUN_ID) or f"COMMANDS-{delivery.sequence}"
         valid_token(run_id, field=Header.RUN_ID)
         key = RunKey(tenant, run_id)
-        delivery.facts["run_id"] = run_id
+        correlation_id = delivery.headers.get(Header.CORRELATION_ID) or run_id
+        delivery.facts.update(run_id=run_id, correlation_id=correlation_id)
         inputs: Wire = {}
         try:
             deployed = await self._deployed(tenant, workflow, delivery)
@@ -55,7 +58,7 @@ class Handlers:
             plan=deployed.plan,
             inputs=inputs,
             inputs_digest=digest,
-            correlation_id=delivery.headers.get(Header.CORRELATION_ID) or run_id,
+            correlation_id=correlation_id,
             at=self._clock.now(),
         )
         trace = child_traceparent(delivery.headers.get(Header.TRACEPARENT))
@@ -93,9 +96,14 @@ class Handlers:
         decision = await self._runs.obey(key, CheckClock(self._clock.now()))
         return self._tasks_of_events(key, decision, child_traceparent(None))
 
-    async def cancel(self, key: RunKey, reason: str) -> None:
-        """Call a run off."""
-        await self._runs.obey(key, CancelRun(reason, self._clock.now()))
+    async def control(self, key: RunKey, command: Control) -> None:
+        """Do to a run what a client asked for; nothing if the run is unknown or over."""
+        match command.action:
+            case "cancel":
+                decision = await self._runs.obey(key, CancelRun(command.reason, self._clock.now()))
+        log.info(
+            "control_handled", action=command.action, run_id=key.run_id, done=bool(decision.events)
+        )
 
     async def republish(self, key: RunKey) -> Sequence[Outgoing]:
         """Return the tasks of every open node, as after a loss of the TASKS stream."""

@@ -89,12 +89,17 @@ class Runs:
         """
         slot = self._slot(key)
         async with slot.lock:
+            read = False
             for _ in range(CONFLICTS_MAX):
                 if not slot.known and not fresh:
                     await self._load(key, slot)
+                    read = True
                 events = decide(slot.state, command)
-                if not events:
+                if not events and (read or _final(slot.state)):
                     return Decision(slot.state, [])
+                if not events:
+                    slot.known = fresh = False  # another orchestrator may have gone further
+                    continue
                 try:
                     await self._commit(key, slot, events, traceparent)
                 except VersionConflict:
@@ -107,10 +112,14 @@ class Runs:
         raise VersionConflict("others keep appending to the run first")
 
     async def state(self, key: RunKey) -> RunState | None:
-        """Return a run's state, from memory where it is known."""
+        """Return a run's state as the log has it, whoever wrote it.
+
+        Raises:
+            StoreUnavailable: The log cannot be reached.
+        """
         slot = self._slot(key)
         async with slot.lock:
-            if not slot.known:
+            if not _final(slot.state):
                 await self._load(key, slot)
             return slot.state
 
@@ -145,6 +154,14 @@ class Runs:
         return slot
 
     def _evict(self) -> None:
-        for key in list(self._slots)[: max(0, len(self._slots) - self._cached_max)]:
-            if not self._slots[key].lock.locked():
-                del self._slots[key]
+        """Forget the run that was not asked for the longest, unless it is being worked on."""
+        if len(self._slots) > self._cached_max:
+            oldest, slot = next(iter(self._slots.items()))
+            if slot.lock.locked():
+                self._slots.move_to_end(oldest)
+            else:
+                del self._slots[oldest]
+
+
+def _final(state: RunState | None) -> bool:
+    return state is not None and state.terminal

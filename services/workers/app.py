@@ -62,9 +62,9 @@ class Worker:
         )
         directory = ModelDirectory(bus.nc.jetstream())
         try:
-            await self._serve_infer(bus, handlers)
             await self._ensure_consumer(bus)
             async with asyncio.TaskGroup() as group:
+                await self._serve_infer(bus, handlers, group)
                 group.create_task(self._watch(bus))
                 group.create_task(self._announce(directory, worker, models))
                 consumer = Consumer(bus.nc, self._pull(), handlers.task, handlers.exhausted)
@@ -76,9 +76,9 @@ class Worker:
                 await directory.withdraw(worker)
             except ClawdbotError as error:
                 log.info("card_left", error=error.message)  # it goes stale by itself
-            await bus.nc.close()
+            await bus.close()
 
-    async def _serve_infer(self, bus: Bus, handlers: Handlers) -> None:
+    async def _serve_infer(self, bus: Bus, handlers: Handlers, group: asyncio.TaskGroup) -> None:
         service = await nats.micro.add_service(
             bus.nc,
             name=f"clawdbot-{self.service}",
@@ -86,12 +86,18 @@ class Worker:
             description=f"unlogged inference, {self.settings.modality}",
         )
 
-        async def on_request(request: MicroRequest) -> None:
+        async def answer(request: MicroRequest) -> None:
             try:
                 await request.respond(await handlers.infer(request.subject, request.data))
             except ClawdbotError as error:
                 code = "503" if isinstance(error, RetryableError) else "400"
                 await request.respond_error(code, error.message)
+            except Exception:
+                log.exception("infer_crashed", subject=request.subject)
+                await request.respond_error("500", "the inference failed; the worker's log has why")
+
+        async def on_request(request: MicroRequest) -> None:
+            group.create_task(answer(request))  # the endpoint itself takes one after the other
 
         subject = every("infer", f"{self.settings.modality}.*")
         await service.add_endpoint(name="infer", subject=subject, handler=on_request)

@@ -8,7 +8,7 @@ from events.blobs import BlobStore
 from events.spill import fetch, spill
 from events.subjects import RunKey, decode, result
 from schemas.errors import ClawdbotError, InvalidArgument, NotFound, ResourceExhausted
-from schemas.messages import Fault, Header, Task, TaskResult, Timings, pack, unpack
+from schemas.messages import Fault, Header, Inference, Task, TaskResult, Timings, pack, unpack
 from schemas.submission import inputs_of
 from schemas.values import Wire, to_json, to_wire
 from services.runtime import Clock, Delivery, Outgoing
@@ -85,7 +85,7 @@ class Handlers:
         finally:
             self._queued -= 1
         outputs = to_json({name: to_wire(value) for name, value in answer.outputs.items()})
-        return orjson.dumps({"outputs": outputs, "model": answer.model})
+        return orjson.dumps(Inference(outputs=outputs, model=answer.model).model_dump())
 
     async def _infer(
         self, tenant: str, model: str, inputs: Wire, params: dict[str, object]

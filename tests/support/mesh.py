@@ -1,5 +1,6 @@
 """The real services as real processes, for tests and benchmarks."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 READY_TIMEOUT_S = 30.0
@@ -52,6 +54,17 @@ class Service:
                 break
             time.sleep(0.02)
         raise RuntimeError(f"{self.name} is not ready:\n{self.log.read_text(errors='replace')}")
+
+    def fact(self, event: str, name: str) -> Any:
+        """Return a field of the newest log line of an event: `fact("listening", "port")`.
+
+        Raises:
+            KeyError: There is no such line.
+        """
+        for line in reversed(self.log.read_text(errors="replace").splitlines()):
+            if f'"event":"{event}"' in line:
+                return json.loads(line)[name]
+        raise KeyError(event)
 
     def signal(self, signum: signal.Signals) -> None:
         """Send a signal, if it runs; SIGKILL and SIGTERM are waited for."""

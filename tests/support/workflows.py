@@ -1,5 +1,7 @@
 """Workflows of trivial nodes, deployed straight into the bucket."""
 
+import itertools
+
 from nats.js import JetStreamContext
 
 from events.definitions import DefinitionStore, DeployedWorkflow
@@ -15,7 +17,7 @@ def echo_chain(length: int) -> dict[str, object]:
     return {
         "nodes": [{"id": name, "type": "model", "params": {"model": "echo"}} for name in names],
         "edges": [
-            {"source": left, "target": right} for left, right in zip(names, names[1:], strict=False)
+            {"source": left, "target": right} for left, right in itertools.pairwise(names)
         ],
     }
 
