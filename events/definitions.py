@@ -114,16 +114,24 @@ class DefinitionStore:
         self._versions[tenant, name, version] = found
         return found
 
-    async def names(self, tenant: str) -> list[str]:
-        """Return the names of a tenant's workflows, sorted."""
+    async def all_newest(self, tenant: str) -> list[DeployedWorkflow]:
+        """Return the newest version of each of a tenant's workflows, by name.
+
+        Raises:
+            StoreUnavailable: The bucket does not answer.
+        """
+        found: list[DeployedWorkflow] = []
         try:
             bucket = await self._js.key_value(DEFINITIONS)
-            keys = await bucket.keys([f"{tenant}.*"])
+            watcher = await bucket.watch(f"{tenant}.*", ignore_deletes=True)
+            async for entry in watcher:
+                if entry is None:  # the end of what is there now
+                    break
+                found.append(_read(entry.value))
+            await watcher.stop()
         except (APIError, *BUS_ERRORS) as error:
-            if type(error).__name__ == "NoKeysError":
-                return []
             raise StoreUnavailable("the definitions bucket does not answer") from error
-        return sorted(key.split(".")[1] for key in keys)
+        return sorted(found, key=lambda workflow: workflow.name)
 
 
 def _same(stored: DeployedWorkflow, candidate: DeployedWorkflow) -> bool:

@@ -25,6 +25,7 @@ from schemas.messages import Header
 
 BATCH = 256
 FLUSH_S = 0.02
+"""What is committed within this time is written in one transaction."""
 IDLE_S = 1.0
 RETRY_S = 0.5
 INACTIVE_S = 60.0
@@ -197,6 +198,7 @@ class RunIndex:
         last = taken = 0
         while taken < BATCH:
             burst = [await asyncio.wait_for(queue.get(), 3 * IDLE_S)]
+            await asyncio.sleep(FLUSH_S)  # one transaction for what comes together
             while not queue.empty():
                 burst.append(queue.get_nowait())
             ended = False

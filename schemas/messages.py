@@ -27,6 +27,8 @@ class Header:
     REASON = "Clawdbot-Reason"
     INPUT = "Clawdbot-Input"
     """The name of the run input that a raw body is; needed when the workflow has several."""
+    TIMEOUT_S = "Clawdbot-Timeout-S"
+    """How long `call` waits before it answers 504, seconds."""
     CORRELATION_ID = "ce-correlationid"
     CE_ID = "ce-id"
     CE_TYPE = "ce-type"

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,9 +13,10 @@ import uvloop
 from faststream.nats import NatsBroker
 from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
+from nats.js.errors import APIError, NotFoundError
 from nats.js.errors import Error as JetStreamError
-from nats.js.errors import NotFoundError
 
+from events.jetstream import STREAM_FULL
 from events.streams import (
     RESULT_CONSUMER,
     RESULTS,
@@ -25,13 +26,14 @@ from events.streams import (
     ensure_consumer,
     work_consumer,
 )
-from schemas.errors import (
-    BusUnavailable,
-)
+from schemas.errors import BusUnavailable, StoreFull
 from services.telemetry import BUS_CONNECTED, get_logger
 
 
 log = get_logger()
+
+BUS_ERRORS = (NatsError, JetStreamError)
+"""What the client of the bus raises."""
 
 PING_INTERVAL_S = 2
 RECONNECT_WAIT_S = 0.25
@@ -176,11 +178,61 @@ class Bus:
         if messages:
             await publish(self.nc, messages)
 
-    async def changed(self, timeout_s: float) -> None:
-        """Wait until the connection came back, at most `timeout_s`."""
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands."""
+        return self.nc.is_connected
+
+    async def submit(self, message: Outgoing) -> int:
+        """Publish one message into a stream; it is stored when this returns its sequence.
+
+        Raises:
+            BusUnavailable: It was not acknowledged.
+            StoreFull: The stream has no room.
+        """
+        try:
+            ack = await self._js.publish(message.subject, message.data, headers=message.headers)
+        except APIError as error:
+            if error.err_code in STREAM_FULL:
+                raise StoreFull("the queue of submissions is full; try again later") from error
+            raise BusUnavailable("the bus refused the message", cause=str(error)) from error
+        except (NatsError, JetStreamError, TimeoutError) as error:
+            raise BusUnavailable("the bus did not acknowledge the message") from error
+        return ack.seq
+
+    async def ping(self) -> None:
+        """Return when JetStream answers.
+
+        Raises:
+            BusUnavailable: It does not.
+        """
+        try:
+            await self._js.account_info()
+        except (NatsError, JetStreamError, TimeoutError) as error:
+            raise BusUnavailable("JetStream does not answer") from error
+
+    @contextlib.asynccontextmanager
+    async def prompt(self, limit_s: float) -> AsyncIterator[None]:
+        """Turn a silent bus into an error within `limit_s` seconds, an absent one at once.
+
+        Raises:
+            BusUnavailable: The bus is away or silent; retryable.
+        """
+        if not self.connected:
+            raise BusUnavailable("the bus is away; try again")
+        try:
+            async with asyncio.timeout(limit_s):
+                yield
+        except TimeoutError as error:
+            raise BusUnavailable("the bus does not answer; try again") from error
+
+    async def changed(self, timeout_s: float) -> bool:
+        """Wait until the connection came back, at most `timeout_s`; tell whether it did."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._reconnected.wait(), timeout_s)
+        came_back = self._reconnected.is_set()
         self._reconnected.clear()
+        return came_back
 
     async def _created(self) -> str:
         tasks = await self._js.stream_info(TASKS)

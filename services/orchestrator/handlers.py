@@ -98,9 +98,8 @@ class Handlers:
 
     async def control(self, key: RunKey, command: Control) -> None:
         """Do to a run what a client asked for; nothing if the run is unknown or over."""
-        match command.action:
-            case "cancel":
-                decision = await self._runs.obey(key, CancelRun(command.reason, self._clock.now()))
+        orders = {"cancel": CancelRun(command.reason, self._clock.now())}
+        decision = await self._runs.obey(key, orders[command.action])
         log.info(
             "control_handled", action=command.action, run_id=key.run_id, done=bool(decision.events)
         )

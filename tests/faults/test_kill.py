@@ -22,7 +22,7 @@ from events.snapshots import MemorySnapshotStore
 from events.streams import StreamLimits, ensure
 from events.subjects import RunKey, submit
 from schemas.catalogue import load
-from schemas.errors import ClawdbotError, DataLoss
+from schemas.errors import DataLoss, RetryableError
 from schemas.ids import DEFAULT_TENANT, new_id
 from schemas.messages import Header
 from schemas.plan import compile_plan
@@ -127,8 +127,7 @@ async def test_killed_processes_lose_nothing_and_record_nothing_twice(
         for key in list(open_keys):
             try:
                 state = (await store.load(key)).state()
-            except ClawdbotError as error:
-                assert error.retryable, error
+            except RetryableError:
                 return False
             if state is None or not state.terminal:
                 return False
@@ -169,8 +168,8 @@ async def test_the_checker_sees_what_optimistic_concurrency_prevents(
 
     guarded = RunKey(DEFAULT_TENANT, new_id())
     await start_twice(guarded)
-    starts = [event for event in (await store.load(guarded)).events()]
-    assert 1 == sum(isinstance(event, RunStarted) for event in starts)
+    events = (await store.load(guarded)).events()
+    assert 1 == sum(isinstance(event, RunStarted) for event in events)
 
     monkeypatch.setattr(jetstream, "commit_headers", unguarded)
     forked = RunKey(DEFAULT_TENANT, new_id())

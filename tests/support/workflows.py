@@ -16,9 +16,7 @@ def echo_chain(length: int) -> dict[str, object]:
     names = [f"n{number}" for number in range(length)]
     return {
         "nodes": [{"id": name, "type": "model", "params": {"model": "echo"}} for name in names],
-        "edges": [
-            {"source": left, "target": right} for left, right in itertools.pairwise(names)
-        ],
+        "edges": [{"source": left, "target": right} for left, right in itertools.pairwise(names)],
     }
 
 

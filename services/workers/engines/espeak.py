@@ -14,10 +14,11 @@ from typing import Any
 
 from typing_extensions import override
 
+from schemas import wav
 from schemas.errors import EngineFailed, InvalidArgument, ModelUnavailable
 from schemas.values import Binary, Value
 from services.workers.engine import Engine, Request
-from services.workers.engines import audio_io, fields
+from services.workers.engines import fields
 
 
 TEXT_CHARS_MAX = 5_000
@@ -72,7 +73,7 @@ def _speak(request: Request) -> Mapping[str, Value]:
         library.espeak_SetParameter(_PITCH, int(pitch), 0)
         pcm = _synthesize(library, text, AUDIO_S_MAX * rate_hz * 2)
     return {
-        "audio": Binary(media_type="audio/wav", data=audio_io.encode(pcm, rate_hz)),
+        "audio": Binary(media_type="audio/wav", data=wav.encode(pcm, rate_hz)),
         "duration_s": round(len(pcm) / 2 / rate_hz, 3),
     }
 

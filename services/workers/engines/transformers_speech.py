@@ -5,10 +5,11 @@ from typing import Any
 
 from typing_extensions import override
 
+from schemas import wav
 from schemas.errors import EngineFailed, InvalidArgument
 from schemas.values import Binary, Value
 from services.workers.engine import Engine, Request
-from services.workers.engines import audio_io, fields, torch_models
+from services.workers.engines import fields, torch_models
 
 
 TEXT_CHARS_MAX = 1_000
@@ -61,6 +62,6 @@ class TransformersSpeechEngine(Engine):
             raise EngineFailed("the model could not speak this text") from error
         pcm = (wave.clip(-1.0, 1.0) * 32767.0).round().astype("<i2").tobytes()
         return {
-            "audio": Binary(media_type="audio/wav", data=audio_io.encode(pcm, RATE_HZ)),
+            "audio": Binary(media_type="audio/wav", data=wav.encode(pcm, RATE_HZ)),
             "duration_s": round(len(wave) / RATE_HZ, 3),
         }

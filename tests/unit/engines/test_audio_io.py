@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import InvalidArgument
+from schemas.wav import encode
 from services.workers.engine import Request
 from services.workers.engines import audio_io
 
@@ -65,7 +66,7 @@ def test_resampling_removes_what_would_alias() -> None:
 def test_encode_and_decode() -> None:
     """What we write, we read."""
     pcm = struct.pack("<3h", 0, 8192, -8192)
-    assert [0.0, 0.25, -0.25] == audio_io.decode(audio_io.encode(pcm, 16_000)).samples.tolist()
+    assert [0.0, 0.25, -0.25] == audio_io.decode(encode(pcm, 16_000)).samples.tolist()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from schemas import wav
 from schemas.errors import InvalidArgument
 from schemas.values import Binary, Value
 from services.workers.engines import audio_io
@@ -18,9 +19,7 @@ COMMANDS = ["go forward ten meters", "turn on the lights", "what time is it"]
 
 def silence(seconds: float) -> Binary:
     """Return a WAV file of silence."""
-    return Binary(
-        media_type="audio/wav", data=audio_io.encode(bytes(int(32_000 * seconds)), 16_000)
-    )
+    return Binary(media_type="audio/wav", data=wav.encode(bytes(int(32_000 * seconds)), 16_000))
 
 
 def recording(data_dir: Path, name: str) -> Binary:

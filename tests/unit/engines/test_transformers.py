@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from schemas import catalogue
+from schemas import catalogue, wav
 from schemas.errors import ModelUnavailable
 from schemas.values import Binary
 from services.workers.engine import Engine, Request
-from services.workers.engines import audio_io, engine_class, torch_models
+from services.workers.engines import engine_class, torch_models
 
 
 def engine(name: str, folder: Path) -> Engine:
@@ -129,8 +129,8 @@ def test_whisper(transformers: Any, tmp_path: Path) -> None:
     found = engine("whisper-tiny", tmp_path)
     assert found.missing() is None
     found.load()
-    wav = Binary(media_type="audio/wav", data=audio_io.encode(bytes(32_000), 16_000))
-    (outputs,) = found.infer([Request(inputs={"audio": wav})])
+    silence = Binary(media_type="audio/wav", data=wav.encode(bytes(32_000), 16_000))
+    (outputs,) = found.infer([Request(inputs={"audio": silence})])
     assert ("en", 1.0) == (outputs["language"], outputs["duration_s"])
     assert isinstance(outputs["text"], str)
 

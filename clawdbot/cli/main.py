@@ -1,0 +1,137 @@
+"""The commands."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.table import Table
+
+from clawdbot import doctor as examination
+from clawdbot.cli import local, runs
+from clawdbot.cli.common import Json, Url, guarded
+from clawdbot.cli.output import (
+    ExitCode,
+    Screen,
+)
+from clawdbot.client import Client
+from schemas.errors import InvalidArgument, NotFound
+from schemas.workflow import Deployment, invalid
+
+
+app = typer.Typer(
+    name="clawdbot",
+    help="Run workflows of models: durable, recorded, replayable.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=(
+        "Exit status: 0 all went well, 1 the run failed, 2 something you passed is wrong, "
+        "3 the mesh cannot be reached, 4 not found, 5 it took too long."
+    ),
+)
+app.command("up")(local.up)
+app.command("demo")(local.demo)
+for command in (
+    runs.run,
+    runs.call,
+    runs.runs,
+    runs.show,
+    runs.events,
+    runs.replay,
+    runs.cancel,
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.command()
+def deploy(
+    source: Annotated[Path, typer.Argument(help="A workflow as JSON, or a folder of them.")],
+    name: Annotated[str, typer.Option(help="Its name; the file's by default.")] = "",
+    replicas: Annotated[int, typer.Option(help="Desired workers for each pool it uses.")] = 1,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Deploy a workflow, or every one in a folder.
+
+    The file holds `{"nodes": [...], "edges": [...]}`, or that under "definition" beside "name" and
+    "replicas". Deploying the same again changes nothing.
+    """
+    screen = Screen(as_json)
+
+    def action(client: Client) -> None:
+        files = sorted(source.glob("*.json")) if source.is_dir() else [source]
+        if not files:
+            raise NotFound(f"no *.json in {source}")
+        for file in files:
+            view = client.deploy(_deployment(file, name, replicas))
+            if screen.as_json:
+                screen.json(view)
+                continue
+            screen.print(f"{view.name} version {view.version}, {len(view.definition.nodes)} nodes")
+            for warning in view.warnings:
+                screen.note(f"warning: {warning}")
+
+    guarded(screen, url, action)
+
+
+@app.command()
+def models(as_json: Json = False, url: Url = None) -> None:
+    """List the catalogue: what runs here, what stands in, and how to get the rest."""
+    screen = Screen(as_json)
+
+    def action(client: Client) -> None:
+        found = client.models()
+        if screen.as_json:
+            for model in found:
+                screen.json(model)
+            return
+        table = Table("model", "modality", "here", "served by", "what it does")
+        for model in found:
+            here = "yes" if model.available else "no"
+            served = ", ".join(model.served_by)
+            table.add_row(model.name, model.modality, here, served, model.description)
+        screen.print(table)
+
+    guarded(screen, url, action)
+
+
+@app.command()
+def doctor(as_json: Json = False, url: Url = None) -> None:
+    """Look for what could go wrong: server, streams, disk, clock, ports, weights."""
+    screen = Screen(as_json)
+    findings = examination.examine(url)
+    for finding in findings:
+        if screen.as_json:
+            screen.json(finding.as_dict())
+        else:
+            colour = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.level]
+            screen.results.print(f"{finding.level:<5}", style=colour, end="")
+            screen.print(f"{finding.subject}: {finding.text}")
+    worst = any(finding.level == "fail" for finding in findings)
+    raise typer.Exit(ExitCode.RUN_FAILED if worst else ExitCode.OK)
+
+
+def _deployment(file: Path, name: str, replicas: int) -> Deployment:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidArgument(f"cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise InvalidArgument(f"{file} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise InvalidArgument(f"{file} holds no JSON object")
+    if "definition" not in document:
+        document = {"definition": document}
+    own = {"name": file.stem if file.stem != "workflow" else file.resolve().parent.name}
+    asked = {"name": name} if name else {}
+    try:
+        return Deployment.model_validate({**own, "replicas": replicas, **document, **asked})
+    except ValidationError as error:
+        raise invalid(error) from error

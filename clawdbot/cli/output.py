@@ -1,0 +1,185 @@
+"""How the command line speaks: JSON or text, progress on a terminal, telling exit codes."""
+
+import enum
+import json
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from schemas.api import EventView, NodeView, RunView
+from schemas.errors import (
+    AlreadyExists,
+    ClawdbotError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    RetryableError,
+)
+
+
+TEXT_CHARS_MAX = 160
+HIDDEN = {"plan", "digest", "inputs_digest", "deadline", "timings", "correlation_id"}
+"""What the lines of events leave out; --json has it."""
+
+
+class ExitCode(enum.IntEnum):
+    """What the exit status says."""
+
+    OK = 0
+    RUN_FAILED = 1
+    INVALID = 2
+    UNAVAILABLE = 3
+    NOT_FOUND = 4
+    TIMEOUT = 5
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Where results and notes go.
+
+    Args:
+        as_json: Results are JSON on stdout, one document a line.
+    """
+
+    as_json: bool = False
+
+    @property
+    def notes(self) -> Console:
+        """For people: stderr, so that stdout stays clean."""
+        return Console(stderr=True, highlight=False, soft_wrap=True)
+
+    @property
+    def results(self) -> Console:
+        """For results in text."""
+        return Console(highlight=False, soft_wrap=True)
+
+    def json(self, document: Any) -> None:
+        """Print a result as one line of JSON."""
+        if isinstance(document, BaseModel):
+            document = document.model_dump(mode="json")
+        sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """Tell people something that is no result."""
+        if not self.as_json:
+            self.notes.print(text, markup=False)
+
+    def print(self, what: Any) -> None:
+        """Print text or a table."""
+        if isinstance(what, str):
+            self.results.print(what, markup=False)
+        else:
+            self.results.print(what)
+
+    @contextmanager
+    def progress(self, text: str) -> Generator[None, None, None]:
+        """Show that something goes on, on a terminal only."""
+        if self.as_json or not sys.stderr.isatty():
+            yield
+            return
+        with self.notes.status(text):
+            yield
+
+
+def exit_code(error: ClawdbotError) -> ExitCode:
+    """Return what an error means for the exit status."""
+    match error:
+        case NotFound():
+            return ExitCode.NOT_FOUND
+        case InvalidArgument() | FailedPrecondition() | AlreadyExists():
+            return ExitCode.INVALID
+        case DeadlineExceeded():
+            return ExitCode.TIMEOUT
+        case RetryableError():
+            return ExitCode.UNAVAILABLE
+        case _:
+            return ExitCode.RUN_FAILED
+
+
+def run_exit_code(run: RunView) -> ExitCode:
+    """Return what a run's status means for the exit status."""
+    match run.status:
+        case "completed":
+            return ExitCode.OK
+        case "accepted" | "running":
+            return ExitCode.TIMEOUT
+        case _:
+            return ExitCode.RUN_FAILED
+
+
+def fail(screen: Screen, error: ClawdbotError) -> typer.Exit:
+    """Print an error and return the exit it means."""
+    code = exit_code(error)
+    if screen.as_json:
+        fault = {"code": error.code, "message": error.message, "field": error.field}
+        sys.stderr.write(json.dumps({"error": fault}) + "\n")
+    else:
+        where = f" ({error.field})" if error.field else ""
+        screen.notes.print(f"error: {error.message}{where}", markup=False, style="red")
+    return typer.Exit(code)
+
+
+def run_table(run: RunView) -> Table:
+    """Return a run's steps and their milliseconds as a table."""
+    table = Table(title=f"{run.workflow} version {run.version}: {run.status}", title_justify="left")
+    for column in ("step", "model"):
+        table.add_column(column, no_wrap=True)
+    for column in ("at", "queue", "load", "compute", "total"):
+        table.add_column(f"{column} ms", justify="right", no_wrap=True)
+    for node in run.nodes:
+        table.add_row(*_row(node, run))
+    return table
+
+
+def _row(node: NodeView, run: RunView) -> list[str]:
+    begun, ended, timings = node.scheduled_at, node.finished_at, node.timings
+    step = node.id if node.attempt <= 1 else f"{node.id} (attempt {node.attempt})"
+    if begun is None:
+        return [step, node.model]
+    times = ["", "", ""]
+    if timings is not None:
+        parts = (timings.queue_ms, timings.load_ms, timings.compute_ms)
+        times = [f"{part:.1f}" for part in parts]
+    total = node.status if ended is None or node.error else _ms(ended - begun)
+    return [step, node.model, _ms(begun - run.started_at), *times, total]
+
+
+def event_line(event: EventView, started_at: float) -> str:
+    """Return one event as a line."""
+    facts = {name: value for name, value in event.data.items() if name not in HIDDEN and value}
+    return f"{event.id:>4}  {_ms(event.at - started_at):>9} ms  {event.type:<14} {brief(facts)}"
+
+
+def brief(document: Any) -> str:
+    """Return JSON on one short line; bytes are named, not shown."""
+    text = json.dumps(_without_bytes(document), ensure_ascii=False) if document else ""
+    return text if len(text) <= TEXT_CHARS_MAX else text[: TEXT_CHARS_MAX - 1] + "…"
+
+
+def _without_bytes(document: Any) -> Any:
+    match document:
+        case {"$binary": {"media_type": media_type, "data": str(data)}}:
+            return f"<{media_type}, {len(data) * 3 // 4} bytes>"
+        case {"$tensor": {"datatype": datatype, "shape": shape}}:
+            return f"<{datatype} {list(shape)}>"
+        case {"$blob": {"media_type": media_type, "size_bytes": size}}:
+            return f"<{media_type}, {size} bytes, stored>"
+        case dict():
+            return {key: _without_bytes(value) for key, value in document.items()}
+        case list():
+            return [_without_bytes(item) for item in document]
+        case _:
+            return document
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f}"

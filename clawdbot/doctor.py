@@ -1,0 +1,208 @@
+"""`clawdbot doctor`: what could go wrong, found before it does."""
+
+import asyncio
+import importlib.util
+import shutil
+import socket
+import subprocess
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import nats
+from nats.aio.client import Client as Nats
+from nats.errors import Error as NatsError
+
+from clawdbot import embedded
+from clawdbot.client import Client, address
+from clawdbot.settings import FaceSettings
+from events.streams import StreamLimits, stream_configs
+from schemas.errors import ClawdbotError
+
+
+SERVER_MIN = (2, 12)
+DISK_FREE_MIN = 4 * 1024**3
+CLOCK_SKEW_MAX_S = 2.0
+NATS_TIMEOUT_S = 2
+FULL = 0.8
+Level = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    level: Level
+    subject: str
+    text: str
+
+    def as_dict(self) -> dict[str, str]:
+        """Return it as JSON types."""
+        return asdict(self)
+
+
+def examine(url: str | None) -> list[Finding]:
+    """Look at everything; a mesh that does not run is looked at as far as that goes."""
+    settings = FaceSettings()
+    findings = [_packages(), _binary(), _disk(settings.data_dir)]
+    findings += _gateway(address(url))
+    findings += [_port(settings.http_port, "CLAWDBOT_HTTP_PORT", running=_serves(findings))]
+    findings += asyncio.run(_bus(settings))
+    return findings
+
+
+def _packages() -> Finding:
+    wanted = ("onnxruntime", "pocketsphinx", "rapidocr", "espeakng_loader")
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    if missing:
+        text = f"{', '.join(missing)} missing; pip install 'clawdbot[models]'"
+        return Finding("warn", "model libraries", text)
+    return Finding("ok", "model libraries", "installed")
+
+
+def _binary() -> Finding:
+    try:
+        binary = embedded.server_binary()
+    except ClawdbotError as error:
+        return Finding("fail", "nats-server", error.message)
+    shown = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False)  # noqa: S603 - our server
+    version = shown.stdout.strip().rpartition("v")[2]
+    return _version("bundled nats-server", version)
+
+
+def _version(subject: str, version: str) -> Finding:
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    if numbers < SERVER_MIN:
+        need = ".".join(str(part) for part in SERVER_MIN)
+        return Finding("fail", subject, f"version {version or 'unknown'}; {need} is needed")
+    return Finding("ok", subject, f"version {version}")
+
+
+def _disk(folder: Path) -> Finding:
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    text = f"{free / 1024**3:.1f} GiB free for {folder}"
+    if free < DISK_FREE_MIN:
+        return Finding("warn", "disk", f"{text}; the log refuses runs (507) when it is full")
+    return Finding("ok", "disk", text)
+
+
+def _gateway(url: str) -> list[Finding]:
+    try:
+        began = _now()
+        answer = httpx.get(f"{url}/readyz", timeout=5)
+        ended = _now()
+    except httpx.TransportError:
+        return [Finding("warn", "gateway", f"nobody answers at {url}; start it: clawdbot up")]
+    if not answer.is_success:
+        return [Finding("fail", "gateway", f"{url} is not ready: {answer.text[:200]}")]
+    findings = [Finding("ok", "gateway", f"ready at {url}")]
+    if "date" in answer.headers:
+        there = parsedate_to_datetime(answer.headers["date"]).timestamp()
+        skew = max(0.0, began - there - 1.0, there - ended)  # the header has whole seconds
+        level: Level = "warn" if skew > CLOCK_SKEW_MAX_S else "ok"
+        findings.append(Finding(level, "clock", f"{skew:.1f} s apart from the gateway's"))
+    try:
+        with Client(url) as client:
+            findings += [_weights(client)]
+    except ClawdbotError as error:
+        findings.append(Finding("fail", "models", error.message))
+    return findings
+
+
+def _now() -> float:
+    return datetime.now(UTC).timestamp()  # noqa: TID251 - it is the clock that is examined
+
+
+def _weights(client: Client) -> Finding:
+    models = client.models()
+    replaced = [
+        f"{model.name} ({', '.join(model.served_by) or 'nothing'} serves)"
+        for model in models
+        if model.name not in model.served_by
+    ]
+    if replaced:
+        return Finding(
+            "warn",
+            "weights",
+            f"missing for {', '.join(replaced)}; `clawdbot models --json` says how",
+        )
+    return Finding("ok", "weights", f"all {len(models)} models are here")
+
+
+def _serves(findings: list[Finding]) -> bool:
+    return any(finding.subject == "gateway" and finding.level == "ok" for finding in findings)
+
+
+def _port(port: int, variable: str, *, running: bool) -> Finding:
+    if running or not port:
+        return Finding(
+            "ok", "port", f"{port or 'any'}, in use by the gateway" if running else "any"
+        )
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            text = f"{port} is taken ({error.strerror}); set {variable} or clawdbot up --port"
+            return Finding("fail", "port", text)
+    return Finding("ok", "port", f"{port} is free")
+
+
+async def _bus(settings: FaceSettings) -> list[Finding]:
+    url = settings.nats_url or f"nats://127.0.0.1:{settings.nats_port}"
+    try:
+        nc = await nats.connect(
+            url, connect_timeout=NATS_TIMEOUT_S, allow_reconnect=False, error_cb=_quiet
+        )
+    except (NatsError, OSError, TimeoutError):
+        return [Finding("warn", "NATS", f"nobody answers at {url}; start it: clawdbot up")]
+    try:
+        info: dict[str, Any] = nc._server_info  # noqa: SLF001 - nats-py shows the version alone
+        findings = [_version(f"NATS at {url}", str(info.get("version", "")))]
+        findings.append(_sync_policy(settings))
+        findings += await _streams(nc)
+    except (NatsError, TimeoutError) as error:
+        findings = [Finding("fail", "JetStream", f"does not answer: {error}")]
+    finally:
+        await nc.close()
+    return findings
+
+
+def _sync_policy(settings: FaceSettings) -> Finding:
+    config = settings.data_dir / "nats" / "nats.conf"
+    if settings.nats_url or not config.exists():
+        text = "not ours to see; set `sync_interval: always` so that a power cut loses nothing"
+        return Finding("warn", "sync policy", text)
+    if "sync_interval: always" in config.read_text(encoding="utf-8"):
+        return Finding("ok", "sync policy", "every write is on disk before it is acknowledged")
+    return Finding("fail", "sync policy", f"{config} lacks `sync_interval: always`")
+
+
+async def _streams(nc: Nats) -> list[Finding]:
+    js = nc.jetstream(timeout=NATS_TIMEOUT_S)
+    findings = []
+    there = {info.config.name: info for info in await js.streams_info()}
+    for wanted in stream_configs(StreamLimits()):
+        info = there.get(wanted.name)
+        if info is None:
+            findings.append(
+                Finding("warn", f"stream {wanted.name}", "is missing; a service makes it")
+            )
+            continue
+        limit = info.config.max_bytes or -1
+        if limit < 0:
+            findings.append(Finding("warn", f"stream {wanted.name}", "has no size limit"))
+            continue
+        used = info.state.bytes / limit
+        level: Level = "warn" if used > FULL else "ok"
+        text = f"{used:.0%} of {limit / 1024**2:.0f} MiB used, {info.state.messages} messages"
+        findings.append(Finding(level, f"stream {wanted.name}", text))
+    return findings
+
+
+async def _quiet(_: Exception) -> None:
+    """Connection errors are findings, not log lines."""

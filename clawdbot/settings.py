@@ -1,0 +1,29 @@
+"""What the client and the command line read from the environment."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class FaceSettings(BaseSettings):
+    """Each variable is the field's name in capitals after `CLAWDBOT_`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CLAWDBOT_", frozen=True, extra="ignore", use_attribute_docstrings=True
+    )
+
+    url: str = "http://127.0.0.1:8080"
+    """Where the gateway listens."""
+    data_dir: Path = Path(".clawdbot")
+    """Where `clawdbot up` keeps everything that must survive a restart."""
+    nats_url: str = ""
+    """An existing server or cluster; `clawdbot up` starts one of its own when it is empty."""
+    http_host: str = "127.0.0.1"
+    """Address the gateway listens on."""
+    http_port: int = Field(default=8080, ge=0, le=65535)
+    """Port the gateway listens on; 0 takes a free one."""
+    nats_port: int = Field(default=4222, ge=0, le=65535)
+    """Port of the embedded server; 0 takes a free one."""
+    workers_max: int = Field(default=8, ge=1, le=256)
+    """Worker processes of one modality that `clawdbot up` starts at most."""

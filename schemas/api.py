@@ -1,0 +1,197 @@
+"""What the HTTP API takes and gives; times are seconds since the epoch."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from schemas.catalogue import Modality, ValueKind
+from schemas.message import Message, UserInput
+from schemas.messages import Fault, Timings
+from schemas.workflow import WorkflowDefinition
+
+
+NodeViewStatus = Literal["pending", "scheduled", "waiting", "completed", "failed"]
+RunViewStatus = Literal["accepted", "running", "completed", "failed", "rejected", "cancelled"]
+
+
+class ApiError(Message):
+    """What went wrong and how to mend it."""
+
+    code: str
+    """A canonical gRPC word."""
+    message: str
+    field: str | None = None
+    """The offending field as a path, if one is to blame."""
+    retryable: bool = False
+    request_id: str = ""
+    """Quote it when you ask for help; the log has the rest."""
+    run_id: str | None = None
+    """The run that goes on although the answer is an error."""
+
+
+class ErrorBody(Message):
+    """The one shape of every error."""
+
+    error: ApiError
+
+
+class RunRequest(UserInput):
+    """A submission as JSON."""
+
+    inputs: dict[str, Any] = Field(default_factory=dict)
+    """By name. Bytes are `{"$binary": {"media_type", "data": <base64>}}`, an uploaded blob is
+    `{"$blob": {"media_type", "size_bytes", "sha256"}}`."""
+
+
+class InputView(Message):
+    """An input of a workflow."""
+
+    name: str
+    kind: ValueKind | None
+    """None where a template takes anything."""
+    required: bool
+
+
+class WorkflowView(Message):
+    """One version of a workflow."""
+
+    name: str
+    version: int
+    digest: str
+    replicas: int
+    warnings: tuple[str, ...]
+    inputs: tuple[InputView, ...]
+    outputs: tuple[str, ...]
+    """The nodes whose outputs are the run's outputs."""
+    deployed_at: float
+    definition: WorkflowDefinition
+
+
+class WorkflowList(Message):
+    """Every workflow's newest version."""
+
+    workflows: tuple[WorkflowView, ...]
+
+
+class NodeView(Message):
+    """One node of a run."""
+
+    id: str
+    status: NodeViewStatus
+    attempt: int = 0
+    model: str
+    """The model that ran, or that is asked for."""
+    worker: str | None = None
+    scheduled_at: float | None = None
+    finished_at: float | None = None
+    timings: Timings | None = None
+    outputs: dict[str, Any] | None = None
+    error: Fault | None = None
+
+
+class RunView(Message):
+    """A run as its log has it."""
+
+    run_id: str
+    status: RunViewStatus
+    """`accepted`: stored and acknowledged, but not yet begun."""
+    workflow: str
+    version: int
+    inputs: dict[str, Any]
+    nodes: tuple[NodeView, ...] = ()
+    outputs: dict[str, Any] | None = None
+    error: Fault | None = None
+    correlation_id: str = ""
+    events: int = 0
+    """How many events the view was folded from."""
+    started_at: float
+    updated_at: float
+    duration_ms: float
+
+
+class RunSummary(Message):
+    """A run in a list."""
+
+    run_id: str
+    workflow: str
+    status: str
+    commits: int
+    started_at: float
+    updated_at: float
+    duration_ms: float
+
+
+class RunPage(Message):
+    """Runs, newest first."""
+
+    runs: tuple[RunSummary, ...]
+    next: str | None
+    """Pass it as `cursor` for the next page; None at the end."""
+
+
+class EventView(Message):
+    """One event of a run's log."""
+
+    id: int
+    """Ordinal within the run, from 1."""
+    sequence: int
+    """Of its commit, in the whole log."""
+    commit: int
+    """Number of its commit within the run, from 1."""
+    type: str
+    at: float
+    data: dict[str, Any]
+
+
+class EventPage(Message):
+    """A run's events, in order."""
+
+    events: tuple[EventView, ...]
+
+
+class BlobView(Message):
+    """A blob that is kept."""
+
+    media_type: str
+    size_bytes: int
+    sha256: str
+
+
+class ModelOffer(Message):
+    """What one worker says of a model."""
+
+    worker: str
+    served_by: str
+    available: bool
+    reason: str
+
+
+class ModelView(Message):
+    """One model of the catalogue."""
+
+    name: str
+    modality: Modality
+    version: str
+    description: str
+    inputs: tuple[dict[str, Any], ...]
+    outputs: tuple[dict[str, Any], ...]
+    fallback: str | None
+    get: str
+    """How to get the weights."""
+    available: bool
+    """Whether some worker can run it now, if only by its fallback."""
+    served_by: tuple[str, ...]
+    """What really runs when it is asked for."""
+    offers: tuple[ModelOffer, ...]
+
+
+class ModelList(Message):
+    """The catalogue and who serves it."""
+
+    models: tuple[ModelView, ...]
+
+
+class Health(Message):
+    """An answer to a probe."""
+
+    status: Literal["ok"] = "ok"

@@ -1,0 +1,61 @@
+"""The HTTP application and its OpenAPI document."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
+from pydantic.json_schema import models_json_schema
+
+from schemas.api import RunRequest
+from schemas.messages import Control
+from schemas.workflow import Deployment
+from services.gateway import errors
+from services.gateway.routes import Parts, blobs, health, runs, workflows
+from services.runtime import BUS_ERRORS
+
+
+VERSION = "1"
+DESCRIPTION = """
+Workflows of models, templates and conditions, run durably over NATS JetStream.
+
+Times are seconds since the epoch. Bytes in JSON are `{"$binary": {"media_type", "data"}}` with
+base64 data; an uploaded blob is `{"$blob": {"media_type", "size_bytes", "sha256"}}`. Every error is
+`{"error": {"code", "message", "field", "retryable", "request_id"}}`.
+"""
+_BODIES = (Deployment, RunRequest, Control)
+
+
+def build_api(parts: Parts | None = None) -> FastAPI:
+    """Return the application; without `parts` it can describe itself, but not serve."""
+    app = FastAPIOffline(title="clawdbot", version=VERSION, description=DESCRIPTION, redoc_url=None)
+    app.state.parts = parts
+    for module in (workflows, runs, blobs, health):
+        app.include_router(module.router)
+    errors.install(app, BUS_ERRORS)
+    app.openapi = lambda: openapi_document(app)  # type: ignore[method-assign]
+    return app
+
+
+def openapi_document(app: FastAPI | None = None) -> dict[str, Any]:
+    """Return the OpenAPI document, with the bodies that the routes read by themselves."""
+    app = app or build_api()
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+        )
+        _, bodies = models_json_schema(
+            [(kind, "validation") for kind in _BODIES],
+            ref_template="#/components/schemas/{model}",
+        )
+        document["components"]["schemas"] |= bodies["$defs"]
+        document["components"]["schemas"].pop("HTTPValidationError", None)
+        document["components"]["schemas"].pop("ValidationError", None)
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)  # ours are 400, and say so under 4XX
+        app.openapi_schema = document
+    return app.openapi_schema

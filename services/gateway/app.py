@@ -1,0 +1,194 @@
+"""The gateway's composition root."""
+
+import asyncio
+import socket
+from dataclasses import dataclass
+
+import nats.micro
+import uvicorn
+from nats.aio.msg import Msg
+from nats.micro.request import Request as MicroRequest
+
+from events.blobs import JetStreamBlobStore
+from events.definitions import DefinitionStore
+from events.index import RunIndex
+from events.jetstream import JetStreamEventStore, StoredCommit
+from events.keys import JetStreamKeyRing
+from events.models import ModelDirectory
+from events.subjects import every
+from schemas.errors import FailedPrecondition
+from services.gateway.api import build_api
+from services.gateway.calls import Calls
+from services.gateway.deployments import Deployments
+from services.gateway.middleware import Watch
+from services.gateway.routes import Parts
+from services.gateway.settings import GatewaySettings
+from services.gateway.submissions import Submissions
+from services.gateway.waiters import Waiters
+from services.runtime import Bus, SystemClock
+from services.telemetry import configure, get_logger, serve_metrics
+
+
+SERVICE = "gateway"
+SERVICE_VERSION = "0.1.0"
+WATCH_INTERVAL_S = 2.0
+log = get_logger()
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """The service, ready to run."""
+
+    settings: GatewaySettings
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        settings = self.settings
+        configure(SERVICE, settings.log_format)
+        serve_metrics(settings.metrics_port)
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        listener = _listen(settings.http_host, settings.http_port)
+        bus = await Bus.connect(settings.nats_url, SERVICE, settings.limits())
+        await bus.generation()
+        index = RunIndex(settings.data_dir / f"gateway-{settings.instance}.sqlite")
+        parts = self._parts(bus, index)
+        caught_up = asyncio.Event()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(index.follow(bus.nc, ready=caught_up))
+                group.create_task(_watch(bus, parts.waiters))
+                await _hear_commits(bus, parts.waiters)
+                await self._serve_calls(bus, parts, group)
+                await caught_up.wait()
+                server = _server(parts)
+                group.create_task(_serve_http(server, listener))
+                log.info("listening", host=settings.http_host, port=listener.getsockname()[1])
+                log.info("ready")
+        finally:
+            listener.close()
+            index.close()
+            await bus.close()
+
+    def _parts(self, bus: Bus, index: RunIndex) -> Parts:
+        settings, clock = self.settings, SystemClock()
+        js = bus.nc.jetstream()
+        keys = JetStreamKeyRing(js, settings.master_key_bytes())
+        store = JetStreamEventStore(bus.nc, keys)
+        blobs = JetStreamBlobStore(bus.nc, keys)
+        catalogue, definitions = settings.load_catalogue(), DefinitionStore(js)
+        directory = ModelDirectory(js)
+        waiters = Waiters(store, clock, waits_max=settings.waits_max, recheck_s=settings.recheck_s)
+        return Parts(
+            settings=settings,
+            bus=bus,
+            store=store,
+            blobs=blobs,
+            index=index,
+            directory=directory,
+            catalogue=catalogue,
+            deployments=Deployments(
+                definitions, directory, catalogue, clock, allow_fallback=settings.allow_fallback
+            ),
+            submissions=Submissions(
+                bus,
+                store,
+                definitions,
+                catalogue,
+                blobs,
+                waiters,
+                clock,
+                begin_s=settings.begin_s,
+                request_s=settings.request_s_max,
+            ),
+            waiters=waiters,
+            clock=clock,
+        )
+
+    async def _serve_calls(self, bus: Bus, parts: Parts, group: asyncio.TaskGroup) -> None:
+        calls = Calls(parts.submissions, self.settings.call_wait_s, self.settings.wait_s_max)
+        service = await nats.micro.add_service(
+            bus.nc,
+            name="clawdbot-gateway",
+            version=SERVICE_VERSION,
+            description="run a workflow and wait for its outputs",
+        )
+
+        async def answer(request: MicroRequest) -> None:
+            reply = await calls.answer(request.subject, request.headers or {}, request.data)
+            if reply.code:
+                await request.respond_error(
+                    reply.code, reply.description, reply.body, headers=reply.headers
+                )
+            else:
+                await request.respond(reply.body, headers=reply.headers)
+
+        async def on_request(request: MicroRequest) -> None:
+            group.create_task(answer(request))  # the endpoint itself takes one after the other
+
+        await service.add_endpoint(name="call", subject=every("call", "*"), handler=on_request)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port before anything else starts.
+
+    Raises:
+        FailedPrecondition: Somebody else has it.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise FailedPrecondition(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another port",
+            field="CLAWDBOT_HTTP_PORT",
+        ) from error
+    return listener
+
+
+def _server(parts: Parts) -> uvicorn.Server:
+    config = uvicorn.Config(
+        Watch(build_api(parts), parts.settings.body_bytes_max),
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=5,
+    )
+    return uvicorn.Server(config)
+
+
+async def _serve_http(server: uvicorn.Server, listener: socket.socket) -> None:
+    """Serve until cancelled; requests in work get a moment to finish."""
+    serving = asyncio.ensure_future(server._serve([listener]))  # noqa: SLF001 - no signal handlers
+    try:
+        await asyncio.shield(serving)
+    except asyncio.CancelledError:
+        server.should_exit = True
+        await serving
+        raise
+
+
+async def _hear_commits(bus: Bus, waiters: Waiters) -> None:
+    async def on_live(message: Msg) -> None:
+        waiters.on_commit(StoredCommit.of(message))
+
+    await bus.nc.subscribe(every("live", "*.*"), cb=on_live)
+
+
+async def _watch(bus: Bus, waiters: Waiters) -> None:
+    """Send the waiters to the log after every reconnect."""
+    while True:
+        if await bus.changed(WATCH_INTERVAL_S):
+            waiters.look_again()
+
+
+def build(settings: GatewaySettings) -> Gateway:
+    """Return the service; nothing is opened before `run`."""
+    return Gateway(settings)

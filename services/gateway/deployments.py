@@ -1,0 +1,153 @@
+"""Deploying workflows: compile, ask the workers who can serve, store."""
+
+from dataclasses import dataclass
+
+import orjson
+
+from events.definitions import DefinitionStore, DeployedWorkflow
+from events.models import ModelDirectory, Offer, WorkerCard
+from schemas.api import InputView, WorkflowView
+from schemas.catalogue import Catalogue, Port
+from schemas.errors import FailedPrecondition, InvalidArgument, NotFound
+from schemas.ids import DEFAULT_TENANT
+from schemas.plan import RUN_INPUT, TEMPLATE_ENGINE, Plan, PlanNode, compile_plan
+from schemas.workflow import Deployment, WorkflowDefinition
+from services.runtime import Clock
+
+
+PLAN_BYTES_MAX = 384 * 1024
+"""A run's first commit carries the plan and the inputs, and a commit has 512 KiB."""
+
+
+@dataclass(frozen=True)
+class Deployments:
+    """Deploys and shows workflows."""
+
+    definitions: DefinitionStore
+    directory: ModelDirectory
+    catalogue: Catalogue
+    clock: Clock
+    allow_fallback: bool
+
+    async def deploy(self, deployment: Deployment) -> tuple[WorkflowView, bool]:
+        """Store a workflow; return it, and whether that made a new version.
+
+        Raises:
+            InvalidArgument: The definition cannot work; names the node or edge.
+            FailedPrecondition: A model cannot run here; says how to get it.
+            StoreUnavailable: The definitions cannot be stored.
+        """
+        definition = deployment.definition
+        plan = self._compile(definition)
+        cards = await self.directory.cards(self.clock.now())
+        candidate = DeployedWorkflow(
+            name=deployment.name,
+            version=0,
+            digest=definition.digest(),
+            definition=definition,
+            plan=plan,
+            replicas=deployment.replicas,
+            warnings=tuple(self._warnings(definition, plan, cards)),
+            deployed_at=self.clock.now(),
+        )
+        stored = await self.definitions.deploy(DEFAULT_TENANT, candidate)
+        created = stored.deployed_at == candidate.deployed_at
+        fresh = stored.model_copy(update={"warnings": candidate.warnings})
+        return self.view(fresh), created
+
+    async def all(self) -> list[WorkflowView]:
+        """Return every workflow's newest version, by name."""
+        return [self.view(found) for found in await self.definitions.all_newest(DEFAULT_TENANT)]
+
+    async def get(self, name: str, version: int | None = None) -> WorkflowView:
+        """Return one version, the newest by default.
+
+        Raises:
+            NotFound: There is none.
+        """
+        if version is None:
+            return self.view(await self.definitions.newest(DEFAULT_TENANT, name))
+        return self.view(await self.definitions.version(DEFAULT_TENANT, name, version))
+
+    def view(self, deployed: DeployedWorkflow) -> WorkflowView:
+        """Return a workflow as the API shows it."""
+        ports = input_ports(deployed.plan, self.catalogue)
+        return WorkflowView(
+            name=deployed.name,
+            version=deployed.version,
+            digest=deployed.digest,
+            replicas=deployed.replicas,
+            warnings=deployed.warnings,
+            inputs=tuple(
+                InputView(name=name, required=required, kind=getattr(ports.get(name), "kind", None))
+                for name, required in deployed.plan.run_inputs().items()
+            ),
+            outputs=deployed.plan.outputs,
+            deployed_at=deployed.deployed_at,
+            definition=deployed.definition,
+        )
+
+    def _compile(self, definition: WorkflowDefinition) -> Plan:
+        try:
+            plan = compile_plan(definition, self.catalogue)
+        except NotFound as error:
+            raise InvalidArgument(error.message, field=_within(error.field)) from error
+        except InvalidArgument as error:
+            raise InvalidArgument(error.message, field=_within(error.field)) from error
+        size = len(orjson.dumps(plan.model_dump(mode="json")))
+        if size > PLAN_BYTES_MAX:
+            raise InvalidArgument(
+                f"the workflow compiles to {size} bytes; at most {PLAN_BYTES_MAX} fit, so shorten "
+                f"its templates or split it",
+                field="definition",
+            )
+        return plan
+
+    def _warnings(
+        self, definition: WorkflowDefinition, plan: Plan, cards: list[WorkerCard]
+    ) -> list[str]:
+        places = {node.id: index for index, node in enumerate(definition.nodes)}
+        found: list[str] = []
+        for node in plan.nodes:
+            where = f"definition.nodes[{places[node.id]}].params.model"
+            text = self._warning(node, cards, where)
+            if text and text not in found:
+                found.append(text)
+        return found
+
+    def _warning(self, node: PlanNode, cards: list[WorkerCard], where: str) -> str:
+        """Return what the user should know of a node's model; empty when all is well."""
+        name = node.model
+        offers = [offer for card in cards for offer in card.offers if offer.model == name]
+        if any(offer.available and offer.served_by == name for offer in offers):
+            return ""
+        if not offers:
+            return f"no {node.modality} worker is running; runs will wait for one"
+        stand_in = next((offer for offer in offers if offer.available), None)
+        if stand_in is not None and self.allow_fallback:
+            return f"'{stand_in.served_by}' serves for '{name}': {stand_in.reason}"
+        raise FailedPrecondition(self._how_to_get(name, offers), field=where)
+
+    def _how_to_get(self, name: str, offers: list[Offer]) -> str:
+        reason = offers[0].reason
+        get = self.catalogue.model(name).get
+        hint = f"; {get}" if get and get not in reason else ""
+        return f"model '{name}' cannot run here: {reason}{hint}"
+
+
+def input_ports(plan: Plan, catalogue: Catalogue) -> dict[str, Port]:
+    """Return the port that each run input feeds; inputs of templates have none."""
+    found: dict[str, Port] = {}
+    for node in plan.nodes:
+        spec = catalogue.models.get(node.model)
+        if spec is None or node.model == TEMPLATE_ENGINE:
+            continue
+        ports = {port.name: port for port in spec.inputs}
+        for name, binding in node.bindings.items():
+            if binding.node == RUN_INPUT and binding.output and name in ports:
+                found.setdefault(binding.output, ports[name])
+    return found
+
+
+def _within(field: str | None) -> str:
+    return f"definition.{field}" if field else "definition"

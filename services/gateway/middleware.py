@@ -1,0 +1,147 @@
+"""What surrounds every request: ids, a body limit, one log line, one metric."""
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import Counter, Histogram
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from schemas.errors import ClawdbotError
+from schemas.ids import new_id
+from services.gateway.errors import BodyTooLarge, error_response, unexpected
+from services.telemetry import get_logger
+
+
+REQUESTS = Counter("clawdbot_http_requests_total", "Requests answered.", ["method", "status"])
+SECONDS = Histogram(
+    "clawdbot_http_seconds",
+    "Time from the head of a request to the end of its answer.",
+    ["method"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+_PROBES = {"/livez", "/readyz", "/metrics"}
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+log = get_logger()
+
+
+@dataclass
+class Watch:
+    """The outermost layer of the API.
+
+    Args:
+        app: What answers.
+        body_bytes_max: Largest request body.
+    """
+
+    app: ASGIApp
+    body_bytes_max: int
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, receive, send, self.body_bytes_max)
+        try:
+            await exchange.check_length()
+            await self.app(scope, exchange.receive, exchange.send)
+        except ClawdbotError as error:
+            await exchange.refuse(error)
+        except Exception:
+            log.exception("request_crashed", request_id=exchange.request_id)
+            if not exchange.status:
+                await unexpected(exchange.request_id)(scope, receive, exchange.send)
+        finally:
+            exchange.close()
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, body_max: int) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._body_max = body_max
+        self._begun = time.perf_counter()
+        self._received = self._sent = 0
+        headers = Request(scope).headers
+        self.request_id = _sane(headers.get("x-request-id")) or new_id()
+        self.status = 0
+        self._length = headers.get("content-length", "")
+        self.facts: dict[str, Any] = {}
+        correlation_id = _sane(headers.get("ce-correlationid")) or self.request_id
+        self._correlation_id = correlation_id
+        state = scope.setdefault("state", {})
+        state.update(request_id=self.request_id, correlation_id=correlation_id, facts=self.facts)
+
+    async def check_length(self) -> None:
+        """Refuse a body that says beforehand that it is too large.
+
+        Raises:
+            BodyTooLarge: It is.
+        """
+        if self._length.isdecimal() and int(self._length) > self._body_max:
+            raise self._too_large()
+
+    async def receive(self) -> Message:
+        """Pass on a piece of the body.
+
+        Raises:
+            BodyTooLarge: The body does not end in time.
+        """
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        if self._received > self._body_max:
+            raise self._too_large()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass on a piece of the answer, with its id."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [
+                *message.get("headers", ()),
+                (b"x-request-id", self.request_id.encode()),
+            ]
+        self._sent += len(message.get("body", b""))
+        await self._send(message)
+
+    async def refuse(self, error: ClawdbotError) -> None:
+        """Answer with an error, unless an answer has begun."""
+        self.facts["error"] = error.message
+        if not self.status:
+            response = error_response(error, self.request_id)
+            await response(self._scope, self._receive, self.send)
+
+    def close(self) -> None:
+        """Write the log line and count."""
+        seconds = time.perf_counter() - self._begun
+        method = self._scope["method"] if self._scope["method"] in _METHODS else "other"
+        REQUESTS.labels(method, str(self.status)).inc()
+        SECONDS.labels(method).observe(seconds)
+        if self._scope["path"] in _PROBES and self.status < 400:  # noqa: PLR2004
+            return
+        log.info(
+            "request_handled",
+            method=method,
+            path=self._scope["path"][:256],
+            status=self.status,
+            request_id=self.request_id,
+            correlation_id=self._correlation_id,
+            handle_ms=round(seconds * 1000, 3),
+            in_bytes=self._received,
+            out_bytes=self._sent,
+            **self.facts,
+        )
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"a body holds at most {self._body_max} bytes", field="body")
+
+
+def _sane(text: str | None) -> str:
+    return text if text and _REQUEST_ID.fullmatch(text) else ""

@@ -1,0 +1,56 @@
+"""The HTTP API, one module for each kind of thing."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Request, Response
+
+from events.blobs import BlobStore
+from events.index import RunIndex
+from events.jetstream import JetStreamEventStore
+from events.models import ModelDirectory
+from schemas.api import ErrorBody
+from schemas.catalogue import Catalogue
+from schemas.message import Message
+from services.gateway.deployments import Deployments
+from services.gateway.settings import GatewaySettings
+from services.gateway.submissions import Submissions
+from services.gateway.waiters import Waiters
+from services.runtime import Bus, Clock
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the routes stand on."""
+
+    settings: GatewaySettings
+    bus: Bus
+    store: JetStreamEventStore
+    blobs: BlobStore
+    index: RunIndex
+    directory: ModelDirectory
+    catalogue: Catalogue
+    deployments: Deployments
+    submissions: Submissions
+    waiters: Waiters
+    clock: Clock
+
+
+async def _parts(request: Request) -> Parts:  # a sync dependency would run in a thread
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+Wanted = Annotated[Parts, Depends(_parts)]
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The request cannot work; says why"},
+    "503": {"model": ErrorBody, "description": "The bus is away; try again after Retry-After"},
+}
+
+
+def answer(view: Message, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return a model as JSON."""
+    return Response(
+        view.model_dump_json().encode(), status, headers=headers, media_type="application/json"
+    )

@@ -1,0 +1,30 @@
+"""Probes and metrics."""
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from schemas.api import Health
+from services.gateway.routes import ERRORS, Wanted, answer
+
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/livez", response_model=Health)
+async def livez() -> Response:
+    """Tell that the process runs."""
+    return answer(Health())
+
+
+@router.get("/readyz", response_model=Health, responses={503: ERRORS["503"]})
+async def readyz(parts: Wanted) -> Response:
+    """Tell that the bus answers."""
+    async with parts.bus.prompt(parts.settings.request_s_max):
+        await parts.bus.ping()
+    return answer(Health())
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics() -> Response:
+    """Return Prometheus metrics."""
+    return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,0 +1,268 @@
+"""Runs: submit them, look at them, follow them, replay them, call them off."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Header, Query, Request, Response
+from starlette.responses import StreamingResponse
+
+from events.subjects import RunKey, control
+from schemas.api import EventPage, RunPage, RunSummary, RunView
+from schemas.errors import ClawdbotError, InvalidArgument, NotFound
+from schemas.ids import DEFAULT_TENANT, valid_token
+from schemas.messages import Control
+from services.gateway.inputs import read_body, read_inputs
+from services.gateway.routes import ERRORS, Parts, Wanted, answer
+from services.gateway.submissions import Ask
+from services.gateway.views import Recorded, Tape, event_view, run_view
+from services.runtime import Outgoing
+from services.telemetry import get_logger
+
+
+log = get_logger()
+router = APIRouter(prefix="/v1", tags=["runs"], responses=ERRORS)
+
+CONTROL_BYTES_MAX = 16 * 1024
+PAGE_MAX = 500
+KEY_CHARS_MAX = 255
+SEQUENCE_MAX = 2**53
+_EVENT_STREAM = "text/event-stream"
+_RUN_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": False,
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/RunRequest"}},
+            "multipart/form-data": {
+                "schema": {"type": "object", "description": "One part for each input, by name"}
+            },
+            "audio/wav": {"schema": {"type": "string", "format": "binary"}},
+            "image/png": {"schema": {"type": "string", "format": "binary"}},
+            "text/plain": {"schema": {"type": "string"}},
+        },
+    }
+}
+_CONTROL_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Control"}}},
+    }
+}
+Status = Literal["running", "completed", "failed", "rejected", "cancelled"]
+
+
+@router.post(
+    "/workflows/{name}/runs",
+    response_model=RunView,
+    status_code=202,
+    responses={200: {"model": RunView, "description": "Over within `wait` seconds"}},
+    openapi_extra=_RUN_BODY,
+)
+async def submit(
+    request: Request,
+    parts: Wanted,
+    name: str,
+    wait: Annotated[float, Query(ge=0, description="Wait for the end, seconds")] = 0.0,
+    idempotency_key: Annotated[str | None, Header(max_length=KEY_CHARS_MAX)] = None,
+    clawdbot_run_id: Annotated[str | None, Header(description="An id of your own")] = None,
+) -> Response:
+    """Start a run; it is stored before the answer.
+
+    The answer is 200 with the finished run when it ends within `wait` seconds, else 202 with the
+    run so far. The same `Idempotency-Key`, or the same `Clawdbot-Run-Id`, with the same inputs is
+    the same run, for ever.
+    """
+    valid_token(name, field="name")
+    if wait > parts.settings.wait_s_max:
+        raise InvalidArgument(f"wait at most {parts.settings.wait_s_max:g} seconds", field="wait")
+    if idempotency_key is not None and not idempotency_key.strip():
+        raise InvalidArgument("send a key that is not empty", field="Idempotency-Key")
+    if clawdbot_run_id is not None:
+        valid_token(clawdbot_run_id, field="Clawdbot-Run-Id")
+    ask = Ask(
+        workflow=name,
+        run_id=clawdbot_run_id or "",
+        idempotency_key=idempotency_key or "",
+        correlation_id=request.state.correlation_id,
+        traceparent=request.headers.get("traceparent", ""),
+        wait_s=wait,
+    )
+    view = await parts.submissions.run(ask, lambda plan, ports: read_inputs(request, plan, ports))
+    request.state.facts["run_id"] = view.run_id
+    over = view.status not in {"accepted", "running"}
+    return answer(view, 200 if over and wait else 202, {"Location": f"/v1/runs/{view.run_id}"})
+
+
+@router.get("/runs", response_model=RunPage)
+async def runs(
+    parts: Wanted,
+    limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 50,
+    cursor: Annotated[int | None, Query(ge=1, le=SEQUENCE_MAX)] = None,
+    workflow: str | None = None,
+    status: Status | None = None,
+) -> Response:
+    """List runs, newest first."""
+    if workflow is not None:
+        valid_token(workflow, field="workflow")
+    rows = parts.index.runs(
+        DEFAULT_TENANT,
+        workflow=workflow,
+        status=status,
+        limit=limit + 1,
+        before=None if cursor is None else str(cursor),
+    )
+    page = rows[:limit]
+    summaries = tuple(
+        RunSummary(
+            run_id=row.run_id,
+            workflow=row.workflow,
+            status=row.status,
+            commits=row.commits,
+            started_at=row.started_at,
+            updated_at=row.updated_at,
+            duration_ms=round((row.updated_at - row.started_at) * 1000, 3),
+        )
+        for row in page
+    )
+    return answer(RunPage(runs=summaries, next=page[-1].cursor if len(rows) > limit else None))
+
+
+@router.get("/runs/{run_id}", response_model=RunView)
+async def run(parts: Wanted, run_id: str) -> Response:
+    """Show a run as its log has it now."""
+    key = _key(run_id)
+    tape = await _tape(parts, key)
+    if not tape.records:
+        recent = parts.submissions.recent(key)
+        if recent is not None:
+            return answer(recent)
+    return answer(run_view(key, tape.records))
+
+
+@router.get("/runs/{run_id}/replay", response_model=RunView)
+async def replay(
+    parts: Wanted,
+    run_id: str,
+    until: Annotated[
+        int | None, Query(ge=1, le=SEQUENCE_MAX, description="Fold up to this event")
+    ] = None,
+) -> Response:
+    """Fold the log anew, up to an event if one is named; no model is called."""
+    key = _key(run_id)
+    records = (await _tape(parts, key)).records
+    if until is not None and records and until > len(records):
+        raise InvalidArgument(f"the run has {len(records)} events", field="until")
+    return answer(run_view(key, records[:until]))
+
+
+@router.post("/runs/{run_id}/control", status_code=202, openapi_extra=_CONTROL_BODY)
+async def control_run(request: Request, parts: Wanted, run_id: str) -> Response:
+    """Ask for something to be done to a run that is under way: `{"action": "cancel"}`."""
+    key = _key(run_id)
+    command = await read_body(request, CONTROL_BYTES_MAX, Control)
+    if not (await _tape(parts, key)).records:
+        raise NotFound(f"no run {run_id}", field="run_id")
+    body = orjson.dumps(command.model_dump())
+    headers = {"content-type": "application/json"}
+    async with parts.bus.prompt(parts.settings.request_s_max):
+        await parts.bus.submit(Outgoing(control(key), body, headers))
+    return Response(status_code=202, headers={"Location": f"/v1/runs/{run_id}"})
+
+
+@router.get(
+    "/runs/{run_id}/events",
+    response_model=EventPage,
+    responses={
+        200: {"content": {_EVENT_STREAM: {"schema": {"type": "string"}}}, "description": "Events"}
+    },
+)
+async def events(
+    request: Request,
+    parts: Wanted,
+    run_id: str,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Response:
+    """List a run's events; with `Accept: text/event-stream`, follow them as they happen.
+
+    A stream ends with the run. `Last-Event-ID` resumes it after that event, at any gateway.
+    """
+    key = _key(run_id)
+    tape = await _tape(parts, key)
+    if not tape.records and parts.submissions.recent(key) is None:
+        raise NotFound(f"no run {run_id}", field="run_id")
+    if _EVENT_STREAM not in request.headers.get("accept", ""):
+        return answer(EventPage(events=tuple(event_view(record) for record in tape.records)))
+    after = last_event_id or "0"
+    if not after.isdecimal() or len(after) > 15:  # noqa: PLR2004 - far beyond any log
+        raise InvalidArgument("send the id of the last event you saw", field="Last-Event-ID")
+    return StreamingResponse(
+        _stream(parts, key, int(after)),
+        media_type=_EVENT_STREAM,
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+async def _stream(parts: Parts, key: RunKey, after: int) -> AsyncGenerator[bytes, None]:
+    """Yield a run's events as server-sent events, and a comment when nothing happens.
+
+    Source: HTML Standard, section 9.2.
+    """
+    with parts.waiters.feed(key) as feed:
+        tape = Tape()
+        async with aclosing(parts.waiters.follow(feed)) as landed:
+            batches = _with_silence(landed, parts.settings.heartbeat_s)
+            async with aclosing(batches):
+                yield b"retry: 1000\n\n"
+                try:
+                    async for commit in batches:
+                        if commit is None:
+                            yield b": keep-alive\n\n"
+                            continue
+                        fresh = [record for record in tape.add(commit) if record.ordinal > after]
+                        yield b"".join(_event_bytes(record) for record in fresh)
+                        if tape.terminal:
+                            return
+                except ClawdbotError as error:
+                    log.warning("stream_broken", run_id=key.run_id, error=error.message)
+
+
+async def _with_silence(source: AsyncIterator[Any], patience_s: float) -> AsyncGenerator[Any, None]:
+    """Yield what an iterator yields, and None whenever it is silent for too long."""
+    pending: asyncio.Task[Any] | None = None
+    try:
+        while True:
+            pending = pending or asyncio.ensure_future(anext(source))
+            done, _ = await asyncio.wait([pending], timeout=patience_s)
+            if not done:
+                yield None
+                continue
+            task, pending = pending, None
+            try:
+                item = task.result()
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        if pending is not None:
+            pending.cancel()
+            await asyncio.wait([pending])
+
+
+def _event_bytes(record: Recorded) -> bytes:
+    view = event_view(record)
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (
+        record.ordinal,
+        record.type.encode(),
+        view.model_dump_json().encode(),
+    )
+
+
+async def _tape(parts: Parts, key: RunKey) -> Tape:
+    async with parts.bus.prompt(parts.settings.request_s_max):
+        return Tape.of(await parts.store.load(key))
+
+
+def _key(run_id: str) -> RunKey:
+    return RunKey(DEFAULT_TENANT, valid_token(run_id, field="run_id"))

@@ -1,0 +1,33 @@
+"""What the gateway reads from the environment besides the shared settings."""
+
+from pydantic import Field
+
+from events.blobs import BLOB_BYTES_MAX
+from services.settings import Settings
+
+
+class GatewaySettings(Settings):
+    """Settings of the gateway."""
+
+    http_host: str = "127.0.0.1"
+    """Address to listen on."""
+    http_port: int = Field(default=8080, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one and says so in the log line `listening`."""
+    body_bytes_max: int = Field(default=BLOB_BYTES_MAX, ge=1024, le=BLOB_BYTES_MAX)
+    """Largest request body; more is answered 413."""
+    wait_s_max: float = Field(default=300.0, gt=0, le=3600)
+    """Longest `?wait=` and `Clawdbot-Timeout-S`."""
+    call_wait_s: float = Field(default=30.0, gt=0, le=3600)
+    """How long `call` waits when the caller does not say."""
+    waits_max: int = Field(default=10_000, ge=1)
+    """Runs that are waited for or streamed at the same time; more are answered 429."""
+    begin_s: float = Field(default=1.0, gt=0, le=10)
+    """How long an answer waits for the run to begin when the client waits for nothing."""
+    heartbeat_s: float = Field(default=15.0, gt=0, le=60)
+    """Silence after which an event stream says that it is alive."""
+    recheck_s: float = Field(default=3.0, gt=0, le=60)
+    """Silence after which a waiter reads the log itself."""
+    request_s_max: float = Field(default=2.0, gt=0, le=30)
+    """How long the bus may take for one request before the answer is 503."""
+    blob_s_max: float = Field(default=30.0, gt=0, le=600)
+    """How long the bus may take for a blob."""

@@ -1,0 +1,208 @@
+"""Submitting runs and waiting for them: the one path under HTTP and `call`."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from events.blobs import BlobStore
+from events.catalog import Event, RunStarted
+from events.definitions import DefinitionStore, DeployedWorkflow
+from events.spill import spill
+from events.store import EventStore
+from events.subjects import RunKey, submit
+from schemas.api import RunView
+from schemas.catalogue import Catalogue, Port
+from schemas.errors import AlreadyExists, NotFound
+from schemas.ids import DEFAULT_TENANT, new_id
+from schemas.messages import Header
+from schemas.plan import Plan
+from schemas.submission import MSGPACK, inputs_digest, pack_inputs
+from schemas.values import Wire
+from services.gateway.deployments import input_ports
+from services.gateway.views import Tape, accepted_view, run_view
+from services.gateway.waiters import Feed, Waiters
+from services.runtime import Bus, Clock, Outgoing
+from services.telemetry import child_traceparent
+
+
+NEWEST_S = 1.0
+"""How long the newest version of a workflow is remembered; deploys elsewhere show by then."""
+RECENT_MAX = 10_000
+
+Reader = Callable[[Plan, Mapping[str, Port]], Awaitable[Wire]]
+"""Reads the inputs that a request brings for a plan."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a client wants: a run of a workflow, and how long it will wait for it."""
+
+    workflow: str
+    run_id: str = ""
+    idempotency_key: str = ""
+    correlation_id: str = ""
+    traceparent: str = ""
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A run that is about to be stored."""
+
+    key: RunKey
+    deployed: DeployedWorkflow
+    inputs: Wire
+    digest: str
+    at: float
+
+    def view(self) -> RunView:
+        """Return the run as it is before anybody took it up."""
+        deployed = self.deployed
+        return accepted_view(self.key, deployed.name, deployed.version, self.inputs, self.at)
+
+
+@dataclass(frozen=True)
+class Submissions:
+    """Submits runs."""
+
+    bus: Bus
+    store: EventStore
+    definitions: DefinitionStore
+    catalogue: Catalogue
+    blobs: BlobStore
+    waiters: Waiters
+    clock: Clock
+    begin_s: float
+    """How long to wait for the first commit of a run nobody waits for."""
+    request_s: float
+    """How long the bus may take to store a submission."""
+    _newest: dict[str, tuple[float, DeployedWorkflow, Mapping[str, Port]]] = field(
+        default_factory=dict
+    )
+    _recent: OrderedDict[RunKey, RunView] = field(default_factory=OrderedDict)
+
+    def forget(self, workflow: str) -> None:
+        """Ask for the newest version of a workflow again, as after a deploy."""
+        self._newest.pop(workflow, None)
+
+    def recent(self, key: RunKey) -> RunView | None:
+        """Return a run submitted here lately that had not begun when it was answered."""
+        return self._recent.get(key)
+
+    async def run(self, ask: Ask, read: Reader) -> RunView:
+        """Submit a run, and wait for its end or for `wait_s` seconds.
+
+        Returns:
+            The run as far as it is known: finished, running, or merely accepted.
+
+        Raises:
+            InvalidArgument: An input does not fit; nothing was stored.
+            NotFound: No such workflow.
+            AlreadyExists: The idempotency key or run id belongs to other inputs.
+            BusUnavailable: Nothing is known about the submission; the same key may be sent again.
+        """
+        submission = await self._prepare(ask, read)
+        with self.waiters.feed(submission.key) as feed:
+            async with self.bus.prompt(self.request_s):
+                if not await self._exists(submission, ask):
+                    await self.bus.submit(_message(submission, ask))
+            return await self._outcome(submission, ask, feed)
+
+    async def _prepare(self, ask: Ask, read: Reader) -> Submission:
+        async with self.bus.prompt(self.request_s):
+            deployed, ports = await self._deployed(ask.workflow)
+        inputs = await read(deployed.plan, ports)
+        inputs = await spill(inputs, DEFAULT_TENANT, self.blobs)
+        run_id = ask.run_id or _run_id(ask)
+        return Submission(
+            key=RunKey(DEFAULT_TENANT, run_id),
+            deployed=deployed,
+            inputs=inputs,
+            digest=inputs_digest(deployed.name, inputs),
+            at=self.clock.now(),
+        )
+
+    async def _deployed(self, name: str) -> tuple[DeployedWorkflow, Mapping[str, Port]]:
+        now = self.clock.now()
+        known = self._newest.get(name)
+        if known is not None and 0 <= now - known[0] < NEWEST_S:
+            return known[1], known[2]
+        deployed = await self.definitions.newest(DEFAULT_TENANT, name)
+        ports = input_ports(deployed.plan, self.catalogue)
+        self._newest[name] = (now, deployed, ports)
+        return deployed, ports
+
+    async def _exists(self, submission: Submission, ask: Ask) -> bool:
+        """Tell whether the run is there already; only one with a name of its own may be."""
+        if not _named(ask):
+            return False
+        try:
+            history = await self.store.load(submission.key)
+        except NotFound as error:
+            raise AlreadyExists(error.message, field=_name_field(ask)) from error
+        for event in history.events()[:1]:
+            _check_same(event, submission, ask)
+        return bool(history.commits)
+
+    async def _outcome(self, submission: Submission, ask: Ask, feed: Feed) -> RunView:
+        """Return the run at its end, or as it is when the time is over."""
+        tape = await self._watch(submission, ask, feed)
+        if not tape.records:
+            view = submission.view()
+            self._recent[submission.key] = view
+            if len(self._recent) > RECENT_MAX:
+                self._recent.popitem(last=False)
+            return view
+        self._recent.pop(submission.key, None)
+        return run_view(submission.key, tape.records)
+
+    async def _watch(self, submission: Submission, ask: Ask, feed: Feed) -> Tape:
+        """Follow a run to its end, or to its first commit when nobody waits for more."""
+        tape = Tape()
+        until = self.clock.now() + (ask.wait_s or self.begin_s)
+        follow = self.waiters.follow(feed, read_first=_named(ask), until=until)
+        async with aclosing(follow) as landed:
+            async for commit in landed:
+                tape.add(commit)
+                _check_same(tape.records[0].event, submission, ask)
+                if tape.terminal or not ask.wait_s:
+                    break
+        return tape
+
+
+def _named(ask: Ask) -> bool:
+    return bool(ask.run_id or ask.idempotency_key)
+
+
+def _name_field(ask: Ask) -> str:
+    return "Idempotency-Key" if ask.idempotency_key else Header.RUN_ID
+
+
+def _check_same(first: Event, submission: Submission, ask: Ask) -> None:
+    if isinstance(first, RunStarted) and first.inputs_digest != submission.digest:
+        raise AlreadyExists(
+            "a run of this name exists with other inputs; choose another", field=_name_field(ask)
+        )
+
+
+def _message(submission: Submission, ask: Ask) -> Outgoing:
+    deployed = submission.deployed
+    headers = {
+        Header.RUN_ID: submission.key.run_id,
+        Header.CONTENT_TYPE: MSGPACK,
+        Header.VERSION: str(deployed.version),
+        Header.CORRELATION_ID: ask.correlation_id or submission.key.run_id,
+        Header.TRACEPARENT: child_traceparent(ask.traceparent),
+    }
+    subject = submit(submission.key.tenant, deployed.name)
+    return Outgoing(subject, pack_inputs(submission.inputs), headers)
+
+
+def _run_id(ask: Ask) -> str:
+    """Return a new id, or the one that an idempotency key always leads to."""
+    if not ask.idempotency_key:
+        return new_id()
+    name = f"{DEFAULT_TENANT}\0{ask.workflow}\0{ask.idempotency_key}".encode()
+    return "idem-" + hashlib.sha256(name).hexdigest()[:40]
