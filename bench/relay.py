@@ -28,17 +28,19 @@ EXPIRES_S = 30
 async def make_streams(nc: Nats) -> None:
     """Make the four streams and their consumers."""
     js = nc.jetstream()
-    queue = {"retention": Retention.WORK_QUEUE}
+    queue, memory = Retention.WORK_QUEUE, Storage.MEMORY
     for config in (
-        StreamConfig(COMMANDS, subjects=["floor.submit.*"], storage=Storage.FILE, **queue),
+        StreamConfig(COMMANDS, subjects=["floor.submit.*"], storage=Storage.FILE, retention=queue),
         StreamConfig(
             EVENTS,
             subjects=["floor.event.*"],
             storage=Storage.FILE,
             republish=RePublish(src="floor.event.*", dest="floor.live.{{wildcard(1)}}"),
         ),
-        StreamConfig(TASKS, subjects=["floor.task.*.*"], storage=Storage.MEMORY, **queue),
-        StreamConfig(RESULTS, subjects=["floor.result.*.*"], storage=Storage.MEMORY, **queue),
+        StreamConfig(TASKS, subjects=["floor.task.*.*"], storage=memory, retention=queue),
+        StreamConfig(
+            RESULTS, subjects=["floor.result.*.*"], storage=memory, retention=queue
+        ),
     ):
         await js.add_stream(config)
     for stream in (COMMANDS, TASKS, RESULTS):

@@ -128,7 +128,7 @@ class DefinitionStore:
                 if entry is None:  # the end of what is there now
                     break
                 found.append(_read(entry.value))
-            await watcher.stop()
+            await watcher.stop()  # type: ignore[no-untyped-call]
         except (APIError, *BUS_ERRORS) as error:
             raise StoreUnavailable("the definitions bucket does not answer") from error
         return sorted(found, key=lambda workflow: workflow.name)

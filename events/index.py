@@ -146,14 +146,14 @@ class RunIndex:
     ) -> list[RunRow]:
         """Return a tenant's runs, newest first; `before` is the cursor of the last row seen."""
         query = (
-            "SELECT tenant, run_id, workflow, status, commits, started_at, updated_at, first "
-            "FROM runs WHERE tenant=?1 AND (?2 IS NULL OR workflow=?2) "
+            "SELECT tenant, run_id, workflow, status, commits, started_at, updated_at, "
+            "CAST(first AS TEXT) FROM runs WHERE tenant=?1 AND (?2 IS NULL OR workflow=?2) "
             "AND (?3 IS NULL OR status=?3) AND (?4 IS NULL OR first<?4) "
             "ORDER BY first DESC LIMIT ?5"
         )
         start = int(before) if before else None
         rows = self._db.execute(query, (tenant, workflow, status, start, limit))
-        return [RunRow(*row[:7], cursor=str(row[7])) for row in rows]
+        return [RunRow(*row) for row in rows]
 
     def _resume(self, created: str, last: int) -> int:
         """Return where to read on; starts over when the stream is another one."""

@@ -144,7 +144,10 @@ def from_json(document: Mapping[str, Any], *, field: str = "inputs") -> Wire:
                 raise InvalidArgument("not base64", field=f"{where}.{key}.data") from error
         parsed = from_wire({key: body}, field=where)
         if isinstance(parsed, Tensor):
-            parsed.check()
+            try:
+                parsed.check()
+            except InvalidArgument as error:
+                raise InvalidArgument(error.message, field=f"{where}.{key}.{error.field}") from error
         wire[name] = to_wire(parsed)
     return wire
 

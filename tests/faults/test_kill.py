@@ -19,6 +19,7 @@ from events.index import RunIndex
 from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
 from events.snapshots import MemorySnapshotStore
+from events.store import Append
 from events.streams import StreamLimits, ensure
 from events.subjects import RunKey, submit
 from schemas.catalogue import load
@@ -150,7 +151,7 @@ async def test_the_checker_sees_what_optimistic_concurrency_prevents(
     await ensure(nc, StreamLimits(events_bytes_max=2**28, blobs_bytes_max=2**28))
     real = jetstream.commit_headers
 
-    def unguarded(append: jetstream.Append, version: int) -> dict[str, str]:
+    def unguarded(append: Append, version: int) -> dict[str, str]:
         headers = real(append, version)
         del headers[Header.EXPECTED]
         return headers

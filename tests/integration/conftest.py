@@ -1,0 +1,52 @@
+"""One whole mesh for all tests that only talk to it: two gateways, an orchestrator, workers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+from tests.support.mesh import Mesh
+from tests.support.nats import NatsServer, server_binary
+
+
+MASTER_TEXT = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+GATEWAYS = ("gateway-0", "gateway-1")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A mesh that is up."""
+
+    mesh: Mesh
+    server: NatsServer
+
+    def url(self, gateway: str = "gateway-0") -> str:
+        """Return the address of a gateway."""
+        port = self.mesh.services[gateway].fact("listening", "port")
+        return f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Start the mesh once."""
+    if server_binary() is None:
+        pytest.skip("there is no nats-server here")
+    folder = tmp_path_factory.mktemp("mesh")
+    with NatsServer(folder) as server:
+        mesh = Mesh(folder / "services", server.url, {"master_key": MASTER_TEXT})
+        mesh.add_core(modalities=("text", "audio", "vision"))
+        for name in GATEWAYS:
+            mesh.add(name, "services.gateway", http_port="0", heartbeat_s="0.2")
+        try:
+            mesh.start()
+            yield Running(mesh, server)
+        finally:
+            mesh.stop()
+
+
+@pytest.fixture
+def http(running: Running) -> Iterator[httpx.Client]:
+    """Return a client of the first gateway."""
+    with httpx.Client(base_url=running.url(), timeout=30) as client:
+        yield client
