@@ -38,9 +38,7 @@ async def make_streams(nc: Nats) -> None:
             republish=RePublish(src="floor.event.*", dest="floor.live.{{wildcard(1)}}"),
         ),
         StreamConfig(TASKS, subjects=["floor.task.*.*"], storage=memory, retention=queue),
-        StreamConfig(
-            RESULTS, subjects=["floor.result.*.*"], storage=memory, retention=queue
-        ),
+        StreamConfig(RESULTS, subjects=["floor.result.*.*"], storage=memory, retention=queue),
     ):
         await js.add_stream(config)
     for stream in (COMMANDS, TASKS, RESULTS):

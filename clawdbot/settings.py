@@ -10,7 +10,11 @@ class FaceSettings(BaseSettings):
     """Each variable is the field's name in capitals after `CLAWDBOT_`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="CLAWDBOT_", frozen=True, extra="ignore", use_attribute_docstrings=True
+        env_prefix="CLAWDBOT_",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        use_attribute_docstrings=True,
     )
 
     url: str = "http://127.0.0.1:8080"

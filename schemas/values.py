@@ -147,7 +147,9 @@ def from_json(document: Mapping[str, Any], *, field: str = "inputs") -> Wire:
             try:
                 parsed.check()
             except InvalidArgument as error:
-                raise InvalidArgument(error.message, field=f"{where}.{key}.{error.field}") from error
+                raise InvalidArgument(
+                    error.message, field=f"{where}.{key}.{error.field}"
+                ) from error
         wire[name] = to_wire(parsed)
     return wire
 

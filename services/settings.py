@@ -19,7 +19,11 @@ class Settings(BaseSettings):
     """Shared settings; each variable is the field's name in capitals after `CLAWDBOT_`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="CLAWDBOT_", frozen=True, extra="ignore", use_attribute_docstrings=True
+        env_prefix="CLAWDBOT_",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        use_attribute_docstrings=True,
     )
 
     nats_url: str = "nats://127.0.0.1:4222"

@@ -1,0 +1,17 @@
+"""Print what clawdbot depends on, one requirement a line: `requirements.py models`."""
+
+import sys
+import tomllib
+from pathlib import Path
+
+
+project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+extras = project["optional-dependencies"]
+pending, found = [*project["dependencies"], f"clawdbot[{sys.argv[1]}]"], []
+while pending:
+    requirement = pending.pop()
+    if requirement.startswith("clawdbot["):
+        pending += extras[requirement.removeprefix("clawdbot[").rstrip("]")]
+    else:
+        found.append(requirement)
+sys.stdout.write("\n".join(sorted(found)) + "\n")
