@@ -155,9 +155,8 @@ def _port(port: int, variable: str, *, running: bool) -> Finding:
 async def _bus(settings: FaceSettings) -> list[Finding]:
     url = settings.nats_url or f"nats://127.0.0.1:{settings.nats_port}"
     try:
-        nc = await nats.connect(
-            url, connect_timeout=NATS_TIMEOUT_S, allow_reconnect=False, error_cb=_quiet
-        )
+        async with asyncio.timeout(NATS_TIMEOUT_S):
+            nc = await nats.connect(url, allow_reconnect=False, error_cb=_quiet)
     except (NatsError, OSError, TimeoutError):
         return [Finding("warn", "NATS", f"nobody answers at {url}; start it: clawdbot up")]
     try:

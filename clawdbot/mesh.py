@@ -116,7 +116,10 @@ class Mesh:
         await self._start_service(
             "gateway", "services.gateway", http_host=options.http_host, http_port=options.http_port
         )
-        port = _fact(self.processes["gateway"].since_start(), "listening", "port")
+        gateway = self.processes["gateway"]
+        port = _fact(gateway.since_start(), "listening", "port")
+        # A restarted gateway must come back where its clients look for it.
+        gateway.program.environment["CLAWDBOT_HTTP_PORT"] = str(port)
         host = "127.0.0.1" if options.http_host in {"0.0.0.0", "::"} else options.http_host  # noqa: S104 - compared
         self.http_url = f"http://{host}:{port}"
 

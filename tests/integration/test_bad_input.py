@@ -1,9 +1,10 @@
 """Everything malformed gets a 4xx that names the field and the fix, and the mesh stays healthy."""
 
 import base64
+import dataclasses
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Case:
     content: bytes | None = None
     json: Any = None
     files: Any = None
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def definition(*nodes: Any, edges: Any = (), **rest: Any) -> dict[str, Any]:
