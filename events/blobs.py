@@ -44,6 +44,14 @@ class BlobStore(ABC):
             StoreUnavailable: The store does not answer.
         """
 
+    @abstractmethod
+    async def has(self, tenant: str, sha256: str) -> bool:
+        """Tell whether `get` would find a blob, without its bytes.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
+
 
 class MemoryBlobStore(BlobStore):
     """The twin for tests."""
@@ -65,6 +73,11 @@ class MemoryBlobStore(BlobStore):
             return self._blobs[tenant, sha256]
         except KeyError:
             raise NotFound(f"no blob {sha256}") from None
+
+    @override
+    async def has(self, tenant: str, sha256: str) -> bool:
+        """Tell whether a blob is there."""
+        return (tenant, sha256) in self._blobs
 
 
 class JetStreamBlobStore(BlobStore):
@@ -123,6 +136,18 @@ class JetStreamBlobStore(BlobStore):
         if hashlib.sha256(data).hexdigest() != sha256:
             raise DataLoss(f"blob {sha256} is altered")
         return data, (info.headers or {}).get("Content-Type", "application/octet-stream")
+
+    @override
+    async def has(self, tenant: str, sha256: str) -> bool:
+        """Tell whether a blob is there."""
+        try:
+            store = await self._js.object_store(BLOBS)
+            await store.get_info(f"{tenant}/{sha256}")
+        except (ObjectNotFoundError, NotFoundError):
+            return False
+        except (APIError, *BUS_ERRORS) as error:
+            raise StoreUnavailable("the blob store does not answer") from error
+        return True
 
 
 def _reference(data: bytes, media_type: str) -> BlobRef:

@@ -41,6 +41,6 @@ def valid_token(text: str, *, field: str) -> str:
     Raises:
         InvalidArgument: It is not; names the field.
     """
-    if not re.match(TOKEN, text):
+    if not re.fullmatch(TOKEN, text):  # `$` alone would allow a newline
         raise InvalidArgument("use 1 to 64 letters, digits, '_' or '-'", field=field)
     return text

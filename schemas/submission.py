@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 import ormsgpack
+from pydantic import ValidationError
 
 from schemas.errors import InvalidArgument
 from schemas.messages import Header, unpack_document
@@ -45,10 +46,7 @@ def parse_submission(body: bytes, headers: Mapping[str, str], plan: Plan) -> Wir
         except orjson.JSONDecodeError as error:
             raise InvalidArgument(f"the body is not JSON: {error.msg}", field="body") from error
     else:
-        value: Any = Binary(media_type=content_type, data=body)
-        if content_type.startswith("text/"):
-            value = _text(body)
-        inputs = {_input_name(headers, plan): to_wire(value)}
+        inputs = {_input_name(headers, plan): _raw_value(content_type, body)}
     check_inputs(inputs, plan)
     return inputs
 
@@ -110,8 +108,15 @@ def _input_name(headers: Mapping[str, str], plan: Plan) -> str:
     return required[0]
 
 
-def _text(body: bytes) -> str:
+def _raw_value(content_type: str, body: bytes) -> Any:
+    if content_type.startswith("text/"):
+        try:
+            return body.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidArgument("the body is not UTF-8", field="body") from error
     try:
-        return body.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidArgument("the body is not UTF-8", field="body") from error
+        return to_wire(Binary(media_type=content_type, data=body))
+    except ValidationError as error:
+        raise InvalidArgument(
+            "send a media type such as audio/wav", field=Header.CONTENT_TYPE
+        ) from error

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import time
@@ -276,4 +277,6 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
             await main()
         log.info("stopped")
 
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     uvloop.run(supervised())

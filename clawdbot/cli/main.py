@@ -10,7 +10,7 @@ from rich.table import Table
 
 from clawdbot import doctor as examination
 from clawdbot.cli import local, runs
-from clawdbot.cli.common import Json, Url, guarded
+from clawdbot.cli.options import Json, Url, guarded
 from clawdbot.cli.output import (
     ExitCode,
     Screen,

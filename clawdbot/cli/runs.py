@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from clawdbot.cli.common import Json, Url, guarded
+from clawdbot.cli.options import Json, Url, guarded
 from clawdbot.cli.output import ExitCode, Screen, brief, event_line, run_exit_code, run_table
 from clawdbot.client import Client
 from clawdbot.results import Run, value_of

@@ -1,4 +1,4 @@
-"""Print what clawdbot depends on, one requirement a line: `requirements.py models`."""
+"""Print what clawdbot depends on, one requirement a line: `requirements.py [extra ...]`."""
 
 import sys
 import tomllib
@@ -7,7 +7,7 @@ from pathlib import Path
 
 project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
 extras = project["optional-dependencies"]
-pending, found = [*project["dependencies"], f"clawdbot[{sys.argv[1]}]"], []
+pending, found = [*project["dependencies"], *(f"clawdbot[{name}]" for name in sys.argv[1:])], []
 while pending:
     requirement = pending.pop()
     if requirement.startswith("clawdbot["):

@@ -28,7 +28,13 @@ _BODIES = (Deployment, RunRequest, Control)
 
 def build_api(parts: Parts | None = None) -> FastAPI:
     """Return the application; without `parts` it can describe itself, but not serve."""
-    app = FastAPIOffline(title="clawdbot", version=VERSION, description=DESCRIPTION, redoc_url=None)
+    app = FastAPIOffline(
+        title="clawdbot",
+        version=VERSION,
+        description=DESCRIPTION,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.state.parts = parts
     for module in (workflows, runs, blobs, health):
         app.include_router(module.router)

@@ -17,21 +17,25 @@ from events.keys import JetStreamKeyRing
 from events.models import ModelDirectory
 from events.subjects import every
 from schemas.errors import FailedPrecondition
+from schemas.messages import Header
 from services.gateway.api import build_api
-from services.gateway.calls import Calls
+from services.gateway.calls import Calls, Reply
 from services.gateway.deployments import Deployments
 from services.gateway.middleware import Watch
+from services.gateway.protocol import bounded_http
 from services.gateway.routes import Parts
 from services.gateway.settings import GatewaySettings
 from services.gateway.submissions import Submissions
 from services.gateway.waiters import Waiters
-from services.runtime import Bus, SystemClock
+from services.runtime import BUS_ERRORS, Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 
 
 SERVICE = "gateway"
 SERVICE_VERSION = "0.1.0"
 WATCH_INTERVAL_S = 2.0
+CALL_HEADERS_BYTES = 4096
+"""Room for the headers of an answer; the bus counts them as payload."""
 log = get_logger()
 
 
@@ -115,17 +119,26 @@ class Gateway:
 
         async def answer(request: MicroRequest) -> None:
             reply = await calls.answer(request.subject, request.headers or {}, request.data)
-            if reply.code:
-                await request.respond_error(
-                    reply.code, reply.description, reply.body, headers=reply.headers
-                )
-            else:
-                await request.respond(reply.body, headers=reply.headers)
+            await _respond(request, reply.fitting(bus.nc.max_payload - CALL_HEADERS_BYTES))
 
         async def on_request(request: MicroRequest) -> None:
             group.create_task(answer(request))  # the endpoint itself takes one after the other
 
         await service.add_endpoint(name="call", subject=every("call", "*"), handler=on_request)
+
+
+async def _respond(request: MicroRequest, reply: Reply) -> None:
+    """Send a reply; a caller that cannot be reached is no reason to stop serving the others."""
+    try:
+        if reply.code:
+            await request.respond_error(
+                reply.code, reply.description, reply.body, headers=reply.headers
+            )
+        else:
+            await request.respond(reply.body, headers=reply.headers)
+    except (ValueError, *BUS_ERRORS) as error:  # no reply subject; the bus is away for too long
+        run_id = reply.headers.get(Header.RUN_ID)
+        log.warning("call_unanswered", subject=request.subject, run_id=run_id, error=str(error))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -150,9 +163,9 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _server(parts: Parts) -> uvicorn.Server:
     config = uvicorn.Config(
-        Watch(build_api(parts), parts.settings.body_bytes_max),
+        Watch(build_api(parts), parts.settings.body_bytes_max, parts.settings.body_s_max),
         loop="none",
-        http="httptools",
+        http=bounded_http(parts.settings.head_s_max),
         ws="none",
         lifespan="off",
         log_config=None,

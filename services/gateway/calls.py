@@ -1,7 +1,7 @@
 """`call.<workflow>` on the bus: submit, wait, answer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import orjson
 
@@ -22,6 +22,8 @@ from services.telemetry import get_logger
 
 log = get_logger()
 
+TOO_LARGE = "413"
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -31,6 +33,13 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     code: str = ""
     description: str = ""
+
+    def fitting(self, bytes_max: int) -> "Reply":
+        """Return this reply, or one that says where to read what does not fit into a message."""
+        if len(self.body) <= bytes_max:
+            return self
+        text = f"the answer has {len(self.body)} bytes, a message holds {bytes_max}; read the run"
+        return replace(self, body=b"", code=TOO_LARGE, description=text)
 
 
 class Calls:

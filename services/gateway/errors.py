@@ -42,8 +42,15 @@ _HINTS = {
 }
 
 
+MESSAGE_CHARS_MAX = 500
+
+
 class BodyTooLarge(InvalidArgument):
     """More bytes than this address takes."""
+
+
+class BodyTooSlow(InvalidArgument):
+    """The body did not arrive in time."""
 
 
 class UnsupportedMediaType(InvalidArgument):
@@ -59,11 +66,17 @@ class RangeNotSatisfiable(InvalidArgument):
 
 
 _KINDS: dict[type[ClawdbotError], int] = {
+    BodyTooSlow: 408,
     BodyTooLarge: 413,
     UnsupportedMediaType: 415,
     RangeNotSatisfiable: 416,
     StoreFull: 507,
 }
+
+
+def brief(text: str) -> str:
+    """Return a text that may quote what a client sent, cut to what a reader can use."""
+    return text if len(text) <= MESSAGE_CHARS_MAX else f"{text[:MESSAGE_CHARS_MAX]}…"
 
 
 def status_of(error: ClawdbotError) -> int:
@@ -77,8 +90,8 @@ def error_body(error: ClawdbotError, request_id: str) -> bytes:
     return _dump(
         ApiError(
             code=error.code,
-            message=error.message,
-            field=error.field,
+            message=brief(error.message),
+            field=None if error.field is None else brief(error.field),
             retryable=error.retryable,
             request_id=request_id,
             run_id=run_id if isinstance(run_id, str) else None,
@@ -124,7 +137,7 @@ def install(app: FastAPI, away: tuple[type[Exception], ...]) -> None:
 
 
 async def _on_ours(request: Request, error: ClawdbotError) -> Response:
-    request.state.facts["error"] = error.message
+    request.state.facts["error"] = brief(error.message)
     if error.context:
         log.info("request_refused", request_id=request.state.request_id, **error.context)
     return error_response(error, request.state.request_id)

@@ -143,15 +143,24 @@ def checked(wire: Wire, plan: Plan, ports: Mapping[str, Port]) -> Wire:
     _check_depth(wire)
     required = plan.run_inputs()
     for name, item in wire.items():
+        value = from_wire(item, field=f"inputs.{name}")
+        if isinstance(value, Tensor):
+            _check_tensor(value, f"inputs.{name}.$tensor")
         port = ports.get(name)
         if port is None or (item is None and not required.get(name, False)):
             continue
-        value = from_wire(item, field=f"inputs.{name}")
         if not _fits(value, port.kind):
             raise InvalidArgument(f"send {_WANTED[port.kind]}", field=f"inputs.{name}")
         if isinstance(value, Binary):
             _check_file(value.data, port.kind, f"inputs.{name}")
     return wire
+
+
+def _check_tensor(tensor: Tensor, field: str) -> None:
+    try:
+        tensor.check()
+    except InvalidArgument as error:
+        raise InvalidArgument(error.message, field=f"{field}.{error.field}") from error
 
 
 def _check_file(data: bytes, kind: str, field: str) -> None:
@@ -199,7 +208,10 @@ def _file_value(name: str, data: bytes, content_type: str | None, kind: str) -> 
             return data.decode()
         except UnicodeDecodeError as error:
             raise InvalidArgument("the file is not UTF-8", field=f"inputs.{name}") from error
-    return to_wire(Binary(media_type=blob_media_type(content_type), data=data))
+    try:
+        return to_wire(Binary(media_type=blob_media_type(content_type), data=data))
+    except InvalidArgument as error:
+        raise InvalidArgument(error.message, field=f"inputs.{name}") from error
 
 
 def _json_part(name: str, data: str | bytes) -> Any:

@@ -1,5 +1,6 @@
 """What surrounds every request: ids, a body limit, one log line, one metric."""
 
+import asyncio
 import re
 import time
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schemas.errors import ClawdbotError
 from schemas.ids import new_id
-from services.gateway.errors import BodyTooLarge, error_response, unexpected
+from services.gateway.errors import BodyTooLarge, BodyTooSlow, brief, error_response, unexpected
 from services.telemetry import get_logger
 
 
@@ -35,17 +36,19 @@ class Watch:
     Args:
         app: What answers.
         body_bytes_max: Largest request body.
+        body_s_max: How long a body may take to arrive, seconds.
     """
 
     app: ASGIApp
     body_bytes_max: int
+    body_s_max: float
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send, self.body_bytes_max)
+        exchange = _Exchange(scope, receive, send, self)
         try:
             await exchange.check_length()
             await self.app(scope, exchange.receive, exchange.send)
@@ -62,11 +65,13 @@ class Watch:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, body_max: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Watch) -> None:
         self._scope = scope
         self._receive = receive
         self._send = send
-        self._body_max = body_max
+        self._body_max = limits.body_bytes_max
+        self._body_s = limits.body_s_max
+        self._body_over = False
         self._begun = time.perf_counter()
         self._received = self._sent = 0
         headers = Request(scope).headers
@@ -92,13 +97,27 @@ class _Exchange:
         """Pass on a piece of the body.
 
         Raises:
-            BodyTooLarge: The body does not end in time.
+            BodyTooLarge: There is more of it than fits.
+            BodyTooSlow: It does not end in time.
         """
-        message = await self._receive()
+        message = await self._next()
+        self._body_over = not message.get("more_body", False)
         self._received += len(message.get("body", b""))
         if self._received > self._body_max:
             raise self._too_large()
         return message
+
+    async def _next(self) -> Message:
+        if self._body_over:
+            return await self._receive()  # only the end of the connection is still to come
+        left_s = self._body_s - (time.perf_counter() - self._begun)
+        try:
+            async with asyncio.timeout(max(0.0, left_s)):
+                return await self._receive()
+        except TimeoutError as error:
+            raise BodyTooSlow(
+                f"the body must be here within {self._body_s:g} seconds", field="body"
+            ) from error
 
     async def send(self, message: Message) -> None:
         """Pass on a piece of the answer, with its id."""
@@ -113,7 +132,7 @@ class _Exchange:
 
     async def refuse(self, error: ClawdbotError) -> None:
         """Answer with an error, unless an answer has begun."""
-        self.facts["error"] = error.message
+        self.facts["error"] = brief(error.message)
         if not self.status:
             response = error_response(error, self.request_id)
             await response(self._scope, self._receive, self.send)

@@ -15,6 +15,10 @@ class GatewaySettings(Settings):
     """Port to listen on; 0 takes a free one and says so in the log line `listening`."""
     body_bytes_max: int = Field(default=BLOB_BYTES_MAX, ge=1024, le=BLOB_BYTES_MAX)
     """Largest request body; more is answered 413."""
+    head_s_max: float = Field(default=10.0, gt=0, le=600)
+    """How long a client may take to send the head of a request; slower ones are cut off."""
+    body_s_max: float = Field(default=120.0, gt=0, le=3600)
+    """How long a client may take to send a body; slower ones are answered 408."""
     wait_s_max: float = Field(default=300.0, gt=0, le=3600)
     """Longest `?wait=` and `Clawdbot-Timeout-S`."""
     call_wait_s: float = Field(default=30.0, gt=0, le=3600)

@@ -9,18 +9,19 @@ from dataclasses import dataclass, field
 from events.blobs import BlobStore
 from events.catalog import Event, RunStarted
 from events.definitions import DefinitionStore, DeployedWorkflow
-from events.spill import spill
+from events.spill import COMMIT_BYTES_MAX, spill
 from events.store import EventStore
 from events.subjects import RunKey, submit
 from schemas.api import RunView
 from schemas.catalogue import Catalogue, Port
-from schemas.errors import AlreadyExists, NotFound
+from schemas.errors import AlreadyExists, InvalidArgument, NotFound
 from schemas.ids import DEFAULT_TENANT, new_id
 from schemas.messages import Header
 from schemas.plan import Plan
 from schemas.submission import MSGPACK, inputs_digest, pack_inputs
-from schemas.values import Wire
+from schemas.values import BlobRef, Wire, from_wire
 from services.gateway.deployments import input_ports
+from services.gateway.errors import BodyTooLarge
 from services.gateway.views import Tape, accepted_view, run_view
 from services.gateway.waiters import Feed, Waiters
 from services.runtime import Bus, Clock, Outgoing
@@ -30,6 +31,8 @@ from services.telemetry import child_traceparent
 NEWEST_S = 1.0
 """How long the newest version of a workflow is remembered; deploys elsewhere show by then."""
 RECENT_MAX = 10_000
+BLOBS_MAX = 64
+"""Blobs that one submission may refer to."""
 
 Reader = Callable[[Plan, Mapping[str, Port]], Awaitable[Wire]]
 """Reads the inputs that a request brings for a plan."""
@@ -111,10 +114,16 @@ class Submissions:
             return await self._outcome(submission, ask, feed)
 
     async def _prepare(self, ask: Ask, read: Reader) -> Submission:
+        if ask.run_id and ask.idempotency_key:
+            raise InvalidArgument(
+                "either one names the run; send this or an Idempotency-Key", field=Header.RUN_ID
+            )
         async with self.bus.prompt(self.request_s):
             deployed, ports = await self._deployed(ask.workflow)
         inputs = await read(deployed.plan, ports)
+        await self._check_blobs(inputs)
         inputs = await spill(inputs, DEFAULT_TENANT, self.blobs)
+        _check_size(inputs)
         run_id = ask.run_id or _run_id(ask)
         return Submission(
             key=RunKey(DEFAULT_TENANT, run_id),
@@ -123,6 +132,20 @@ class Submissions:
             digest=inputs_digest(deployed.name, inputs),
             at=self.clock.now(),
         )
+
+    async def _check_blobs(self, inputs: Wire) -> None:
+        """Refuse references to blobs that are not there."""
+        refs = _blob_refs(inputs)
+        if len(refs) > BLOBS_MAX:
+            raise InvalidArgument(f"a run takes at most {BLOBS_MAX} blobs", field="inputs")
+        if not refs:
+            return
+        async with self.bus.prompt(self.request_s):
+            for name, ref in refs.items():
+                if not await self.blobs.has(DEFAULT_TENANT, ref.sha256):
+                    raise InvalidArgument(
+                        f"no blob {ref.sha256}; POST it to /v1/blobs first", field=f"inputs.{name}"
+                    )
 
     async def _deployed(self, name: str) -> tuple[DeployedWorkflow, Mapping[str, Port]]:
         now = self.clock.now()
@@ -170,6 +193,27 @@ class Submissions:
                 if tape.terminal or not ask.wait_s:
                     break
         return tape
+
+
+def _blob_refs(inputs: Wire) -> dict[str, BlobRef]:
+    values = {name: from_wire(item, field=f"inputs.{name}") for name, item in inputs.items()}
+    return {name: value for name, value in values.items() if isinstance(value, BlobRef)}
+
+
+def _check_size(inputs: Wire) -> None:
+    """Refuse inputs that would not fit into a run's first commit, and name the largest.
+
+    Raises:
+        BodyTooLarge: They do not.
+    """
+    size = len(pack_inputs(inputs))
+    if size > COMMIT_BYTES_MAX:
+        largest = max(inputs, key=lambda name: len(pack_inputs({name: inputs[name]})))
+        raise BodyTooLarge(
+            f"the inputs take {size} bytes and at most {COMMIT_BYTES_MAX} fit beside blobs; send "
+            f"'{largest}' as a file or a blob if you can",
+            field=f"inputs.{largest}",
+        )
 
 
 def _named(ask: Ask) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import ormsgpack
 import pytest
 
 from schemas.wav import encode
@@ -381,6 +382,66 @@ SUBMISSIONS = (
         json={"inputs": TEXT},
         headers={"Clawdbot-Run-Id": "a.b"},
     ),
+    _run(
+        "both names",
+        "Clawdbot-Run-Id",
+        "either",
+        json={"inputs": TEXT},
+        headers={"Idempotency-Key": "k", "Clawdbot-Run-Id": "r"},
+    ),
+    _run("workflow and a newline", "name", "letters", workflow="bad_echo%0A", json={}),
+    _run(
+        "text too large for a commit",
+        "inputs.text",
+        "blob",
+        413,
+        json={"inputs": {"text": "\N{CJK UNIFIED IDEOGRAPH-6F22}" * 300_000}},
+    ),
+    _run("a text without end", "inputs.text", "524288", json={"inputs": {"text": "x" * 600_000}}),
+    _run("an input of a long name", None, "no input", json={"inputs": {"n" * 100_000: "x"}}),
+    _run("a number beyond all numbers", "body", "JSON", content=b'{"inputs":{"text":1e999}}'),
+    _run("half a surrogate", "body", "JSON", content=b'{"inputs":{"text":"\\ud800"}}'),
+    _run(
+        "blob that is not there",
+        "inputs.audio",
+        "/v1/blobs",
+        workflow="bad_asr",
+        json={
+            "inputs": {
+                "audio": {"$blob": {"media_type": "audio/wav", "size_bytes": 1, "sha256": "0" * 64}}
+            }
+        },
+    ),
+    _run(
+        "MessagePack of a tensor of the wrong size",
+        "inputs.query.$tensor.data",
+        "bytes",
+        workflow="bad_rank",
+        headers={"Content-Type": "application/msgpack"},
+        content=ormsgpack.packb(
+            {
+                "inputs": {
+                    "query": {"$tensor": {"datatype": "FP32", "shape": [5], "data": b"abc"}},
+                    "items": {"$tensor": {"datatype": "FP32", "shape": [0, 2], "data": b""}},
+                }
+            }
+        ),
+    ),
+    _run(
+        "MessagePack without a bottom",
+        None,
+        "MessagePack",
+        headers={"Content-Type": "application/msgpack"},
+        content=b"\x81\xa6inputs\x81\xa4text" + b"\x91" * 5000 + b"\xc0",
+    ),
+    _run(
+        "file of no type",
+        "inputs.audio",
+        "media type",
+        workflow="bad_asr",
+        files={"audio": ("a.wav", WAV, "nonsense")},
+    ),
+    _run("65 parts", None, "many", files=[(f"t{n}", (None, "a")) for n in range(65)]),
     _wav("sound that is nothing", b"\x00", "WAV"),
     _wav("sound that is an MP3", b"ID3\x04" + bytes(40), "MP3"),
     _wav("sound that is Ogg", b"OggS" + bytes(40), "Ogg"),
@@ -413,6 +474,9 @@ QUERIES = (
     _get("/v1/workflows/bad_echo?version=0", 400, "version", ""),
     _get("/v1/workflows/bad_echo?version=x", 400, "version", "integer"),
     _get("/v1/runs/ghost", 404, "run_id", "ghost"),
+    _get("/v1/runs/ghost%0A", 400, "run_id", "letters"),
+    _get("/v1/workflows/bad_echo%0A", 400, "name", "letters"),
+    _get("/v1/runs/", 404, None, "docs"),
     _get("/v1/runs/a.b", 400, "run_id", "letters"),
     _get("/v1/runs/" + "x" * 65, 400, "run_id", "letters"),
     _get("/v1/runs/ghost/events", 404, "run_id", "ghost"),
@@ -537,7 +601,7 @@ def test_a_bad_request_is_refused_with_a_reason(client: httpx.Client, case: Case
     )
     assert answer.status_code == case.status, answer.text
     error = answer.json()["error"]
-    assert error["message"], error
+    assert 0 < len(error["message"]) < 1000, error
     assert case.word.lower() in error["message"].lower(), error
     if case.field:
         assert error["field"] == case.field, error

@@ -17,7 +17,7 @@ from clawdbot import Client
 from events.subjects import call
 from schemas.ids import DEFAULT_TENANT, new_id
 from schemas.messages import Header
-from tests.integration.conftest import Running
+from tests.integration.conftest import GATEWAYS, Running
 from tests.support.wait import until_sync
 
 
@@ -205,6 +205,8 @@ def test_a_stream_resumes_at_another_gateway(running: Running, http: httpx.Clien
         rest = [event for event in _sse(stream.iter_lines()) if "id" in event]
     assert seen + [event["id"] for event in rest] == [str(n + 1) for n in range(run["events"])]
     assert rest[-1]["event"] == "RunCompleted"
+    ended = http.get(path, headers={**sse, "Last-Event-ID": str(run["events"])})
+    assert ended.status_code == 204, "an EventSource would come back for ever"
 
 
 def test_a_stream_is_live_keeps_alive_and_ends_with_a_cancelled_run(
@@ -290,6 +292,25 @@ def test_one_correlation_id_from_http_to_the_worker(running: Running, http: http
         assert all(line["correlation_id"] == ours for line in found)
 
 
+async def test_a_call_without_a_reply_subject_harms_nobody(
+    running: Running, http: httpx.Client
+) -> None:
+    """As `nats pub` sends it; both gateways get some."""
+    name = deploy(http, ECHO)
+    nc = await nats.connect(running.server.url)
+    try:
+        for _ in range(20):
+            await nc.publish(call(DEFAULT_TENANT, name), b'{"inputs":{"text":"x"}}')
+        await nc.flush()
+        logs = [running.mesh.services[gateway].log for gateway in GATEWAYS]
+        until_sync(lambda: sum(log.read_text().count("call_unanswered") for log in logs) == 20)
+    finally:
+        await nc.close()
+    async with httpx.AsyncClient() as client:
+        for gateway in GATEWAYS:
+            assert (await client.get(f"{running.url(gateway)}/readyz")).status_code == 200
+
+
 async def test_call_answers_over_nats(running: Running, http: httpx.Client) -> None:
     """Outputs, refusals, and 504 with the run's id while nobody works."""
     name = deploy(http, ECHO)
@@ -306,6 +327,12 @@ async def test_call_answers_over_nats(running: Running, http: httpx.Client) -> N
         ):
             bad = await nc.request(subject, body, timeout=20)
             assert (bad.headers or {})["Nats-Service-Error-Code"] == code, bad
+        for header, value in ((Header.CONTENT_TYPE, ""), (Header.TIMEOUT_S, "nan")):
+            bad = await nc.request(
+                call(DEFAULT_TENANT, name), b"x", timeout=20, headers={header: value}
+            )
+            assert (bad.headers or {})["Nats-Service-Error-Code"] == "400", bad
+            assert json.loads(bad.data)["error"]["field"] == header
         worker = running.mesh.services["text-0"]
         worker.signal(signal.SIGSTOP)
         try:

@@ -18,7 +18,7 @@ README_LINES_MAX = 200
 SUBJECT_OWNER = "events/subjects.py"
 GRAMMAR = "clawdbot" + ".v1."
 # Run by name, imported by nobody.
-ENTRY_POINTS = {"clawdbot.cli", "services.contracts"}
+ENTRY_POINTS = {"clawdbot.cli", "services.contracts", "services.health"}
 # Twins that tests and simulations stand on.
 TWINS = {"events.memory"}
 # Written ahead of their callers; this list only shrinks.

@@ -175,7 +175,8 @@ async def control_run(request: Request, parts: Wanted, run_id: str) -> Response:
     "/runs/{run_id}/events",
     response_model=EventPage,
     responses={
-        200: {"content": {_EVENT_STREAM: {"schema": {"type": "string"}}}, "description": "Events"}
+        200: {"content": {_EVENT_STREAM: {"schema": {"type": "string"}}}, "description": "Events"},
+        204: {"description": "Nothing will follow the event named by `Last-Event-ID`"},
     },
 )
 async def events(
@@ -186,7 +187,8 @@ async def events(
 ) -> Response:
     """List a run's events; with `Accept: text/event-stream`, follow them as they happen.
 
-    A stream ends with the run. `Last-Event-ID` resumes it after that event, at any gateway.
+    A stream ends with the run. `Last-Event-ID` resumes it after that event, at any gateway; after
+    the last event of a run that is over the answer is 204.
     """
     key = _key(run_id)
     tape = await _tape(parts, key)
@@ -197,6 +199,8 @@ async def events(
     after = last_event_id or "0"
     if not after.isdecimal() or len(after) > 15:  # noqa: PLR2004 - far beyond any log
         raise InvalidArgument("send the id of the last event you saw", field="Last-Event-ID")
+    if tape.terminal and int(after) >= len(tape.records):
+        return Response(status_code=204)  # tells an EventSource not to connect again
     return StreamingResponse(
         _stream(parts, key, int(after)),
         media_type=_EVENT_STREAM,

@@ -1,0 +1,83 @@
+"""HTTP/1.1 as uvicorn reads it, with a bound on what comes before a request is one.
+
+uvicorn's httptools reader collects the head of a request without limit and in quadratic time: a
+header of 100 MB stops the whole process for seconds. It also waits for ever for a head that never
+ends.
+"""
+
+import asyncio
+from typing import Any, ClassVar
+
+from typing_extensions import override
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+
+HEAD_BYTES_MAX = 64 * 1024
+"""Of the request line and all headers; what arrives in one piece with it may exceed it."""
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """One connection; it is closed when the head of a request is too large or too slow."""
+
+    head_s_max: ClassVar[float]
+    """How long a connection may take to send a whole head, seconds."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._in_head = True
+        self._turned = False
+        self._head_bytes = 0
+        self._deadline: asyncio.TimerHandle | None = None
+
+    @override
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first head."""
+        super().connection_made(transport)
+        self._deadline = self.loop.call_later(self.head_s_max, self._too_slow)
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the deadline."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        """Read on, unless the head does not end."""
+        if self._in_head and self._head_bytes > HEAD_BYTES_MAX:
+            self.send_400_response(f"The head of a request holds at most {HEAD_BYTES_MAX} bytes.")
+            return
+        if self._in_head and self._deadline is None:
+            self._deadline = self.loop.call_later(self.head_s_max, self._too_slow)
+        self._turned = False
+        super().data_received(data)
+        if self._in_head and not self._turned:  # else most of it belonged to the request before
+            self._head_bytes += len(data)
+
+    @override
+    def on_headers_complete(self) -> None:
+        """Take the head for read."""
+        self._stop_waiting()
+        self._in_head, self._turned, self._head_bytes = False, True, 0
+        super().on_headers_complete()
+
+    @override
+    def on_message_complete(self) -> None:
+        """Expect another head; a connection that is kept alive may idle before it."""
+        super().on_message_complete()
+        self._in_head, self._turned = True, True
+
+    def _too_slow(self) -> None:
+        self._deadline = None
+        if not self.transport.is_closing():
+            self.send_400_response(f"A request must begin within {self.head_s_max:g} seconds.")
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def bounded_http(head_s: float) -> type[BoundedHttp]:
+    """Return the protocol with a time limit; uvicorn makes one object of it for each connection."""
+    return type("BoundedHttp", (BoundedHttp,), {"head_s_max": head_s})
