@@ -8,15 +8,18 @@ from nats.aio.client import Client as Nats
 
 from events.catalog import Event
 from events.commands import CheckClock, Command, RecordResult, StartRun
+from events.evolve import fold
 from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
-from events.run import RunState, decide, fold
+from events.run import decide
+from events.state import RunState
 from events.store import EMPTY, Append
 from events.subjects import RunKey
 from schemas.catalogue import load
+from schemas.compiler import compile_plan
 from schemas.ids import DEFAULT_TENANT, new_id
 from schemas.messages import Fault, TaskResult
-from schemas.plan import Plan, compile_plan
+from schemas.plan import Plan
 from schemas.workflow import parse_definition
 from tests.support.workflows import echo_chain
 

@@ -1,5 +1,6 @@
 """The domain events of a run. Each is a fact; its short name is its topic, for ever."""
 
+from operator import not_
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -7,6 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from schemas.messages import Fault, Timings
 from schemas.plan import Plan
 from schemas.values import Wire
+
+
+def _nothing(value: object) -> bool:
+    return value is None
 
 
 class DomainEvent(BaseModel):
@@ -42,6 +47,7 @@ class NodeScheduled(DomainEvent):
     """An attempt was decided; only results of this attempt count."""
 
     node_id: str
+    """The node's path: `ocr`, or `each[3]/ocr` inside a control node."""
     attempt: int
     deadline: float
     """Seconds since the epoch; past it the attempt is given up."""
@@ -52,11 +58,13 @@ class NodeCompleted(DomainEvent):
 
     node_id: str
     attempt: int
-    outputs: Wire
+    outputs: Wire | None = Field(default=None, exclude_if=_nothing)
+    """None for a control node: what its graphs gave, which the log has already."""
     model: str
-    """The model that really ran."""
-    worker: str
-    timings: Timings
+    """The model that really ran; the kind of a control node."""
+    worker: str = Field(default="", exclude_if=not_)
+    """Empty when the orchestrator itself decided."""
+    timings: Timings = Timings()
 
 
 class NodeFailed(DomainEvent):
@@ -68,11 +76,87 @@ class NodeFailed(DomainEvent):
     retry_at: float | None = None
 
 
+class NodeSkipped(DomainEvent):
+    """A node will not run: no edge to it was taken, or somebody said so."""
+
+    node_id: str
+    reason: str
+
+
+class NodeOpened(DomainEvent):
+    """A control node began: its graphs run as scopes of their own."""
+
+    node_id: str
+    attempt: int
+    deadline: float
+    total: int | None = Field(default=None, exclude_if=_nothing)
+    """Iterations to come, where that is known."""
+    variables: Wire = Field(default_factory=dict, exclude_if=not_)
+    """Of a loop's first iteration."""
+    plan: Plan | None = Field(default=None, exclude_if=_nothing)
+    """The graph that a dynamic node was given."""
+
+
+class ScopeOpened(DomainEvent):
+    """One graph of a control node began to run."""
+
+    scope: str
+    """Path of the control node and which graph: `each[3]`, `guard[catch]`."""
+    inputs: Wire
+    cleanup_of: str | None = Field(default=None, exclude_if=_nothing)
+    """The scope that is being cleaned up by this one; empty for the run itself."""
+
+
+class ScopeClosed(DomainEvent):
+    """A scope is over; what it gave is what its sinks gave."""
+
+    scope: str
+    status: Literal["completed", "failed"]
+    error: Fault | None = Field(default=None, exclude_if=_nothing)
+    variables: Wire = Field(default_factory=dict, exclude_if=not_)
+    """What a loop's next iteration begins with."""
+    collected: Wire | None = Field(default=None, exclude_if=_nothing)
+    """`{"value": ...}`: what a foreach keeps of this iteration instead of its outputs."""
+    last: bool = Field(default=False, exclude_if=not_)
+    """Whether the loop ends here."""
+
+
+class CleanupStarted(DomainEvent):
+    """A scope, or the run, fails or is cancelled; first what was done is undone."""
+
+    scope: str
+    """Empty for the run."""
+    ending: Literal["failed", "cancelled"]
+    node_id: str
+    """The node that failed; empty when nobody did."""
+    error: Fault
+    steps: tuple[str, ...]
+    """Scopes to run one after the other: compensations, the newest first, and finallys."""
+
+
+class SignalReceived(DomainEvent):
+    """Somebody sent the run a signal; it is kept until a node asks for it."""
+
+    name: str
+    signal_id: str
+    payload: Any = None
+
+
+class RunPaused(DomainEvent):
+    """Nothing new begins until the run is resumed."""
+
+    reason: str = ""
+
+
+class RunResumed(DomainEvent):
+    """It goes on."""
+
+
 class RunCompleted(DomainEvent):
     """Every node is done; terminal."""
 
-    outputs: dict[str, Any] = Field(default_factory=dict)
-    """Outputs of the sinks, by node."""
+    outputs: dict[str, Any] | None = Field(default=None, exclude_if=_nothing)
+    """Outputs of the sinks by node; None: those that the log has already."""
 
 
 class RunFailed(DomainEvent):
@@ -94,6 +178,14 @@ Event = (
     | NodeScheduled
     | NodeCompleted
     | NodeFailed
+    | NodeSkipped
+    | NodeOpened
+    | ScopeOpened
+    | ScopeClosed
+    | CleanupStarted
+    | SignalReceived
+    | RunPaused
+    | RunResumed
     | RunCompleted
     | RunFailed
     | RunCancelled
@@ -105,10 +197,20 @@ EVENT_TYPES: dict[str, type[DomainEvent]] = {
     "NodeScheduled": NodeScheduled,
     "NodeCompleted": NodeCompleted,
     "NodeFailed": NodeFailed,
+    "NodeSkipped": NodeSkipped,
+    "NodeOpened": NodeOpened,
+    "ScopeOpened": ScopeOpened,
+    "ScopeClosed": ScopeClosed,
+    "CleanupStarted": CleanupStarted,
+    "SignalReceived": SignalReceived,
+    "RunPaused": RunPaused,
+    "RunResumed": RunResumed,
     "RunCompleted": RunCompleted,
     "RunFailed": RunFailed,
     "RunCancelled": RunCancelled,
 }
 SHORT_NAMES: dict[type, str] = {kind: name for name, kind in EVENT_TYPES.items()}
 
-RunStatus = Literal["running", "completed", "failed", "rejected", "cancelled"]
+RunStatus = Literal["running", "paused", "completed", "failed", "rejected", "cancelled"]
+TERMINAL = (RunCompleted, RunFailed, RunRejected, RunCancelled)
+"""Events that nothing follows."""

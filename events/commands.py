@@ -1,6 +1,7 @@
 """The commands a run obeys. Time, ids and everything unpredictable arrive inside them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from schemas.messages import Fault, TaskResult
 from schemas.plan import Plan
@@ -37,13 +38,16 @@ class RecordResult:
 
     result: TaskResult
     at: float
+    noise: float = 0.0
+    """A random number in [0, 1), for the jitter of retries."""
 
 
 @dataclass(frozen=True)
 class CheckClock:
-    """Time has passed: give up late attempts, begin waiting ones."""
+    """Time has passed: give up late attempts, begin waiting ones, go on where a turn ended."""
 
     at: float
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,4 +58,70 @@ class CancelRun:
     at: float
 
 
-Command = StartRun | RejectRun | RecordResult | CheckClock | CancelRun
+@dataclass(frozen=True)
+class PauseRun:
+    """Begin nothing new."""
+
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True)
+class ResumeRun:
+    """Go on."""
+
+    at: float
+
+
+@dataclass(frozen=True)
+class SignalRun:
+    """Hand a signal to the node that waits for it, or keep it."""
+
+    name: str
+    signal_id: str
+    payload: Any
+    at: float
+
+
+@dataclass(frozen=True)
+class SkipNode:
+    """Do without a node, or put its outputs in place of its work."""
+
+    node_id: str
+    outputs: Wire | None
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True)
+class RetryNode:
+    """Try a node again that failed, or that waits for its next attempt."""
+
+    node_id: str
+    at: float
+
+
+@dataclass(frozen=True)
+class ExpandNode:
+    """A dynamic node's graph was compiled, or cannot be."""
+
+    node_id: str
+    attempt: int
+    plan: Plan | None
+    error: Fault | None
+    at: float
+
+
+Command = (
+    StartRun
+    | RejectRun
+    | RecordResult
+    | CheckClock
+    | CancelRun
+    | PauseRun
+    | ResumeRun
+    | SignalRun
+    | SkipNode
+    | RetryNode
+    | ExpandNode
+)

@@ -11,10 +11,13 @@ from events.streams import DEFINITIONS
 from schemas.errors import Aborted, NotFound, StoreUnavailable
 from schemas.message import Message
 from schemas.plan import Plan
+from schemas.structures import workflows_named
 from schemas.workflow import WorkflowDefinition
 
 
 RACES_MAX = 8
+CALLED_MAX = 64
+"""Workflows that one workflow may call, directly or not."""
 
 
 class DeployedWorkflow(Message):
@@ -132,6 +135,36 @@ class DefinitionStore:
         except (APIError, *BUS_ERRORS) as error:
             raise StoreUnavailable("the definitions bucket does not answer") from error
         return sorted(found, key=lambda workflow: workflow.name)
+
+
+async def called(
+    store: DefinitionStore, tenant: str, definition: WorkflowDefinition
+) -> dict[str, WorkflowDefinition]:
+    """Return the definitions that a definition's `workflow` nodes name, and those that they name.
+
+    One that was never deployed is left out: the compiler says which node names it.
+
+    Raises:
+        StoreUnavailable: The bucket does not answer.
+    """
+    found: dict[str, WorkflowDefinition] = {}
+    pending = list(workflows_named(definition))
+    while pending and len(found) < CALLED_MAX:
+        reference = pending.pop()
+        if reference in found:
+            continue
+        name, _, version = reference.partition("@")
+        try:
+            deployed = (
+                await store.version(tenant, name, int(version))
+                if version
+                else await store.newest(tenant, name)
+            )
+        except NotFound:
+            continue
+        found[reference] = deployed.definition
+        pending += workflows_named(deployed.definition)
+    return found
 
 
 def _same(stored: DeployedWorkflow, candidate: DeployedWorkflow) -> bool:

@@ -1,86 +1,47 @@
-"""The Run aggregate: `decide(state, command) -> events` and `evolve(state, event) -> state`.
+"""The Run aggregate: `decide(state, command) -> events`.
 
-Pure: no clock, no random, no I/O, so a replay is exact.
+Pure: no clock, no random, no I/O; time and noise arrive inside the command. What needs several
+steps is a `Turn`; how an event changes the state stands in `events.state`.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from functools import reduce
-from typing import Any, Literal
+from collections.abc import Iterator
 
+from events import controls
 from events.catalog import (
     Event,
     NodeCompleted,
-    NodeFailed,
-    NodeScheduled,
-    RunCancelled,
-    RunCompleted,
-    RunFailed,
+    NodeSkipped,
+    RunPaused,
     RunRejected,
+    RunResumed,
     RunStarted,
-    RunStatus,
+    SignalReceived,
 )
-from events.commands import CancelRun, CheckClock, Command, RecordResult, RejectRun, StartRun
-from schemas.messages import Fault, TaskResult
-from schemas.plan import RUN_INPUT, Plan, PlanNode
-from schemas.values import Wire
+from events.commands import (
+    CancelRun,
+    CheckClock,
+    Command,
+    ExpandNode,
+    PauseRun,
+    RecordResult,
+    RejectRun,
+    ResumeRun,
+    RetryNode,
+    SignalRun,
+    SkipNode,
+    StartRun,
+)
+from events.evolve import started
+from events.paths import ROOT, scope_of
+from events.state import TIMED, NodeState, RunState
+from events.turn import Turn
+from schemas.messages import Fault
+from schemas.plan import DISPATCHED
 
 
-REDUCER_VERSION = 1
-"""Raise it when `evolve` changes meaning; snapshots of another version are ignored."""
-
-NodeStatus = Literal["scheduled", "waiting", "completed", "failed"]
-
-
-@dataclass(frozen=True)
-class NodeState:
-    """One node as the log has it; a node with no event yet has no state."""
-
-    status: NodeStatus
-    attempt: int
-    scheduled_at: float
-    deadline: float
-    """`scheduled`: when the attempt is given up; `waiting`: when the next one begins."""
-    outputs: Wire | None = None
-    error: Fault | None = None
-
-
-@dataclass(frozen=True)
-class RunState:
-    """A run folded from its log."""
-
-    status: RunStatus
-    workflow: str
-    version: int
-    inputs_digest: str
-    plan: Plan
-    inputs: Wire
-    correlation_id: str
-    started_at: float
-    updated_at: float
-    nodes: dict[str, NodeState] = field(default_factory=dict)
-    outputs: dict[str, Any] | None = None
-    error: Fault | None = None
-
-    @property
-    def terminal(self) -> bool:
-        """Whether the run is over; nothing is ever appended after that."""
-        return self.status != "running"
-
-    def open_nodes(self) -> list[str]:
-        """Return the nodes that a worker should be busy with."""
-        if self.terminal:
-            return []
-        return [node_id for node_id, node in self.nodes.items() if node.status == "scheduled"]
-
-    def wake_at(self) -> float | None:
-        """Return the earliest time at which the clock matters to this run."""
-        if self.terminal:
-            return None
-        times = [
-            node.deadline for node in self.nodes.values() if node.status in {"scheduled", "waiting"}
-        ]
-        return min(times, default=None)
+SIGNALS_MAX = 1_000
+"""Signals a run keeps that no node has asked for; more are dropped."""
+BY_HAND = "by-hand"
 
 
 def decide(state: RunState | None, command: Command) -> list[Event]:
@@ -90,101 +51,39 @@ def decide(state: RunState | None, command: Command) -> list[Event]:
             return _start(command) if state is None else []
         case RejectRun():
             return _reject(command) if state is None else []
-        case RecordResult(result=result, at=at):
-            return _record(state, result, at) if state and not state.terminal else []
-        case CheckClock(at=at):
-            return _check_clock(state, at) if state and not state.terminal else []
-        case CancelRun(reason=reason, at=at):
-            return [RunCancelled(at=at, reason=reason)] if state and not state.terminal else []
-
-
-def evolve(state: RunState | None, event: Event) -> RunState:
-    """Return the state after an event."""
-    match event:
-        case RunStarted():
-            return _started(event)
-        case RunRejected():
-            return RunState(
-                status="rejected",
-                workflow=event.workflow,
-                version=0,
-                inputs_digest=event.inputs_digest,
-                plan=Plan(nodes=(), outputs=()),
-                inputs={},
-                correlation_id="",
-                started_at=event.at,
-                updated_at=event.at,
-                error=event.error,
-            )
         case _:
-            pass  # every other event needs a state
-    assert state is not None, "the first event of a run is RunStarted or RunRejected"
-    match event:
-        case NodeScheduled() | NodeCompleted() | NodeFailed():
-            nodes = {**state.nodes, event.node_id: _evolve_node(state, event)}
-            return replace(state, nodes=nodes, updated_at=event.at)
-        case RunCompleted():
-            return replace(state, status="completed", outputs=event.outputs, updated_at=event.at)
-        case RunFailed():
-            return replace(state, status="failed", error=event.error, updated_at=event.at)
-        case RunCancelled():
-            error = Fault(code="CANCELLED", message=event.reason or "cancelled")
-            return replace(state, status="cancelled", error=error, updated_at=event.at)
+            pass  # the others need a run
+    if state is None or state.terminal:
+        return []
+    return _decide(state, command)
 
 
-def fold(events: Iterable[Event], state: RunState | None = None) -> RunState | None:
-    """Fold events into a state."""
-    return reduce(evolve, events, state)
-
-
-def node_inputs(state: RunState, node: PlanNode) -> Wire:
-    """Return the inputs of a node whose sources are complete."""
-    inputs: Wire = {}
-    for name, binding in node.bindings.items():
-        source = state.inputs if binding.node == RUN_INPUT else _outputs(state, binding.node)
-        if not binding.output:
-            inputs[name] = source
-        elif binding.output in source:
-            inputs[name] = source[binding.output]
-    return inputs
-
-
-def _outputs(state: RunState, node_id: str) -> Wire:
-    return state.nodes[node_id].outputs or {}
-
-
-def _started(event: RunStarted) -> RunState:
-    return RunState(
-        status="running",
-        workflow=event.workflow,
-        version=event.version,
-        inputs_digest=event.inputs_digest,
-        plan=event.plan,
-        inputs=event.inputs,
-        correlation_id=event.correlation_id,
-        started_at=event.at,
-        updated_at=event.at,
-    )
-
-
-def _evolve_node(state: RunState, event: NodeScheduled | NodeCompleted | NodeFailed) -> NodeState:
-    if isinstance(event, NodeScheduled):
-        return NodeState(
-            status="scheduled",
-            attempt=event.attempt,
-            scheduled_at=event.at,
-            deadline=event.deadline,
-        )
-    node = state.nodes[event.node_id]
-    if isinstance(event, NodeCompleted):
-        return replace(node, status="completed", outputs=event.outputs)
-    if event.retry_at is None:
-        return replace(node, status="failed", error=event.error)
-    return replace(node, status="waiting", error=event.error, deadline=event.retry_at)
+def _decide(state: RunState, command: Command) -> list[Event]:  # noqa: C901, PLR0911 - a case each
+    match command:
+        case RecordResult():
+            return _record(state, command)
+        case CheckClock():
+            return _check_clock(state, command) if state.status == "running" else []
+        case CancelRun():
+            return _cancel(state, command)
+        case PauseRun(reason=reason, at=at):
+            return [RunPaused(at=at, reason=reason)] if state.status == "running" else []
+        case ResumeRun(at=at):
+            return _resume(state, at) if state.status == "paused" else []
+        case SignalRun():
+            return _signal(state, command)
+        case SkipNode():
+            return _skip(state, command)
+        case RetryNode():
+            return _retry(state, command)
+        case ExpandNode():
+            return _expand(state, command)
+        case StartRun() | RejectRun():
+            raise AssertionError("handled before")
 
 
 def _start(command: StartRun) -> list[Event]:
-    started = RunStarted(
+    begun = RunStarted(
         at=command.at,
         workflow=command.workflow,
         version=command.version,
@@ -194,7 +93,9 @@ def _start(command: StartRun) -> list[Event]:
         inputs_digest=command.inputs_digest,
         correlation_id=command.correlation_id,
     )
-    return [started, *_schedule_ready(_started(started), command.at)]
+    turn = Turn(started(begun), command.at)
+    turn.advance(ROOT)
+    return [begun, *turn.finish()]
 
 
 def _reject(command: RejectRun) -> list[Event]:
@@ -208,73 +109,151 @@ def _reject(command: RejectRun) -> list[Event]:
     ]
 
 
-def _schedule_ready(state: RunState, at: float) -> list[Event]:
-    """Schedule every untouched node whose sources are all complete."""
-    done = {node_id for node_id, node in state.nodes.items() if node.status == "completed"}
-    return [
-        NodeScheduled(at=at, node_id=node.id, attempt=1, deadline=at + node.timeout_s)
-        for node in state.plan.nodes
-        if node.id not in state.nodes and done.issuperset(node.sources)
-    ]
-
-
-def _record(state: RunState, result: TaskResult, at: float) -> list[Event]:
-    node = state.nodes.get(result.node_id)
+def _record(state: RunState, command: RecordResult) -> list[Event]:
+    result = command.result
+    node = state.node(result.node_id)
     if node is None or node.status != "scheduled" or node.attempt != result.attempt:
         return []
+    if state.planned(result.node_id).kind not in DISPATCHED:
+        return []
+    turn = Turn(state, command.at, command.noise)
     if result.error is not None:
-        return _fail(state, result.node_id, result.error, at)
-    completed = NodeCompleted(
-        at=at,
-        node_id=result.node_id,
-        attempt=result.attempt,
-        outputs=result.outputs or {},
-        model=result.model,
-        worker=result.worker,
-        timings=result.timings,
+        turn.fail(result.node_id, result.error)
+        return turn.finish()
+    turn.happen(
+        NodeCompleted(
+            at=command.at,
+            node_id=result.node_id,
+            attempt=result.attempt,
+            outputs=result.outputs or {},
+            model=result.model,
+            worker=result.worker,
+            timings=result.timings,
+        )
     )
-    after = evolve(state, completed)
-    events: list[Event] = [completed, *_schedule_ready(after, at)]
-    done = {node_id for node_id, node in after.nodes.items() if node.status == "completed"}
-    if all(node.id in done for node in after.plan.nodes):
-        outputs = {sink: _outputs(after, sink) for sink in after.plan.outputs}
-        events.append(RunCompleted(at=at, outputs=outputs))
-    return events
+    turn.advance(scope_of(result.node_id))
+    return turn.finish()
 
 
-def _fail(state: RunState, node_id: str, error: Fault, at: float) -> list[Event]:
-    attempt = state.nodes[node_id].attempt
-    retry = state.plan.node(node_id).retry
-    if error.retryable and attempt < retry.max_attempts:
-        delay = min(retry.initial_delay_s * 2 ** (attempt - 1), retry.max_delay_s)
-        return [
-            NodeFailed(at=at, node_id=node_id, attempt=attempt, error=error, retry_at=at + delay)
-        ]
-    return [
-        NodeFailed(at=at, node_id=node_id, attempt=attempt, error=error),
-        RunFailed(at=at, node_id=node_id, error=error),
-    ]
+def _check_clock(state: RunState, command: CheckClock) -> list[Event]:
+    turn = Turn(state, command.at, command.noise)
+    deadline = state.deadline
+    if deadline is not None and deadline <= command.at and ROOT not in state.cleanups:
+        late = Fault(code="DEADLINE_EXCEEDED", message="the run took longer than its timeout_s")
+        turn.end(ROOT, "failed", late)
+        return turn.finish()
+    for path in _due(state, command.at):
+        node = turn.state.node(path)
+        if turn.state.status == "running" and node is not None and node.status in TIMED:
+            _wake(turn, path, node)
+    return turn.finish()
 
 
-def _check_clock(state: RunState, at: float) -> list[Event]:
-    events: list[Event] = []
-    for node_id, node in state.nodes.items():
-        if node.deadline > at:
-            continue
-        if node.status == "waiting":
-            timeout_s = state.plan.node(node_id).timeout_s
-            events.append(
-                NodeScheduled(
-                    at=at, node_id=node_id, attempt=node.attempt + 1, deadline=at + timeout_s
-                )
-            )
-        elif node.status == "scheduled":
-            late = Fault(
-                code="DEADLINE_EXCEEDED",
-                message=f"node '{node_id}' did not answer within its timeout",
-                retryable=True,
-            )
-            events.extend(_fail(state, node_id, late, at))
-            if isinstance(events[-1], RunFailed):
-                return events
-    return events
+def _due(state: RunState, at: float) -> Iterator[str]:
+    """Yield the nodes whose time has come."""
+    for path, node in state.active():
+        if node.status in TIMED and (node.deadline <= at or state.stalled(path, node)):
+            yield path
+
+
+def _wake(turn: Turn, path: str, node: NodeState) -> None:
+    planned = turn.state.planned(path)
+    if node.status == "waiting":
+        turn.schedule(path, planned, node.attempt + 1)
+    elif node.deadline > turn.at:
+        turn.proceed(path)
+    elif node.status == "scheduled" and planned.kind not in DISPATCHED:
+        controls.expire(turn, path, planned)
+    else:
+        message = f"node '{path}' did not answer within its timeout"
+        turn.fail(path, Fault(code="DEADLINE_EXCEEDED", message=message, retryable=True))
+
+
+def _cancel(state: RunState, command: CancelRun) -> list[Event]:
+    if ROOT in state.cleanups:
+        return []  # it is ending already
+    turn = Turn(state, command.at)
+    if state.status == "paused":
+        turn.happen(RunResumed(at=command.at))
+    turn.end(ROOT, "cancelled", Fault(code="CANCELLED", message=command.reason or "cancelled"))
+    return turn.finish()
+
+
+def _resume(state: RunState, at: float) -> list[Event]:
+    turn = Turn(state, at)
+    turn.happen(RunResumed(at=at))
+    for scope in (ROOT, *state.scopes):
+        turn.advance(scope)
+    for path, node in state.active():
+        if node.status == "open":
+            turn.proceed(path)
+        if node.status == "scheduled" and state.planned(path).kind == "signal":
+            controls.deliver(turn, state.planned(path).params["name"])
+    return turn.finish()
+
+
+def _signal(state: RunState, command: SignalRun) -> list[Event]:
+    if command.signal_id in state.signal_ids or len(state.signals) >= SIGNALS_MAX:
+        return []
+    turn = Turn(state, command.at)
+    turn.happen(
+        SignalReceived(
+            at=command.at,
+            name=command.name,
+            signal_id=command.signal_id,
+            payload=command.payload,
+        )
+    )
+    if state.status == "running":
+        controls.deliver(turn, command.name)
+    return turn.finish()
+
+
+def _skip(state: RunState, command: SkipNode) -> list[Event]:
+    node = state.node(command.node_id)
+    if node is None or node.status in {"completed", "skipped"}:
+        return []
+    turn = _woken(state, command.at, failed=node.status == "failed")
+    if command.outputs is not None:
+        turn.complete(command.node_id, command.outputs, by=BY_HAND, attempt=max(1, node.attempt))
+    else:
+        reason = command.reason or "skipped by hand"
+        turn.happen(NodeSkipped(at=command.at, node_id=command.node_id, reason=reason))
+        turn.advance(scope_of(command.node_id))
+    return turn.finish()
+
+
+def _retry(state: RunState, command: RetryNode) -> list[Event]:
+    node = state.node(command.node_id)
+    if node is None or node.status not in {"failed", "waiting"}:
+        return []
+    planned = state.planned(command.node_id)
+    turn = _woken(state, command.at, failed=node.status == "failed")
+    if planned.kind in DISPATCHED:
+        turn.schedule(command.node_id, planned, node.attempt + 1)
+    else:
+        turn.restart(command.node_id, planned)
+    return turn.finish()
+
+
+def _woken(state: RunState, at: float, *, failed: bool) -> Turn:
+    """Return a turn of a run that goes on if it was paused because a node failed."""
+    turn = Turn(state, at)
+    if failed and state.status == "paused":
+        turn.happen(RunResumed(at=at))
+        for scope in (ROOT, *state.scopes):
+            turn.advance(scope)
+    return turn
+
+
+def _expand(state: RunState, command: ExpandNode) -> list[Event]:
+    node = state.node(command.node_id)
+    if node is None or node.status != "scheduled" or node.attempt != command.attempt:
+        return []
+    turn = Turn(state, command.at)
+    if command.plan is None:
+        error = command.error or Fault(code="INVALID_ARGUMENT", message="no graph")
+        turn.fail(command.node_id, error)
+    else:
+        controls.expand(turn, command.node_id, node, command.plan)
+    return turn.finish()

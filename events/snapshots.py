@@ -20,9 +20,10 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import override
 
 from events.codec import MsgpackTranscoder, SizeCompressor
+from events.evolve import REDUCER_VERSION, fold
 from events.jetstream import APPEND_TIMEOUT_S, BUS_ERRORS, STREAM_FULL
 from events.keys import KeyRing
-from events.run import REDUCER_VERSION, RunState, fold
+from events.state import RunState
 from events.store import EMPTY, EventStore, Head
 from events.streams import SNAPSHOTS
 from events.subjects import RunKey, snapshot

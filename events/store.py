@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 from events.catalog import Event
 from events.codec import Commit
-from events.run import RunState, fold
+from events.evolve import fold
+from events.state import RunState
 from events.subjects import RunKey
 from schemas.errors import NotFound
 

@@ -58,6 +58,16 @@ def control(key: RunKey) -> str:
     return f"{ROOT}.{key.tenant}.control.{key.run_id}"
 
 
+def cancel(key: RunKey) -> str:
+    """Where workers hear which attempts nobody waits for any more."""
+    return f"{ROOT}.{key.tenant}.cancel.{key.run_id}"
+
+
+def emit(tenant: str, subject: str) -> str:
+    """Where an `emit` node publishes: below a prefix of the tenant's own."""
+    return f"{ROOT}.{tenant}.emit.{subject}"
+
+
 def event(key: RunKey) -> str:
     """The run's own log."""
     return f"{ROOT}.{key.tenant}.event.{part(key.run_id)}.{key.run_id}"

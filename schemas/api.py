@@ -10,8 +10,12 @@ from schemas.messages import Fault, Timings
 from schemas.workflow import WorkflowDefinition
 
 
-NodeViewStatus = Literal["pending", "scheduled", "waiting", "completed", "failed"]
-RunViewStatus = Literal["accepted", "running", "completed", "failed", "rejected", "cancelled"]
+NodeViewStatus = Literal[
+    "pending", "scheduled", "waiting", "open", "completed", "failed", "skipped"
+]
+RunViewStatus = Literal[
+    "accepted", "running", "paused", "completed", "failed", "rejected", "cancelled"
+]
 
 
 class ApiError(Message):

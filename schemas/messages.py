@@ -3,7 +3,7 @@
 from typing import Any, Literal, TypeVar
 
 import ormsgpack
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from schemas.errors import ClawdbotError, EngineFailed, InvalidArgument, by_code
 from schemas.message import Message, UserInput
@@ -89,8 +89,33 @@ class Task(Message):
 class Control(UserInput):
     """What a client wants of a run that is under way."""
 
-    action: Literal["cancel"]
+    action: Literal["cancel", "pause", "resume", "signal", "skip", "retry"]
     reason: str = Field(default="", max_length=1000)
+    """Goes into the log: of `cancel`, `pause` and `skip`."""
+    name: str = Field(default="", max_length=64)
+    """Of the signal."""
+    id: str = Field(default="", max_length=128)
+    """Of the signal: the same id again is the same signal."""
+    payload: Any = None
+    """Of the signal."""
+    node: str = Field(default="", max_length=512)
+    """Path of the node to `skip` or `retry`."""
+    outputs: dict[str, Any] | None = None
+    """What a skipped node is taken to have given; without it, it gives nothing."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "Control":
+        wanted = {"signal": "name", "skip": "node", "retry": "node"}.get(self.action)
+        if wanted is not None and not getattr(self, wanted):
+            raise ValueError(f"{self.action} needs a {wanted}")
+        return self
+
+
+class Abandoned(Message):
+    """Attempts whose results nobody waits for any more."""
+
+    attempts: tuple[tuple[str, int], ...]
+    """Path and number of each."""
 
 
 class Inference(Message):

@@ -2,12 +2,14 @@
 
 import hashlib
 from collections import Counter
+from operator import not_
 from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import Field, ValidationError
 
 from schemas.errors import InvalidArgument
+from schemas.expressions import CHARS_MAX
 from schemas.ids import NodeId, WorkflowName
 from schemas.message import UserInput
 
@@ -16,6 +18,7 @@ NODES_MAX = 256
 EDGES_MAX = 1024
 DEFINITION_BYTES_MAX = 256 * 1024
 ATTEMPTS_MAX = 10
+RUN_TIMEOUT_S_MAX = 365 * 86_400.0
 
 
 class RetryPolicy(UserInput):
@@ -24,22 +27,66 @@ class RetryPolicy(UserInput):
     max_attempts: int = Field(default=3, ge=1, le=ATTEMPTS_MAX)
     """Attempts in all, the first one counted."""
     initial_delay_s: float = Field(default=0.5, ge=0, le=3600, strict=False)
-    """Wait before the second attempt; doubles with every further one."""
+    """Wait before the second attempt."""
     max_delay_s: float = Field(default=30.0, ge=0, le=3600, strict=False)
+    backoff: Literal["fixed", "linear", "exponential"] = Field(
+        default="exponential", exclude_if=lambda backoff: backoff == "exponential"
+    )
+    """How the wait grows: not at all, by `initial_delay_s` each time, or twofold each time."""
+    jitter: float = Field(default=0.0, ge=0, le=1, strict=False, exclude_if=not_)
+    """The part of each wait that is random: 0.2 waits 80 to 100% of it."""
+    codes: tuple[str, ...] = Field(default=(), max_length=16, strict=False, exclude_if=not_)
+    """Error codes to try again after; by default those that are marked retryable."""
+
+    def delay_s(self, attempt: int, noise: float) -> float:
+        """Return the wait after a failed attempt, seconds.
+
+        Args:
+            attempt: Which attempt failed, from 1.
+            noise: A random number in [0, 1).
+        """
+        growth = {"fixed": 1, "linear": attempt, "exponential": 1 << attempt - 1}[self.backoff]
+        return min(self.initial_delay_s * growth, self.max_delay_s) * (1 - self.jitter * noise)
+
+    def retries(self, code: str, *, retryable: bool) -> bool:
+        """Tell whether an error is worth another attempt."""
+        return code in self.codes if self.codes else retryable
+
+
+NodeType = Literal[
+    "model",
+    "template",
+    "set",
+    "switch",
+    "loop",
+    "foreach",
+    "try",
+    "workflow",
+    "dynamic",
+    "delay",
+    "signal",
+    "emit",
+    "http",
+]
 
 
 class Node(UserInput):
-    """One step: a model or a template."""
+    """One step of a graph."""
 
     id: NodeId
-    type: Literal["model", "template"]
+    type: NodeType
     params: dict[str, Any] = Field(default_factory=dict)
-    """`model` nodes need `model`; `template` nodes need `template_id` or `template`."""
+    """What the type needs: see `schemas.structures` and docs/workflows.md."""
     inputs: dict[str, str] = Field(default_factory=dict)
-    """Explicit sources, `input name -> "node.output"` or `"input.name"`; the rest is matched by
-    name, then by kind, along the edges."""
+    """Explicit sources, `input name -> "node.output"`, `"input.name"` or `"= an expression"`; the
+    rest is matched by name, then by kind, along the edges."""
     timeout_s: float | None = Field(default=None, gt=0, le=3600, strict=False)
     retry: RetryPolicy = RetryPolicy()
+    join: Literal["all", "any"] | Annotated[int, Field(ge=1, le=EDGES_MAX)] = "all"
+    """When to begin: `all` waits until every incoming edge is decided and needs one that is taken,
+    `any` begins with the first taken edge, a number with that many."""
+    compensate: dict[str, Any] | None = None
+    """A graph that undoes this node when the run fails or is cancelled after it completed."""
 
 
 class Edge(UserInput):
@@ -47,13 +94,22 @@ class Edge(UserInput):
 
     source: NodeId
     target: NodeId
+    when: Annotated[str, Field(max_length=CHARS_MAX)] | None = None
+    """The edge is taken only if this expression is true."""
+    case: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """The edge is taken only if its source, a switch, chose this case."""
 
 
 class WorkflowDefinition(UserInput):
-    """A directed acyclic graph of nodes."""
+    """A directed acyclic graph of nodes; loops and branches are nodes with graphs of their own."""
 
     nodes: tuple[Node, ...] = Field(min_length=1, max_length=NODES_MAX, strict=False)
     edges: tuple[Edge, ...] = Field(default=(), max_length=EDGES_MAX, strict=False)
+    timeout_s: float | None = Field(default=None, gt=0, le=RUN_TIMEOUT_S_MAX, strict=False)
+    """Time for a whole run; past it the run fails. Of the outermost graph only."""
+    on_failure: Literal["fail", "pause"] = "fail"
+    """What a node that failed for good does to the run: end it, or pause it until somebody retries
+    or skips the node. Of the outermost graph only."""
 
     def digest(self) -> str:
         """SHA-256 over the canonical JSON: sorted keys, no spaces, defaults left out."""

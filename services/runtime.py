@@ -14,6 +14,7 @@ import uvloop
 from faststream.nats import NatsBroker
 from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 from nats.js.errors import Error as JetStreamError
 
@@ -64,6 +65,8 @@ class Outgoing:
     subject: str
     data: bytes
     headers: dict[str, str]
+    stored: bool = True
+    """Whether a stream takes it and acknowledges; else it is for whoever listens now."""
 
 
 @dataclass(frozen=True)
@@ -251,17 +254,20 @@ async def publish(nc: Nats, messages: Sequence[Outgoing]) -> None:
     js = nc.jetstream(timeout=REQUEST_TIMEOUT_S)
     try:
         if len(messages) == 1:
-            await _publish_one(js, messages[0])
+            await _publish_one(nc, js, messages[0])
             return
         async with asyncio.TaskGroup() as group:
             for message in messages:
-                group.create_task(_publish_one(js, message))
+                group.create_task(_publish_one(nc, js, message))
     except* (NatsError, JetStreamError, TimeoutError) as errors:
         raise BusUnavailable("the bus did not acknowledge a message") from errors
 
 
-async def _publish_one(js: Any, message: Outgoing) -> None:
-    await js.publish(message.subject, message.data, headers=message.headers)
+async def _publish_one(nc: Nats, js: JetStreamContext, message: Outgoing) -> None:
+    if message.stored:
+        await js.publish(message.subject, message.data, headers=message.headers)
+    else:
+        await nc.publish(message.subject, message.data, headers=message.headers)
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:

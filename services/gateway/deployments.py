@@ -1,16 +1,18 @@
 """Deploying workflows: compile, ask the workers who can serve, store."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import orjson
 
-from events.definitions import DefinitionStore, DeployedWorkflow
+from events.definitions import DefinitionStore, DeployedWorkflow, called
 from events.models import ModelDirectory, Offer, WorkerCard
 from schemas.api import InputView, WorkflowView
 from schemas.catalogue import Catalogue, Port
+from schemas.compiler import compile_plan
 from schemas.errors import FailedPrecondition, InvalidArgument, NotFound
 from schemas.ids import DEFAULT_TENANT
-from schemas.plan import RUN_INPUT, TEMPLATE_ENGINE, Plan, PlanNode, compile_plan
+from schemas.plan import RUN_INPUT, TEMPLATE_ENGINE, Plan, PlanNode
 from schemas.workflow import Deployment, WorkflowDefinition
 from services.runtime import Clock
 
@@ -38,7 +40,7 @@ class Deployments:
             StoreUnavailable: The definitions cannot be stored.
         """
         definition = deployment.definition
-        plan = self._compile(definition)
+        plan = self._compile(definition, await called(self.definitions, DEFAULT_TENANT, definition))
         cards = await self.directory.cards(self.clock.now())
         candidate = DeployedWorkflow(
             name=deployment.name,
@@ -87,9 +89,11 @@ class Deployments:
             definition=deployed.definition,
         )
 
-    def _compile(self, definition: WorkflowDefinition) -> Plan:
+    def _compile(
+        self, definition: WorkflowDefinition, workflows: Mapping[str, WorkflowDefinition]
+    ) -> Plan:
         try:
-            plan = compile_plan(definition, self.catalogue)
+            plan = compile_plan(definition, self.catalogue, workflows)
         except NotFound as error:
             raise InvalidArgument(error.message, field=_within(error.field)) from error
         except InvalidArgument as error:

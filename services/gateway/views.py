@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from events.catalog import SHORT_NAMES, Event, NodeCompleted, NodeFailed, NodeScheduled
-from events.run import RunState, fold
+from events.evolve import fold
+from events.state import RunState
 from events.store import History
 from events.subjects import RunKey
 from schemas.api import EventView, NodeView, RunView

@@ -1,6 +1,7 @@
 """The orchestrator's composition root."""
 
 import asyncio
+import random
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -58,7 +59,14 @@ class Orchestrator:
         )
         clock = SystemClock()
         blobs = JetStreamBlobStore(bus.nc, keys)
-        handlers = Handlers(runs, DefinitionStore(js), blobs, clock)
+        handlers = Handlers(
+            runs,
+            DefinitionStore(js),
+            settings.load_catalogue(),
+            blobs,
+            clock,
+            random.SystemRandom(),
+        )
         reconciler = Reconciler(bus, index, handlers, clock, settings.clock_interval_s)
         caught_up = asyncio.Event()
         try:
@@ -91,7 +99,7 @@ class Orchestrator:
             command: Control, tenant: Annotated[str, Path()], run_id: Annotated[str, Path()]
         ) -> None:
             try:
-                await handlers.control(RunKey(tenant, run_id), command)
+                await bus.publish(await handlers.control(RunKey(tenant, run_id), command))
             except RetryableError as error:
                 log.info("control_postponed", run_id=run_id, error=error.message)
                 raise NackMessage(delay=RETRY_S) from error

@@ -1,19 +1,41 @@
 """Submissions and results in, commits and tasks out."""
 
+import random
 from collections.abc import Sequence
+
+import orjson
 
 from events.blobs import BlobStore
 from events.catalog import NodeScheduled
-from events.commands import CancelRun, CheckClock, RecordResult, RejectRun, StartRun
-from events.definitions import DefinitionStore, DeployedWorkflow
-from events.run import RunState, node_inputs
+from events.commands import (
+    CancelRun,
+    CheckClock,
+    Command,
+    ExpandNode,
+    PauseRun,
+    RecordResult,
+    RejectRun,
+    ResumeRun,
+    RetryNode,
+    SignalRun,
+    SkipNode,
+    StartRun,
+)
+from events.definitions import DefinitionStore, DeployedWorkflow, called
+from events.paths import node_id_of, scope_of
 from events.spill import spill
-from events.subjects import RunKey, run_key, task, tenant_and_name
-from schemas.errors import AlreadyExists, NotFound, TerminalError
-from schemas.ids import valid_token
-from schemas.messages import Control, Fault, Header, Task, TaskResult, pack, unpack
+from events.state import RunState
+from events.subjects import RunKey, cancel, emit, result, run_key, task, tenant_and_name
+from events.view import evaluate, node_inputs
+from schemas.catalogue import Catalogue
+from schemas.compiler import compile_plan
+from schemas.errors import AlreadyExists, InvalidArgument, NotFound, TerminalError
+from schemas.ids import new_id, valid_token
+from schemas.messages import Abandoned, Control, Fault, Header, Task, TaskResult, pack, unpack
+from schemas.plan import Plan
 from schemas.submission import inputs_digest, parse_submission
-from schemas.values import Wire
+from schemas.values import Wire, from_json, to_json
+from schemas.workflow import parse_definition
 from services.orchestrator.runs import Decision, Runs
 from services.runtime import Clock, Delivery, Outgoing
 from services.telemetry import child_traceparent, get_logger
@@ -28,12 +50,20 @@ class Handlers:
     """The orchestrator's handlers; every one may be called again with the same message."""
 
     def __init__(
-        self, runs: Runs, definitions: DefinitionStore, blobs: BlobStore, clock: Clock
+        self,
+        runs: Runs,
+        definitions: DefinitionStore,
+        catalogue: Catalogue,
+        blobs: BlobStore,
+        clock: Clock,
+        noise: random.Random,
     ) -> None:
         self._runs = runs
         self._definitions = definitions
+        self._catalogue = catalogue
         self._blobs = blobs
         self._clock = clock
+        self._noise = noise
 
     async def submit(self, delivery: Delivery) -> Sequence[Outgoing]:
         """Start the run a submission asks for, or record why not."""
@@ -73,7 +103,7 @@ class Handlers:
             raise AlreadyExists(
                 f"run {run_id} exists with other inputs; choose another id", field=Header.RUN_ID
             )
-        return self._tasks(key, decision, trace)
+        return await self._follow(key, decision, trace, stale=True)
 
     async def result(self, delivery: Delivery) -> Sequence[Outgoing]:
         """Record a worker's result."""
@@ -83,34 +113,34 @@ class Handlers:
         trace = child_traceparent(delivery.headers.get(Header.TRACEPARENT))
         try:
             decision = await self._runs.obey(
-                key, RecordResult(result, self._clock.now()), traceparent=trace
+                key,
+                RecordResult(result, self._clock.now(), self._noise.random()),
+                traceparent=trace,
             )
         except NotFound:
             delivery.facts["stale"] = True  # the run was retired meanwhile
             return ()
         delivery.facts["stale"] = not decision.events
-        return self._tasks(key, decision, trace)
+        return await self._follow(key, decision, trace, stale=True)
 
     async def check_clock(self, key: RunKey) -> Sequence[Outgoing]:
         """Give up late attempts and begin waiting ones."""
-        decision = await self._runs.obey(key, CheckClock(self._clock.now()))
-        return self._tasks_of_events(key, decision, child_traceparent(None))
+        command = CheckClock(self._clock.now(), self._noise.random())
+        decision = await self._runs.obey(key, command)
+        return await self._follow(key, decision, child_traceparent(None))
 
-    async def control(self, key: RunKey, command: Control) -> None:
+    async def control(self, key: RunKey, command: Control) -> Sequence[Outgoing]:
         """Do to a run what a client asked for; nothing if the run is unknown or over."""
-        orders = {"cancel": CancelRun(command.reason, self._clock.now())}
-        decision = await self._runs.obey(key, orders[command.action])
+        decision = await self._runs.obey(key, _order(command, self._clock.now()))
         log.info(
             "control_handled", action=command.action, run_id=key.run_id, done=bool(decision.events)
         )
+        return await self._follow(key, decision, child_traceparent(None))
 
     async def republish(self, key: RunKey) -> Sequence[Outgoing]:
         """Return the tasks of every open node, as after a loss of the TASKS stream."""
         state = await self._runs.state(key)
-        if state is None:
-            return ()
-        trace = child_traceparent(None)
-        return [self._task(key, state, node_id, trace) for node_id in state.open_nodes()]
+        return await self._follow(key, Decision(state, []), child_traceparent(None), stale=True)
 
     async def _deployed(self, tenant: str, workflow: str, delivery: Delivery) -> DeployedWorkflow:
         version = delivery.headers.get(Header.VERSION, "")
@@ -127,33 +157,94 @@ class Handlers:
         await self._runs.obey(key, command, fresh=delivery.count == 1)
         return ()
 
-    def _tasks(self, key: RunKey, decision: Decision, trace: str) -> Sequence[Outgoing]:
-        """Return the tasks a commit asks for; after a stale input, those of every open node."""
+    async def _follow(
+        self, key: RunKey, decision: Decision, trace: str, *, stale: bool = False
+    ) -> Sequence[Outgoing]:
+        """Return what a commit asks others to do; after a stale input, all that is open."""
+        out: list[Outgoing] = []
+        if decision.abandoned:
+            body = pack(Abandoned(attempts=decision.abandoned))
+            out.append(Outgoing(cancel(key), body, {}, stored=False))
         state = decision.state
-        if decision.events or state is None:
-            return self._tasks_of_events(key, decision, trace)
-        return [self._task(key, state, node_id, trace) for node_id in state.open_nodes()]
+        paths = _scheduled(decision) if decision.events or not stale else _open(state)
+        while paths and state is not None:
+            path = paths.pop(0)
+            node = state.node(path)
+            if node is None or node.status != "scheduled":
+                continue  # its scope ended in the same commit
+            match state.planned(path).kind:
+                case "model":
+                    out.append(self._task(key, state, path, trace))
+                case "emit":
+                    out += self._emission(key, state, path, trace)
+                case "dynamic":
+                    expanded = await self._expand(key, state, path, trace)
+                    state = expanded.state
+                    paths += _scheduled(expanded)
+                case _:
+                    pass  # the clock or a signal ends it
+        return out
 
-    def _tasks_of_events(self, key: RunKey, decision: Decision, trace: str) -> Sequence[Outgoing]:
-        state = decision.state
-        if state is None:
-            return ()
+    async def _expand(self, key: RunKey, state: RunState, path: str, trace: str) -> Decision:
+        """Compile the graph that a dynamic node was given, and begin it."""
+        planned, node = state.planned(path), state.nodes_of(scope_of(path))[node_id_of(path)]
+        plan: Plan | None = None
+        fault: Fault | None = None
+        try:
+            document = evaluate(state, scope_of(path), planned.params["formulas"]["graph"])
+            definition = parse_definition(document)
+            if len(definition.nodes) > planned.params["max_nodes"]:
+                raise InvalidArgument(
+                    f"the graph has {len(definition.nodes)} nodes; "
+                    f"max_nodes is {planned.params['max_nodes']}"
+                )
+            workflows = await called(self._definitions, key.tenant, definition)
+            plan = compile_plan(definition, self._catalogue, workflows)
+        except TerminalError as error:
+            where = f"{error.field}: " if error.field else ""
+            message = f"node '{path}' was given no graph that works: {where}{error.message}"
+            fault = Fault(code=error.code, message=message)
+        command = ExpandNode(path, node.attempt, plan, fault, self._clock.now())
+        return await self._runs.obey(key, command, traceparent=trace)
+
+    def _emission(self, key: RunKey, state: RunState, path: str, trace: str) -> list[Outgoing]:
+        """Return the message of an `emit` node, and the result that says it was sent."""
+        planned, node = state.planned(path), state.nodes_of(scope_of(path))[node_id_of(path)]
+        inputs = node_inputs(state, scope_of(path), planned)
+        payload = inputs["payload"] if "payload" in planned.bindings else inputs
+        headers = {
+            Header.RUN_ID: key.run_id,
+            Header.CE_ID: f"{key.run_id}.{path}.{node.attempt}",
+            Header.CORRELATION_ID: state.correlation_id,
+            Header.TRACEPARENT: trace,
+            Header.CONTENT_TYPE: "application/json",
+        }
+        subject = emit(key.tenant, planned.params["subject"])
+        body = orjson.dumps(to_json({"payload": payload})["payload"])
+        sent = TaskResult(
+            tenant=key.tenant,
+            run_id=key.run_id,
+            node_id=path,
+            attempt=node.attempt,
+            outputs={},
+            model=planned.model,
+            worker="",
+        )
         return [
-            self._task(key, state, event.node_id, trace)
-            for event in decision.events
-            if isinstance(event, NodeScheduled)
+            Outgoing(subject, body, headers, stored=False),
+            Outgoing(result(key), pack(sent), _headers(key, state, path, node.attempt, trace)),
         ]
 
-    def _task(self, key: RunKey, state: RunState, node_id: str, trace: str) -> Outgoing:
-        planned, node = state.plan.node(node_id), state.nodes[node_id]
+    def _task(self, key: RunKey, state: RunState, path: str, trace: str) -> Outgoing:
+        planned, node = state.planned(path), state.nodes_of(scope_of(path))[node_id_of(path)]
         body = Task(
             tenant=key.tenant,
             run_id=key.run_id,
-            node_id=node_id,
+            node_id=path,
             attempt=node.attempt,
             model=planned.model,
             params=planned.params,
-            inputs=node_inputs(state, planned),
+            inputs=node_inputs(state, scope_of(path), planned),
             scheduled_at=node.scheduled_at,
             deadline=node.deadline,
             correlation_id=state.correlation_id,
@@ -161,9 +252,39 @@ class Handlers:
         return Outgoing(
             task(key.tenant, planned.modality, planned.pool, LANE, planned.model),
             pack(body),
-            {
-                Header.MSG_ID: f"{key.tenant}.{key.run_id}.{node_id}.{node.attempt}",
-                Header.CORRELATION_ID: state.correlation_id,
-                Header.TRACEPARENT: trace,
-            },
+            _headers(key, state, path, node.attempt, trace),
         )
+
+
+def _headers(key: RunKey, state: RunState, path: str, attempt: int, trace: str) -> dict[str, str]:
+    return {
+        Header.MSG_ID: f"{key.tenant}.{key.run_id}.{path}.{attempt}",
+        Header.CORRELATION_ID: state.correlation_id,
+        Header.TRACEPARENT: trace,
+    }
+
+
+def _scheduled(decision: Decision) -> list[str]:
+    return [event.node_id for event in decision.events if isinstance(event, NodeScheduled)]
+
+
+def _open(state: RunState | None) -> list[str]:
+    return [] if state is None else state.open_nodes()
+
+
+def _order(command: Control, at: float) -> Command:
+    """Return the command behind a control message."""
+    match command.action:
+        case "cancel":
+            return CancelRun(command.reason, at)
+        case "pause":
+            return PauseRun(command.reason, at)
+        case "resume":
+            return ResumeRun(at)
+        case "signal":
+            return SignalRun(command.name, command.id or new_id(), command.payload, at)
+        case "skip":
+            outputs = None if command.outputs is None else from_json(command.outputs)
+            return SkipNode(command.node, outputs, command.reason, at)
+        case "retry":
+            return RetryNode(command.node, at)

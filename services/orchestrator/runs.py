@@ -4,12 +4,23 @@ import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from events.catalog import Event
+from events.catalog import (
+    CleanupStarted,
+    Event,
+    NodeCompleted,
+    NodeFailed,
+    NodeSkipped,
+    RunCancelled,
+    RunFailed,
+    ScopeClosed,
+)
 from events.commands import Command
+from events.evolve import fold
 from events.index import RunIndex
 from events.jetstream import commit_headers
-from events.run import RunState, decide, fold
+from events.run import decide
 from events.snapshots import Snapshot, SnapshotStore, due, load_state
+from events.state import RunState
 from events.store import EMPTY, Append, EventStore, Head
 from events.subjects import RunKey
 from schemas.errors import ClawdbotError, VersionConflict
@@ -20,6 +31,8 @@ from services.telemetry import get_logger
 log = get_logger()
 
 CONFLICTS_MAX = 16
+GIVING_UP = (RunCancelled, RunFailed, CleanupStarted, ScopeClosed, NodeSkipped, NodeFailed)
+"""Events after which other nodes' work may be for nothing."""
 
 
 @dataclass
@@ -41,6 +54,8 @@ class Decision:
     state: RunState | None
     events: list[Event]
     """What was committed; empty when the command was stale."""
+    abandoned: tuple[tuple[str, int], ...] = ()
+    """Attempts under way that nobody waits for any more: path and number of each."""
 
 
 class Runs:
@@ -94,7 +109,8 @@ class Runs:
                 if not slot.known and not fresh:
                     await self._load(key, slot)
                     read = True
-                events = decide(slot.state, command)
+                before = slot.state
+                events = decide(before, command)
                 if not events and (read or _final(slot.state)):
                     return Decision(slot.state, [])
                 if not events:
@@ -108,7 +124,7 @@ class Runs:
                 except ClawdbotError:
                     slot.known = False
                     raise
-                return Decision(slot.state, events)
+                return Decision(slot.state, events, _abandoned(before, slot.state, events))
         raise VersionConflict("others keep appending to the run first")
 
     async def state(self, key: RunKey) -> RunState | None:
@@ -161,6 +177,22 @@ class Runs:
                 self._slots.move_to_end(oldest)
             else:
                 del self._slots[oldest]
+
+
+def _abandoned(
+    before: RunState | None, after: RunState | None, events: list[Event]
+) -> tuple[tuple[str, int], ...]:
+    """Return the attempts that the events gave up."""
+    if before is None or after is None or not any(isinstance(event, GIVING_UP) for event in events):
+        return ()
+    answered = {event.node_id for event in events if isinstance(event, NodeCompleted | NodeFailed)}
+    open_before = {path: node for path, node in before.active() if node.status == "scheduled"}
+    still_open = set(after.open_nodes())
+    return tuple(
+        (path, node.attempt)
+        for path, node in open_before.items()
+        if path not in still_open and path not in answered
+    )
 
 
 def _final(state: RunState | None) -> bool:

@@ -11,10 +11,12 @@ from nats.js.api import StreamConfig, SubjectTransform
 
 from events.catalog import Event, NodeCompleted
 from events.commands import CancelRun
+from events.evolve import fold
 from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
 from events.memory import MemoryEventStore
-from events.run import RunState, decide, fold
+from events.run import decide
+from events.state import RunState
 from events.store import EMPTY, Append, EventStore, Head
 from events.streams import EVENTS, StreamLimits, ensure
 from events.subjects import PARTS, RunKey, event, live, part

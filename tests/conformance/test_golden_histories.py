@@ -8,8 +8,8 @@ import pytest
 from eventsourcing.persistence import StoredEvent
 
 from events.codec import COMMIT_TOPIC, CommitMapper
+from events.evolve import fold
 from events.keys import cipher_of
-from events.run import fold
 from tests.conformance.golden.make import HERE, STORED, histories, read_history, write_missing
 
 

@@ -25,6 +25,7 @@ from typing_extensions import override
 
 from events.catalog import RunCancelled, RunStarted
 from events.codec import COMMIT_TOPIC, CommitMapper
+from events.evolve import fold
 from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
 from events.recorders import (
@@ -37,7 +38,6 @@ from events.recorders import (
     JetStreamTrackingRecorder,
     RecordLog,
 )
-from events.run import fold
 from events.store import EMPTY, Append, Head
 from events.streams import StreamLimits, ensure
 from events.subjects import RunKey

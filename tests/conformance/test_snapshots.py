@@ -10,10 +10,11 @@ import pytest
 import events.snapshots as module
 from events.catalog import Event
 from events.commands import CancelRun, CheckClock, Command, RecordResult, StartRun
+from events.evolve import fold
 from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
 from events.memory import MemoryEventStore
-from events.run import RunState, decide, fold
+from events.run import decide
 from events.snapshots import (
     JetStreamSnapshotStore,
     MemorySnapshotStore,
@@ -22,6 +23,7 @@ from events.snapshots import (
     due,
     load_state,
 )
+from events.state import RunState
 from events.store import EMPTY, Append, EventStore, Head
 from events.streams import SNAPSHOTS, StreamLimits, ensure
 from events.subjects import RunKey, snapshot

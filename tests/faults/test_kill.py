@@ -23,10 +23,10 @@ from events.store import Append
 from events.streams import StreamLimits, ensure
 from events.subjects import RunKey, submit
 from schemas.catalogue import load
+from schemas.compiler import compile_plan
 from schemas.errors import DataLoss, RetryableError
 from schemas.ids import DEFAULT_TENANT, new_id
 from schemas.messages import Header
-from schemas.plan import compile_plan
 from schemas.submission import pack_inputs
 from schemas.workflow import parse_definition
 from services.orchestrator.runs import Runs

@@ -9,7 +9,7 @@ from nats.aio.client import Client as Nats
 
 from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
-from events.run import RunState
+from events.state import RunState
 from events.subjects import RunKey, control, submit
 from schemas.ids import DEFAULT_TENANT, new_id
 from schemas.messages import Header

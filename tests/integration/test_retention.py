@@ -14,6 +14,7 @@ import pytest
 from events.archive import DirectoryArchive, MemoryArchive
 from events.blobs import JetStreamBlobStore
 from events.catalog import Event, RunCancelled, RunStarted
+from events.evolve import fold
 from events.export import export_run, restore, unpack
 from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
@@ -26,8 +27,8 @@ from events.retention import (
     sweep,
     sweep_blobs,
 )
-from events.run import RunState, fold
 from events.snapshots import JetStreamSnapshotStore, Snapshot
+from events.state import RunState
 from events.store import EMPTY, RETIRED, Append, Head
 from events.streams import EVENTS, KEYS, StreamLimits, ensure
 from events.subjects import RunKey, event

@@ -2,7 +2,9 @@
 
 from events.catalog import Event
 from events.commands import CheckClock, Command, RecordResult, StartRun
-from events.run import RunState, decide, evolve
+from events.evolve import evolve
+from events.run import decide
+from events.state import RunState
 from schemas.messages import Fault, TaskResult, Timings
 from schemas.plan import RUN_INPUT, Binding, Plan, PlanNode
 from schemas.values import Wire

@@ -6,8 +6,8 @@ from nats.js import JetStreamContext
 
 from events.definitions import DefinitionStore, DeployedWorkflow
 from schemas.catalogue import load
+from schemas.compiler import compile_plan
 from schemas.ids import DEFAULT_TENANT
-from schemas.plan import compile_plan
 from schemas.workflow import parse_definition
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from schemas import catalogue, mustache
-from schemas.plan import Plan, compile_plan
+from schemas.compiler import compile_plan
+from schemas.plan import Plan
 from schemas.workflow import parse_definition
 from services.workers.engine import Engine
 from services.workers.engines import engine_class

@@ -20,8 +20,10 @@ from pydantic import TypeAdapter
 from events.catalog import EVENT_TYPES, SHORT_NAMES, DomainEvent, Event, RunRejected
 from events.codec import Commit, CommitMapper
 from events.commands import CancelRun, CheckClock, Command, RecordResult, StartRun
+from events.evolve import fold
 from events.keys import cipher_of
-from events.run import RunState, decide, fold
+from events.run import decide
+from events.state import RunState
 from schemas.messages import Fault, TaskResult, Timings
 from schemas.plan import Binding, Plan, PlanNode
 from schemas.workflow import RetryPolicy

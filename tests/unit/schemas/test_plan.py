@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from schemas import catalogue
+from schemas.compiler import compile_plan
 from schemas.errors import InvalidArgument, NotFound
-from schemas.plan import Binding, Plan, PlanNode, compile_plan
+from schemas.plan import Binding, Plan, PlanNode
 from schemas.workflow import RetryPolicy, parse_definition
 
 

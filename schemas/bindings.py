@@ -1,0 +1,180 @@
+"""What a node can see, and where each of its inputs comes from.
+
+An input is fed by its explicit source; else by a direct predecessor's output of the same name, else
+of the same kind; else by the graph's own input of the same name. A graph inside a control node
+sees its own nodes, then the nodes upstream of the control node, and so on outwards.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from schemas.catalogue import Catalogue, Port
+from schemas.errors import InvalidArgument
+from schemas.expressions import parse
+from schemas.plan import RUN, RUN_INPUT, Binding
+from schemas.workflow import Node, WorkflowDefinition
+
+
+DEPTH_MAX = 8
+"""Graphs inside graphs."""
+
+Offers = dict[str, tuple[Port, ...] | None]
+"""What each node gives; None where that shows only when it runs."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a graph is compiled in."""
+
+    catalogue: Catalogue
+    workflows: Mapping[str, WorkflowDefinition] = field(default_factory=dict)
+    """Definitions that `workflow` nodes may name."""
+    outer: Offers = field(default_factory=dict)
+    """Nodes outside that the graph can see."""
+    calling: tuple[str, ...] = ()
+    """The workflows we are in the middle of."""
+    depth: int = 0
+
+    def inside(self, seen: Offers, calling: str = "") -> "Surroundings":
+        """Return the surroundings of a graph inside a node.
+
+        Args:
+            seen: Nodes it can see.
+            calling: The workflow it is, if it is one; that one sees nothing outside.
+
+        Raises:
+            InvalidArgument: Too deep.
+        """
+        if self.depth >= DEPTH_MAX:
+            raise InvalidArgument(f"graphs nest at most {DEPTH_MAX} deep")
+        outer = {} if calling else {**self.outer, **seen}
+        names = (*self.calling, calling) if calling else self.calling
+        return replace(self, outer=outer, calling=names, depth=self.depth + 1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A node and what stands around it while it is planned."""
+
+    node: Node
+    where: str
+    """Path of the node in the document."""
+    sources: list[str]
+    upstream: list[str]
+    """Every node before it in its own graph, in topological order."""
+    offers: Offers
+    """Of the nodes of its own graph planned so far."""
+    around: Surroundings
+
+    @property
+    def seen(self) -> Offers:
+        """Everything the node can see by name."""
+        return {**self.around.outer, **{name: self.offers[name] for name in self.upstream}}
+
+    def check(self, formula: str, field_name: str, *, also: Offers | None = None) -> str:
+        """Return an expression that is well-formed and names only what the node can see.
+
+        Raises:
+            InvalidArgument: It is not; names the field.
+        """
+        where = f"{self.where}.{field_name}"
+        return check_expression(formula, {**self.seen, **(also or {})}, where, self.node.id)
+
+
+def check_expression(formula: str, seen: Offers, where: str, node_id: str) -> str:
+    """Return an expression that is well-formed and names only what can be seen.
+
+    Raises:
+        InvalidArgument: It is not; names the field.
+    """
+    try:
+        expression = parse(formula)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"node '{node_id}': {error.message}", field=where) from error
+    for name in sorted(expression.names()):
+        if name not in seen and name not in {RUN_INPUT, RUN}:
+            known = ", ".join([RUN_INPUT, RUN, *sorted(seen)])
+            raise InvalidArgument(
+                f"node '{node_id}' cannot see '{name}' here; it sees {known}", field=where
+            )
+    for name, key in expression.paths():
+        ports = seen.get(name)
+        if ports is not None and key not in {port.name for port in ports}:
+            gives = ", ".join(sorted(port.name for port in ports))
+            raise InvalidArgument(f"node '{name}' gives {gives}, not '{key}'", field=where)
+    return formula
+
+
+def bind(place: Place, ports: Iterable[Port]) -> dict[str, Binding]:
+    """Return where each input of a node comes from.
+
+    Raises:
+        InvalidArgument: An explicit source that does not exist, or nothing fits an input.
+    """
+    node, where = place.node, place.where
+    wanted = {port.name: port for port in ports}
+    for name in node.inputs:
+        if name not in wanted:
+            known = ", ".join(wanted)
+            raise InvalidArgument(
+                f"node '{node.id}' has no input '{name}'; it has {known}",
+                field=f"{where}.inputs.{name}",
+            )
+    bindings: dict[str, Binding] = {}
+    for port in wanted.values():
+        found = bind_explicit(place, port.name) or _find(port, place)
+        if found is None and place.sources and port.required:
+            raise InvalidArgument(
+                f"node '{node.id}': nothing upstream gives its input '{port.name}' ({port.kind}); "
+                f'connect a node that does, or say where from in "inputs"',
+                field=f"{where}.inputs.{port.name}",
+            )
+        bindings[port.name] = found or Binding(node=RUN_INPUT, output=port.name)
+    return bindings
+
+
+def bind_explicit(place: Place, name: str) -> Binding | None:
+    """Return the source that a node's own `inputs` name for an input.
+
+    Raises:
+        InvalidArgument: There is no such source.
+    """
+    source = place.node.inputs.get(name)
+    if source is None:
+        return None
+    if source.startswith("="):
+        formula = place.check(source[1:].strip(), f"inputs.{name}")
+        return Binding(node="", output="", expression=formula)
+    origin, dot, output = source.partition(".")
+    where = f"{place.where}.inputs.{name}"
+    seen = place.seen
+    if not dot or not output or (origin not in {RUN_INPUT, RUN} and origin not in seen):
+        raise InvalidArgument(
+            f"node '{place.node.id}': '{source}' is neither input.<name> nor "
+            f"<node upstream>.<output>, nor an expression after '='",
+            field=where,
+        )
+    ports = seen.get(origin)
+    if ports is not None and output not in {port.name for port in ports}:
+        gives = ", ".join(sorted(port.name for port in ports))
+        raise InvalidArgument(f"node '{origin}' gives {gives}, not '{output}'", field=where)
+    return Binding(node=origin, output=output)
+
+
+def _find(port: Port, place: Place) -> Binding | None:
+    """Return the direct predecessors' outputs that fit a port, the first one before the others."""
+    offered = [(source, place.offers[source] or ()) for source in place.sources]
+    fits: tuple[Callable[[Port], bool], ...] = (
+        lambda offer: offer.name == port.name,
+        lambda offer: offer.kind == port.kind,
+    )
+    for fit in fits:
+        found = [
+            Binding(node=source, output=next(offer.name for offer in offers if fit(offer)))
+            for source, offers in offered
+            if any(fit(offer) for offer in offers)
+        ]
+        if found:
+            return found[0].model_copy(update={"otherwise": tuple(found[1:])})
+    unsure = [source for source in place.sources if place.offers[source] is None]
+    return Binding(node=unsure[0], output=port.name) if unsure else None

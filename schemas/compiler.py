@@ -1,0 +1,275 @@
+"""From a definition to a plan: models and templates resolved, every input bound to a source.
+
+How inputs find their sources stands in `schemas.bindings`, each kind of control node in
+`schemas.controls`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from schemas import mustache
+from schemas.bindings import Offers, Place, Surroundings, bind, check_expression
+from schemas.catalogue import TEMPLATE_CHARS_MAX, Catalogue, ModelSpec, Port, merge_params
+from schemas.errors import InvalidArgument, NotFound
+from schemas.expressions import parse
+from schemas.plan import RUN, RUN_INPUT, TEMPLATE_ENGINE, Binding, Plan, PlanEdge, PlanNode
+from schemas.workflow import WorkflowDefinition, invalid
+
+
+TEMPLATE_TIMEOUT_S = 10.0
+JOINS = {"all": 0, "any": 1}
+
+Planned = tuple[PlanNode, tuple[Port, ...] | None]
+Planner = Callable[[Place], Planned]
+
+
+def compile_plan(
+    definition: WorkflowDefinition,
+    catalogue: Catalogue,
+    workflows: Mapping[str, WorkflowDefinition] | None = None,
+) -> Plan:
+    """Compile a whole workflow.
+
+    Args:
+        definition: The workflow.
+        catalogue: The models and templates there are.
+        workflows: What its `workflow` nodes may name.
+
+    Raises:
+        InvalidArgument: Names the node that lacks a parameter or an input.
+        NotFound: Names the node whose model, template or workflow does not exist.
+    """
+    around = Surroundings(catalogue, workflows or {})
+    plan, _ = compile_graph(definition, around, "")
+    return plan.model_copy(
+        update={
+            "timeout_s": definition.timeout_s or 0.0,
+            "pause_on_failure": definition.on_failure == "pause",
+            "mentioned": tuple(sorted(_mentioned(plan, root=True))),
+        }
+    )
+
+
+def compile_graph(
+    graph: WorkflowDefinition, around: Surroundings, where: str
+) -> tuple[Plan, Offers]:
+    """Compile one graph; return its plan and what its nodes give.
+
+    Raises:
+        InvalidArgument, NotFound: As `compile_plan`.
+    """
+    from schemas.controls import PLANNERS  # noqa: PLC0415 - they compile graphs in turn
+
+    order = graph.check_graph()
+    by_id = {node.id: (index, node) for index, node in enumerate(graph.nodes)}
+    sources: dict[str, list[str]] = {node_id: [] for node_id in order}
+    for edge in graph.edges:
+        sources[edge.target].append(edge.source)
+    offers: Offers = {}
+    planned: list[PlanNode] = []
+    for node_id in order:
+        index, node = by_id[node_id]
+        upstream = _ancestors(node_id, sources)
+        place = Place(
+            node=node,
+            where=f"{where}nodes[{index}]",
+            sources=sources[node_id],
+            upstream=[name for name in order if name in upstream],
+            offers=offers,
+            around=around,
+        )
+        _check_id(place)
+        one, offers[node_id] = PLANNERS[node.type](place)
+        planned.append(_finish(one, place, graph, where))
+    feeding = {edge.source for edge in graph.edges}
+    sinks = tuple(node_id for node_id in order if node_id not in feeding)
+    return Plan(nodes=tuple(planned), outputs=sinks), offers
+
+
+def compile_body(
+    place: Place, document: Any, field_name: str, *, seen: Offers | None = None
+) -> tuple[Plan, Offers]:
+    """Compile a graph that stands in a node's parameters.
+
+    Raises:
+        InvalidArgument, NotFound: Names the offending place inside it.
+    """
+    where = f"{place.where}.{field_name}."
+    try:
+        graph = WorkflowDefinition.model_validate(document)
+    except ValidationError as error:
+        wrong = invalid(error)
+        raise InvalidArgument(wrong.message, field=f"{where}{wrong.field or ''}") from error
+    if graph.timeout_s is not None or graph.on_failure != "fail":
+        raise InvalidArgument(
+            "timeout_s and on_failure belong to the outermost graph", field=where.rstrip(".")
+        )
+    try:
+        around = place.around.inside(place.seen if seen is None else seen)
+        return compile_graph(graph, around, where)
+    except (InvalidArgument, NotFound) as error:
+        if error.field is None or not error.field.startswith(where):
+            inner = f"{where}{error.field}" if error.field else where.rstrip(".")
+            raise type(error)(error.message, field=inner) from error
+        raise
+
+
+def plan_model(place: Place) -> Planned:
+    """Plan a `model` node."""
+    node, where = place.node, place.where
+    name = node.params.get("model")
+    if not isinstance(name, str):
+        raise InvalidArgument(
+            f"node '{node.id}' needs the name of a model", field=f"{where}.params.model"
+        )
+    spec = place.around.catalogue.model(name, field=f"{where}.params.model")
+    params = merge_params(spec, {k: v for k, v in node.params.items() if k != "model"})
+    return model_node(place, name, spec, params), spec.outputs
+
+
+def model_node(place: Place, name: str, spec: ModelSpec, params: dict[str, Any]) -> PlanNode:
+    """Return the plan of a node that a worker runs."""
+    return PlanNode(
+        id=place.node.id,
+        model=name,
+        modality=spec.modality,
+        params=params,
+        bindings=bind(place, spec.inputs),
+        optional=tuple(port.name for port in spec.inputs if not port.required),
+        timeout_s=place.node.timeout_s or spec.timeout_s,
+        retry=place.node.retry,
+    )
+
+
+def plan_template(place: Place) -> Planned:
+    """Plan a `template` node."""
+    node, where = place.node, place.where
+    unknown = sorted(set(node.params) - {"template_id", "template"})
+    if unknown or len(node.params) != 1:
+        raise InvalidArgument(
+            f"node '{node.id}' needs exactly one of template_id, template",
+            field=f"{where}.params" + (f".{unknown[0]}" if unknown else ""),
+        )
+    names = [RUN_INPUT, *([RUN] if place.around.depth else []), *place.seen]
+    planned = PlanNode(
+        id=node.id,
+        model=TEMPLATE_ENGINE,
+        modality="text",
+        params={"template": _template_text(place)},
+        bindings={name: Binding(node=name, output="") for name in names},
+        timeout_s=node.timeout_s or TEMPLATE_TIMEOUT_S,
+        retry=node.retry,
+    )
+    return planned, (Port(name="text", kind="text"),)
+
+
+def _finish(planned: PlanNode, place: Place, graph: WorkflowDefinition, where: str) -> PlanNode:
+    """Add what every kind of node has: sources, conditions of its edges, join, compensation."""
+    node = place.node
+    guards: list[PlanEdge] = []
+    types = {item.id: item.type for item in graph.nodes}
+    for index, edge in enumerate(graph.edges):
+        if edge.target != node.id or (edge.when is None and edge.case is None):
+            continue
+        at = f"{where}edges[{index}]"
+        if edge.case is not None and types[edge.source] != "switch":
+            raise InvalidArgument(f"node '{edge.source}' is no switch", field=f"{at}.case")
+        if edge.when is not None:
+            check_expression(edge.when, place.seen, f"{at}.when", node.id)
+        guards.append(PlanEdge(source=edge.source, when=edge.when or "", case=edge.case or ""))
+    join = JOINS[node.join] if isinstance(node.join, str) else node.join
+    if join > len(place.sources) and node.join != "any":
+        raise InvalidArgument(
+            f"node '{node.id}' has {len(place.sources)} incoming edges", field=f"{place.where}.join"
+        )
+    bodies = dict(planned.bodies)
+    if node.compensate is not None:
+        bodies["compensate"], _ = compile_body(place, node.compensate, "compensate", seen={})
+    return planned.model_copy(
+        update={
+            "sources": tuple(place.sources),
+            "guards": tuple(guards),
+            "join": join if place.sources else 0,
+            "bodies": bodies,
+        }
+    )
+
+
+def _check_id(place: Place) -> None:
+    if place.node.id in {RUN_INPUT, RUN}:
+        raise InvalidArgument(
+            f"'{place.node.id}' names the inputs; call the node something else",
+            field=f"{place.where}.id",
+        )
+    if place.node.id in place.around.outer:
+        raise InvalidArgument(
+            f"node id '{place.node.id}' is used outside of this graph already",
+            field=f"{place.where}.id",
+        )
+
+
+def _ancestors(node_id: str, sources: Mapping[str, list[str]]) -> set[str]:
+    found: set[str] = set()
+    pending = list(sources[node_id])
+    while pending:
+        ancestor = pending.pop()
+        if ancestor not in found:
+            found.add(ancestor)
+            pending.extend(sources[ancestor])
+    return found
+
+
+def _template_text(place: Place) -> str:
+    node, where, catalogue = place.node, place.where, place.around.catalogue
+    if "template_id" in node.params:
+        template_id = node.params["template_id"]
+        spec = catalogue.templates.get(template_id) if isinstance(template_id, str) else None
+        if spec is None:
+            known = ", ".join(sorted(catalogue.templates))
+            raise NotFound(
+                f"node '{node.id}': no template '{template_id}'; known: {known}",
+                field=f"{where}.params.template_id",
+            )
+        return spec.text
+    text = node.params["template"]
+    if not isinstance(text, str) or len(text) > TEMPLATE_CHARS_MAX:
+        raise InvalidArgument(
+            f"node '{node.id}': a template is a text of at most {TEMPLATE_CHARS_MAX} characters",
+            field=f"{where}.params.template",
+        )
+    try:
+        mustache.check(text)
+    except InvalidArgument as error:
+        raise InvalidArgument(
+            f"node '{node.id}': {error.message}", field=f"{where}.params.template"
+        ) from error
+    return text
+
+
+def formulas(node: PlanNode) -> Iterable[str]:
+    """Yield every expression that is evaluated where a node stands, not inside its bodies."""
+    yield from (guard.when for guard in node.guards if guard.when)
+    yield from (item.expression for item in node.bindings.values() if item.expression)
+    if node.kind != "model":
+        for value in node.params.get("formulas", {}).values():
+            yield from value.values() if isinstance(value, dict) else (value,)
+
+
+def _mentioned(plan: Plan, *, root: bool) -> set[str]:
+    """Return the run inputs that expressions use."""
+    names = {RUN, RUN_INPUT} if root else {RUN}
+    found = {
+        key
+        for node in plan.nodes
+        for formula in formulas(node)
+        for name, key in parse(formula).paths()
+        if name in names
+    }
+    for node in plan.nodes:
+        found.update(binding.output for binding in node.bindings.values() if binding.node == RUN)
+        if node.kind != "graph":  # a workflow of its own has a `run` of its own
+            for body in node.bodies.values():
+                found |= _mentioned(body, root=False)
+    return found - {""}

@@ -1,0 +1,277 @@
+"""How each kind of node is planned.
+
+Control nodes keep in `params`
+
+    formulas    expressions over what the node sees
+    inner       expressions over what one iteration of its body sees
+
+and their graphs in `bodies`.
+"""
+
+from typing import Any
+
+from schemas.bindings import Offers, Place, bind, bind_explicit
+from schemas.catalogue import Port
+from schemas.compiler import (
+    Planned,
+    Planner,
+    compile_body,
+    compile_graph,
+    model_node,
+    plan_model,
+    plan_template,
+)
+from schemas.errors import InvalidArgument, NotFound
+from schemas.plan import RUN_INPUT, Binding, NodeKind, Plan, PlanNode
+from schemas.structures import (
+    SIGNAL_TIMEOUT_S,
+    WAIT_S_MAX,
+    DelayParams,
+    DynamicParams,
+    EmitParams,
+    ForeachParams,
+    HttpParams,
+    LoopParams,
+    SetParams,
+    SignalParams,
+    SwitchParams,
+    TryParams,
+    WorkflowParams,
+    read_params,
+    reference,
+)
+from schemas.workflow import NodeType
+
+
+HTTP_MODEL = "http"
+EMIT_TIMEOUT_S = 30.0
+GRAPH_TIMEOUT_S = 30.0
+
+
+def plan_set(place: Place) -> Planned:
+    """Plan a `set` node."""
+    params = _params(place, SetParams)
+    values = _formulas(place, "values", params.values)
+    ports = tuple(Port(name=name.lower(), kind="json") for name in values)
+    known = all(name == name.lower() and name[0].isalpha() for name in values)
+    return _control(place, "set", {"formulas": {"values": values}}), ports if known else None
+
+
+def plan_switch(place: Place) -> Planned:
+    """Plan a `switch` node."""
+    params = _params(place, SwitchParams)
+    formulas: dict[str, Any] = {}
+    if params.on is not None:
+        formulas["on"] = place.check(params.on, "params.on")
+    else:
+        formulas["cases"] = _formulas(place, "cases", params.cases)
+    settings = {"formulas": formulas, "default": params.default}
+    return _control(place, "switch", settings), (Port(name="case", kind="text"),)
+
+
+def plan_loop(place: Place) -> Planned:
+    """Plan a `loop` node."""
+    params = _params(place, LoopParams)
+    body, inside = compile_body(place, params.body, "params.body")
+    inner: dict[str, Any] = {}
+    if params.while_ is not None:
+        inner["while"] = place.check(params.while_, "params.while")
+    if params.until is not None:
+        inner["until"] = place.check(params.until, "params.until", also=inside)
+    inner["next"] = {
+        name: place.check(formula, f"params.next.{name}", also=inside)
+        for name, formula in params.next.items()
+    }
+    settings = {
+        "formulas": {"init": _formulas(place, "init", params.init)},
+        "inner": inner,
+        "max_iterations": params.max_iterations,
+        "stop_at_limit": params.on_limit == "stop",
+    }
+    return _control(place, "loop", settings, body=body), None
+
+
+def plan_foreach(place: Place) -> Planned:
+    """Plan a `foreach` node."""
+    params = _params(place, ForeachParams)
+    body, inside = compile_body(place, params.body, "params.body")
+    inner = {
+        name: place.check(formula, f"params.{name}", also=inside)
+        for name, formula in (("collect", params.collect), ("until", params.until))
+        if formula is not None
+    }
+    settings = {
+        "formulas": {"items": place.check(params.items, "params.items")},
+        "inner": inner,
+        "as": params.as_,
+        "max_parallel": params.max_parallel,
+        "max_items": params.max_items,
+    }
+    ports = (Port(name="items", kind="json"), Port(name="count", kind="json"))
+    return _control(place, "foreach", settings, body=body), ports
+
+
+def plan_try(place: Place) -> Planned:
+    """Plan a `try` node."""
+    params = _params(place, TryParams)
+    bodies = {
+        name: compile_body(place, graph, f"params.{name}")[0]
+        for name, graph in (
+            ("body", params.body),
+            ("catch", params.catch),
+            ("finally", params.finally_),
+        )
+        if graph is not None
+    }
+    planned = _control(place, "try", {})
+    return planned.model_copy(update={"bodies": bodies}), None
+
+
+def plan_workflow(place: Place) -> Planned:
+    """Plan a `workflow` node: the other workflow becomes a graph of this one."""
+    params = _params(place, WorkflowParams)
+    where = f"{place.where}.params.workflow"
+    if params.workflow in place.around.calling:
+        chain = " -> ".join([*place.around.calling, params.workflow])
+        raise InvalidArgument(f"workflows call each other in a circle: {chain}", field=where)
+    definition = place.around.workflows.get(reference(params.workflow, params.version))
+    if definition is None:
+        version = "" if params.version is None else f" version {params.version}"
+        raise NotFound(
+            f"node '{place.node.id}': no workflow '{params.workflow}'{version}", field=where
+        )
+    try:
+        around = place.around.inside({}, calling=params.workflow)
+        body, inside = compile_graph(definition, around, "")
+    except (InvalidArgument, NotFound) as error:
+        text = f"workflow '{params.workflow}', {error.field}: {error.message}"
+        raise InvalidArgument(text, field=where) from error
+    ports = [
+        Port(name=name, kind="json", required=needed) for name, needed in body.run_inputs().items()
+    ]
+    planned = _control(place, "graph", {}, body=body).model_copy(
+        update={
+            "bindings": bind(place, ports),
+            "optional": tuple(port.name for port in ports if not port.required),
+        }
+    )
+    return planned, _body_ports(body, inside)
+
+
+def plan_dynamic(place: Place) -> Planned:
+    """Plan a `dynamic` node."""
+    params = _params(place, DynamicParams)
+    settings = {
+        "formulas": {"graph": place.check(params.graph, "params.graph")},
+        "max_nodes": params.max_nodes,
+    }
+    return _control(place, "dynamic", settings, timeout_s=GRAPH_TIMEOUT_S), None
+
+
+def plan_delay(place: Place) -> Planned:
+    """Plan a `delay` node."""
+    params = _params(place, DelayParams)
+    settings: dict[str, Any] = {}
+    if isinstance(params.seconds, float):
+        settings["seconds"] = params.seconds
+    elif params.seconds is not None:
+        settings["formulas"] = {"seconds": place.check(params.seconds, "params.seconds")}
+    elif params.until is not None:
+        settings["formulas"] = {"until": place.check(params.until, "params.until")}
+    return _control(place, "delay", settings, timeout_s=WAIT_S_MAX), ()
+
+
+def plan_signal(place: Place) -> Planned:
+    """Plan a `signal` node."""
+    params = _params(place, SignalParams)
+    settings: dict[str, Any] = {"name": params.name}
+    if "default" in params.model_fields_set:
+        settings["default"] = params.default
+    planned = _control(place, "signal", settings, timeout_s=SIGNAL_TIMEOUT_S)
+    return planned, (Port(name="payload", kind="json"), Port(name="timed_out", kind="json"))
+
+
+def plan_emit(place: Place) -> Planned:
+    """Plan an `emit` node."""
+    params = _params(place, EmitParams)
+    binding = bind_explicit(place, "payload")
+    names = [RUN_INPUT] if not place.sources else place.sources
+    bindings = (
+        {name: Binding(node=name, output="") for name in names}
+        if binding is None
+        else {"payload": binding}
+    )
+    planned = _control(place, "emit", {"subject": params.subject}, timeout_s=EMIT_TIMEOUT_S)
+    return planned.model_copy(update={"bindings": bindings}), ()
+
+
+def plan_http(place: Place) -> Planned:
+    """Plan an `http` node: a model whose engine calls out."""
+    params = _params(place, HttpParams)
+    spec = place.around.catalogue.model(HTTP_MODEL, field=f"{place.where}.type")
+    if not params.url and "url" not in place.node.inputs:
+        raise InvalidArgument(
+            f"node '{place.node.id}' needs a url", field=f"{place.where}.params.url"
+        )
+    settings = params.model_dump(exclude_defaults=True)
+    return model_node(place, HTTP_MODEL, spec, settings), spec.outputs
+
+
+def _params(place: Place, kind: Any) -> Any:
+    if place.node.inputs and place.node.type not in {"emit", "http", "workflow"}:
+        raise InvalidArgument(
+            f"a {place.node.type} node has no inputs; its expressions name what they need",
+            field=f"{place.where}.inputs",
+        )
+    document = dict(place.node.params)
+    if place.node.type == "signal":
+        document.setdefault("name", place.node.id)
+    return read_params(kind, document, f"{place.where}.params")
+
+
+def _formulas(place: Place, name: str, formulas: dict[str, str]) -> dict[str, str]:
+    return {key: place.check(formula, f"params.{name}.{key}") for key, formula in formulas.items()}
+
+
+def _control(
+    place: Place,
+    kind: NodeKind,
+    params: dict[str, Any],
+    *,
+    body: Plan | None = None,
+    timeout_s: float = WAIT_S_MAX,
+) -> PlanNode:
+    return PlanNode(
+        id=place.node.id,
+        model=kind,
+        modality="text",
+        params=params,
+        timeout_s=place.node.timeout_s or timeout_s,
+        retry=place.node.retry,
+        kind=kind,
+        bodies={} if body is None else {"body": body},
+    )
+
+
+def _body_ports(body: Plan, inside: Offers) -> tuple[Port, ...] | None:
+    """Return what a graph as a whole gives: its only sink's outputs, or each sink under its id."""
+    if len(body.outputs) == 1:
+        return inside[body.outputs[0]]
+    return None
+
+
+PLANNERS: dict[NodeType, Planner] = {
+    "model": plan_model,
+    "template": plan_template,
+    "set": plan_set,
+    "switch": plan_switch,
+    "loop": plan_loop,
+    "foreach": plan_foreach,
+    "try": plan_try,
+    "workflow": plan_workflow,
+    "dynamic": plan_dynamic,
+    "delay": plan_delay,
+    "signal": plan_signal,
+    "emit": plan_emit,
+    "http": plan_http,
+}
