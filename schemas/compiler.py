@@ -41,15 +41,20 @@ def compile_plan(
         InvalidArgument: Names the node that lacks a parameter or an input.
         NotFound: Names the node whose model, template or workflow does not exist.
     """
-    around = Surroundings(catalogue, workflows or {})
-    plan, _ = compile_graph(definition, around, "")
+    plan, _ = compile_whole(definition, Surroundings(catalogue, workflows or {}))
     return plan.model_copy(
         update={
             "timeout_s": definition.timeout_s or 0.0,
             "pause_on_failure": definition.on_failure == "pause",
-            "mentioned": tuple(sorted(_mentioned(plan, root=True))),
         }
     )
+
+
+def compile_whole(definition: WorkflowDefinition, around: Surroundings) -> tuple[Plan, Offers]:
+    """Compile a graph that has inputs of its own: a run's, or a `workflow` node's."""
+    plan, offers = compile_graph(definition, around, "")
+    mentioned = tuple(sorted(_mentioned(plan, root=True)))
+    return plan.model_copy(update={"mentioned": mentioned}), offers
 
 
 def compile_graph(

@@ -16,7 +16,7 @@ from schemas.compiler import (
     Planned,
     Planner,
     compile_body,
-    compile_graph,
+    compile_whole,
     model_node,
     plan_model,
     plan_template,
@@ -142,7 +142,7 @@ def plan_workflow(place: Place) -> Planned:
         )
     try:
         around = place.around.inside({}, calling=params.workflow)
-        body, inside = compile_graph(definition, around, "")
+        body, inside = compile_whole(definition, around)
     except (InvalidArgument, NotFound) as error:
         text = f"workflow '{params.workflow}', {error.field}: {error.message}"
         raise InvalidArgument(text, field=where) from error

@@ -86,10 +86,13 @@ def given(*commands: Command) -> tuple[RunState, list[Event]]:
     return state, happened
 
 
+def label(event: Event) -> str:
+    """Return an event in words: `NodeScheduled a 1`, so that tests read."""
+    what = getattr(event, "node_id", "") or getattr(event, "scope", "")
+    facts = [type(event).__name__, what, getattr(event, "attempt", "")]
+    return " ".join(str(fact) for fact in facts if fact != "")
+
+
 def brief(events: list[Event]) -> list[str]:
-    """Return events in words: `NodeScheduled a 1`, so that tests read."""
-    words: list[str] = []
-    for event in events:
-        facts = [type(event).__name__, getattr(event, "node_id", ""), getattr(event, "attempt", "")]
-        words.append(" ".join(str(fact) for fact in facts if fact != ""))
-    return words
+    """Return events in words."""
+    return [label(event) for event in events]
