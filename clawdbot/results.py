@@ -13,7 +13,7 @@ class Run(RunView):
     @property
     def over(self) -> bool:
         """Whether nothing can follow."""
-        return self.status not in {"accepted", "running"}
+        return self.status not in {"accepted", "running", "paused"}
 
     def output(self, path: str) -> Value:
         """Return one output of a node: `run.output("asr.text")`.

@@ -81,6 +81,7 @@ class NodeView(Message):
     """One node of a run."""
 
     id: str
+    """Its path: `ocr`, or `each[3]/ocr` inside a control node."""
     status: NodeViewStatus
     attempt: int = 0
     model: str

@@ -2,21 +2,32 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-from events.catalog import SHORT_NAMES, Event, NodeCompleted, NodeFailed, NodeScheduled
+from events.catalog import (
+    SHORT_NAMES,
+    Event,
+    NodeCompleted,
+    NodeFailed,
+    NodeOpened,
+    NodeScheduled,
+    NodeSkipped,
+)
 from events.evolve import fold
+from events.paths import scope_of
 from events.state import RunState
 from events.store import History
 from events.subjects import RunKey
-from schemas.api import EventView, NodeView, RunView
+from schemas.api import EventView, NodeView, NodeViewStatus, RunView
 from schemas.errors import NotFound
-from schemas.plan import PlanNode
 from schemas.values import Wire, to_json
 from services.gateway.waiters import Landed
 
 
 TERMINAL = {"RunCompleted", "RunFailed", "RunRejected", "RunCancelled"}
+INSIDE_MAX = 500
+"""Nodes inside control nodes that a view shows; the events have them all."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +102,13 @@ def run_view(key: RunKey, records: Sequence[Recorded]) -> RunView:
     state = fold(recorded.event for recorded in records)
     if state is None:
         raise NotFound(f"no run {key.run_id}", field="run_id")
-    facts = _node_facts(records)
     return RunView(
         run_id=key.run_id,
         status=state.status,
         workflow=state.workflow,
         version=state.version,
         inputs=to_json(state.inputs),
-        nodes=tuple(_node_view(node, state, facts) for node in state.plan.nodes),
+        nodes=_node_views(state, _node_facts(records)),
         outputs=None if state.outputs is None else to_json(state.outputs),
         error=state.error,
         correlation_id=state.correlation_id,
@@ -123,38 +133,65 @@ def accepted_view(key: RunKey, workflow: str, version: int, inputs: Wire, at: fl
     )
 
 
-def _node_facts(records: Sequence[Recorded]) -> dict[str, dict[str, Any]]:
-    """Return what the state does not keep of each node: who ran it, when, and for how long."""
-    facts: dict[str, dict[str, Any]] = {}
+@dataclass
+class _Facts:
+    """What a run's events say of one node."""
+
+    status: NodeViewStatus = "pending"
+    attempt: int = 0
+    shown: dict[str, Any] = field(default_factory=dict)
+    """Fields of the view as they are now."""
+
+
+def _node_facts(records: Sequence[Recorded]) -> dict[str, _Facts]:
+    """Return what the events say of each node, by path, in the order they began."""
+    facts: dict[str, _Facts] = {}
     for recorded in records:
-        match recorded.event:
-            case NodeScheduled(node_id=node_id, at=at):
-                facts[node_id] = {"scheduled_at": at}
-            case NodeCompleted() as event:
-                facts[event.node_id] |= {
+        event = recorded.event
+        if not isinstance(
+            event, NodeScheduled | NodeOpened | NodeCompleted | NodeFailed | NodeSkipped
+        ):
+            continue
+        known = facts.setdefault(event.node_id, _Facts())
+        match event:
+            case NodeScheduled() | NodeOpened():
+                known.status = "scheduled" if isinstance(event, NodeScheduled) else "open"
+                known.attempt = event.attempt
+                known.shown = {"scheduled_at": event.at}
+            case NodeCompleted():
+                known.status, known.attempt = "completed", event.attempt
+                known.shown |= {
                     "finished_at": event.at,
                     "model": event.model,
-                    "worker": event.worker,
-                    "timings": event.timings,
+                    "worker": event.worker or None,
+                    "timings": event.timings if event.worker else None,
+                    "outputs": None if event.outputs is None else to_json(event.outputs),
                 }
-            case NodeFailed(node_id=node_id, at=at):
-                facts[node_id] |= {"finished_at": at}
-            case _:
-                pass  # the others are no node's
+            case NodeFailed():
+                known.status = "failed" if event.retry_at is None else "waiting"
+                known.shown |= {"finished_at": event.at, "error": event.error}
+            case NodeSkipped():
+                known.status = "skipped"
+                known.shown |= {"finished_at": event.at}
     return facts
 
 
-def _node_view(node: PlanNode, state: RunState, facts: dict[str, dict[str, Any]]) -> NodeView:
-    known = state.nodes.get(node.id)
-    if known is None:
-        return NodeView(id=node.id, status="pending", model=node.model)
+def _node_views(state: RunState, facts: dict[str, _Facts]) -> tuple[NodeView, ...]:
+    """Return the nodes of the outermost graph, then what began inside of control nodes."""
+    views = [_node_view(state, node.id, facts.get(node.id, _Facts())) for node in state.plan.nodes]
+    inside = (path for path in facts if scope_of(path))
+    views += [_node_view(state, path, facts[path]) for path in islice(inside, INSIDE_MAX)]
+    return tuple(views)
+
+
+def _node_view(state: RunState, path: str, facts: _Facts) -> NodeView:
+    shown = dict(facts.shown)
+    known = state.nodes.get(path)
+    if known is not None and known.outputs is not None:
+        shown["outputs"] = to_json(known.outputs)
+    model = state.planned(path).model
     return NodeView(
-        id=node.id,
-        status=known.status,
-        attempt=known.attempt,
-        outputs=None if known.outputs is None else to_json(known.outputs),
-        error=known.error,
-        **{"model": node.model, **facts.get(node.id, {})},
+        id=path, status=facts.status, attempt=facts.attempt, **{"model": model, **shown}
     )
 
 

@@ -286,9 +286,9 @@ def test_one_correlation_id_from_http_to_the_worker(running: Running, http: http
     )
     assert answer.json()["correlation_id"] == ours
     for service in ("gateway-0", "orchestrator-0", "text-0"):
-        lines = running.mesh.services[service].log.read_text().splitlines()
-        found = [json.loads(line) for line in lines if ours in line]
-        assert found, service
+        log = running.mesh.services[service].log
+        until_sync(lambda log=log: ours in log.read_text())
+        found = [json.loads(line) for line in log.read_text().splitlines() if ours in line]
         assert all(line["correlation_id"] == ours for line in found)
 
 

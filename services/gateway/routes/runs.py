@@ -50,7 +50,7 @@ _CONTROL_BODY: dict[str, Any] = {
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Control"}}},
     }
 }
-Status = Literal["running", "completed", "failed", "rejected", "cancelled"]
+Status = Literal["running", "paused", "completed", "failed", "rejected", "cancelled"]
 
 
 @router.post(
@@ -91,7 +91,7 @@ async def submit(
     )
     view = await parts.submissions.run(ask, lambda plan, ports: read_inputs(request, plan, ports))
     request.state.facts["run_id"] = view.run_id
-    over = view.status not in {"accepted", "running"}
+    over = view.status not in {"accepted", "running", "paused"}
     return answer(view, 200 if over and wait else 202, {"Location": f"/v1/runs/{view.run_id}"})
 
 
