@@ -43,6 +43,37 @@ class RunRejected(DomainEvent):
     error: Fault
 
 
+class Figures(BaseModel):
+    """How well one way to do a node was doing."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    route: str
+    """`pool/model`."""
+    state: Literal["closed", "open", "half_open"] = "closed"
+    """Of its circuit breaker: closed is well, open gets nothing, half open one probe."""
+    answers: int = 0
+    """Since this orchestrator began."""
+    latency_ms: float = 0.0
+    """From the decision to the answer, moving average."""
+    queue_ms: float = 0.0
+    """Part of it spent waiting for a worker."""
+    error_rate: float = 0.0
+    """Moving average, in [0, 1]."""
+
+
+class RouteChosen(BaseModel):
+    """A way that was chosen among several."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    index: int
+    """0 is the node's own model, then its alternatives."""
+    reason: str
+    figures: tuple[Figures, ...] = ()
+    """Of every way, as the decision saw them."""
+
+
 class NodeScheduled(DomainEvent):
     """An attempt was decided; only results of this attempt count."""
 
@@ -51,6 +82,10 @@ class NodeScheduled(DomainEvent):
     attempt: int
     deadline: float
     """Seconds since the epoch; past it the attempt is given up."""
+    route: RouteChosen | None = Field(default=None, exclude_if=_nothing)
+    """Which of several ways was chosen, and why."""
+    hedge: bool = Field(default=False, exclude_if=not_)
+    """Whether the attempt before goes on beside it; the first answer counts."""
 
 
 class NodeCompleted(DomainEvent):

@@ -1,11 +1,23 @@
 """The commands a run obeys. Time, ids and everything unpredictable arrive inside them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from events.catalog import Figures
 from schemas.messages import Fault, TaskResult
 from schemas.plan import Plan
 from schemas.values import Wire
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a decision may use and cannot find in the log; what it uses of it is recorded."""
+
+    noise: float = 0.0
+    """A random number in [0, 1), for the jitter of retries."""
+    health: Mapping[str, Figures] = field(default_factory=dict)
+    """How the ways to do a node are doing, by `pool/model`."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +50,6 @@ class RecordResult:
 
     result: TaskResult
     at: float
-    noise: float = 0.0
-    """A random number in [0, 1), for the jitter of retries."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,6 @@ class CheckClock:
     """Time has passed: give up late attempts, begin waiting ones, go on where a turn ended."""
 
     at: float
-    noise: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def _node_changed(state: RunState, event: NodeEvent) -> RunState:
 def _evolve_node(state: RunState, node: NodeState | None, event: NodeEvent) -> NodeState:
     match event:
         case NodeScheduled():
-            return NodeState("scheduled", event.attempt, event.at, event.deadline)
+            return _scheduled(node, event)
         case NodeOpened():
             progress = Progress(total=event.total, variables=event.variables)
             return NodeState("open", event.attempt, event.at, event.deadline, progress=progress)
@@ -156,6 +156,16 @@ def _evolve_node(state: RunState, node: NodeState | None, event: NodeEvent) -> N
             if event.retry_at is None:
                 return replace(known, status="failed", error=event.error, progress=None)
             return replace(known, status="waiting", error=event.error, deadline=event.retry_at)
+
+
+def _scheduled(node: NodeState | None, event: NodeScheduled) -> NodeState:
+    tried = node.tried if node is not None else ()
+    if event.route is not None:
+        tried = (*tried, event.route.index)
+    rivals = (node.attempt,) if node is not None and event.hedge else ()
+    return NodeState(
+        "scheduled", event.attempt, event.at, event.deadline, tried=tried, rivals=rivals
+    )
 
 
 def control_outputs(planned: PlanNode, progress: Progress | None) -> Wire:

@@ -18,6 +18,7 @@ from events.catalog import (
     SignalReceived,
 )
 from events.commands import (
+    Advice,
     CancelRun,
     CheckClock,
     Command,
@@ -44,45 +45,49 @@ SIGNALS_MAX = 1_000
 BY_HAND = "by-hand"
 
 
-def decide(state: RunState | None, command: Command) -> list[Event]:
+def decide(
+    state: RunState | None,
+    command: Command,
+    advice: Advice = Advice(),  # noqa: B008 - frozen
+) -> list[Event]:
     """Return what happens; nothing, when the command is stale or already done."""
     match command:
         case StartRun():
-            return _start(command) if state is None else []
+            return _start(command, advice) if state is None else []
         case RejectRun():
             return _reject(command) if state is None else []
         case _:
             pass  # the others need a run
     if state is None or state.terminal:
         return []
-    return _decide(state, command)
+    return _decide(state, command, advice)
 
 
-def _decide(state: RunState, command: Command) -> list[Event]:  # noqa: C901, PLR0911 - a case each
+def _decide(state: RunState, command: Command, advice: Advice) -> list[Event]:  # noqa: C901, PLR0911 - a case each
     match command:
         case RecordResult():
-            return _record(state, command)
+            return _record(state, command, advice)
         case CheckClock():
-            return _check_clock(state, command) if state.status == "running" else []
+            return _check_clock(state, command, advice) if state.status == "running" else []
         case CancelRun():
-            return _cancel(state, command)
+            return _cancel(state, command, advice)
         case PauseRun(reason=reason, at=at):
             return [RunPaused(at=at, reason=reason)] if state.status == "running" else []
         case ResumeRun(at=at):
-            return _resume(state, at) if state.status == "paused" else []
+            return _resume(state, at, advice) if state.status == "paused" else []
         case SignalRun():
-            return _signal(state, command)
+            return _signal(state, command, advice)
         case SkipNode():
-            return _skip(state, command)
+            return _skip(state, command, advice)
         case RetryNode():
-            return _retry(state, command)
+            return _retry(state, command, advice)
         case ExpandNode():
-            return _expand(state, command)
+            return _expand(state, command, advice)
         case StartRun() | RejectRun():
             raise AssertionError("handled before")
 
 
-def _start(command: StartRun) -> list[Event]:
+def _start(command: StartRun, advice: Advice) -> list[Event]:
     begun = RunStarted(
         at=command.at,
         workflow=command.workflow,
@@ -93,7 +98,7 @@ def _start(command: StartRun) -> list[Event]:
         inputs_digest=command.inputs_digest,
         correlation_id=command.correlation_id,
     )
-    turn = Turn(started(begun), command.at)
+    turn = Turn(started(begun), command.at, advice)
     turn.advance(ROOT)
     return [begun, *turn.finish()]
 
@@ -109,14 +114,18 @@ def _reject(command: RejectRun) -> list[Event]:
     ]
 
 
-def _record(state: RunState, command: RecordResult) -> list[Event]:
+def _record(state: RunState, command: RecordResult, advice: Advice) -> list[Event]:
     result = command.result
     node = state.node(result.node_id)
-    if node is None or node.status != "scheduled" or node.attempt != result.attempt:
+    if node is None or node.status != "scheduled":
+        return []
+    if result.attempt not in {node.attempt, *node.rivals}:
         return []
     if state.planned(result.node_id).kind not in DISPATCHED:
         return []
-    turn = Turn(state, command.at, command.noise)
+    if result.error is not None and node.rivals and result.attempt != node.attempt:
+        return []  # the other one may still answer
+    turn = Turn(state, command.at, advice)
     if result.error is not None:
         turn.fail(result.node_id, result.error)
         return turn.finish()
@@ -135,8 +144,8 @@ def _record(state: RunState, command: RecordResult) -> list[Event]:
     return turn.finish()
 
 
-def _check_clock(state: RunState, command: CheckClock) -> list[Event]:
-    turn = Turn(state, command.at, command.noise)
+def _check_clock(state: RunState, command: CheckClock, advice: Advice) -> list[Event]:
+    turn = Turn(state, command.at, advice)
     deadline = state.deadline
     if deadline is not None and deadline <= command.at and ROOT not in state.cleanups:
         late = Fault(code="DEADLINE_EXCEEDED", message="the run took longer than its timeout_s")
@@ -152,7 +161,11 @@ def _check_clock(state: RunState, command: CheckClock) -> list[Event]:
 def _due(state: RunState, at: float) -> Iterator[str]:
     """Yield the nodes whose time has come."""
     for path, node in state.active():
-        if node.status in TIMED and (node.deadline <= at or state.stalled(path, node)):
+        if node.status not in TIMED:
+            continue
+        hedge_at = state.hedge_at(path, node)
+        hedges = hedge_at is not None and hedge_at <= at
+        if node.deadline <= at or hedges or state.stalled(path, node):
             yield path
 
 
@@ -160,6 +173,8 @@ def _wake(turn: Turn, path: str, node: NodeState) -> None:
     planned = turn.state.planned(path)
     if node.status == "waiting":
         turn.schedule(path, planned, node.attempt + 1)
+    elif node.deadline > turn.at and node.status == "scheduled":
+        turn.schedule(path, planned, node.attempt + 1, hedge=True)
     elif node.deadline > turn.at:
         turn.proceed(path)
     elif node.status == "scheduled" and planned.kind not in DISPATCHED:
@@ -169,18 +184,18 @@ def _wake(turn: Turn, path: str, node: NodeState) -> None:
         turn.fail(path, Fault(code="DEADLINE_EXCEEDED", message=message, retryable=True))
 
 
-def _cancel(state: RunState, command: CancelRun) -> list[Event]:
+def _cancel(state: RunState, command: CancelRun, advice: Advice) -> list[Event]:
     if ROOT in state.cleanups:
         return []  # it is ending already
-    turn = Turn(state, command.at)
+    turn = Turn(state, command.at, advice)
     if state.status == "paused":
         turn.happen(RunResumed(at=command.at))
     turn.end(ROOT, "cancelled", Fault(code="CANCELLED", message=command.reason or "cancelled"))
     return turn.finish()
 
 
-def _resume(state: RunState, at: float) -> list[Event]:
-    turn = Turn(state, at)
+def _resume(state: RunState, at: float, advice: Advice) -> list[Event]:
+    turn = Turn(state, at, advice)
     turn.happen(RunResumed(at=at))
     for scope in (ROOT, *state.scopes):
         turn.advance(scope)
@@ -192,10 +207,10 @@ def _resume(state: RunState, at: float) -> list[Event]:
     return turn.finish()
 
 
-def _signal(state: RunState, command: SignalRun) -> list[Event]:
+def _signal(state: RunState, command: SignalRun, advice: Advice) -> list[Event]:
     if command.signal_id in state.signal_ids or len(state.signals) >= SIGNALS_MAX:
         return []
-    turn = Turn(state, command.at)
+    turn = Turn(state, command.at, advice)
     turn.happen(
         SignalReceived(
             at=command.at,
@@ -209,11 +224,11 @@ def _signal(state: RunState, command: SignalRun) -> list[Event]:
     return turn.finish()
 
 
-def _skip(state: RunState, command: SkipNode) -> list[Event]:
+def _skip(state: RunState, command: SkipNode, advice: Advice) -> list[Event]:
     node = state.node(command.node_id)
     if node is None or node.status in {"completed", "skipped"}:
         return []
-    turn = _woken(state, command.at, failed=node.status == "failed")
+    turn = _woken(state, command.at, advice, failed=node.status == "failed")
     if command.outputs is not None:
         turn.complete(command.node_id, command.outputs, by=BY_HAND, attempt=max(1, node.attempt))
     else:
@@ -223,12 +238,12 @@ def _skip(state: RunState, command: SkipNode) -> list[Event]:
     return turn.finish()
 
 
-def _retry(state: RunState, command: RetryNode) -> list[Event]:
+def _retry(state: RunState, command: RetryNode, advice: Advice) -> list[Event]:
     node = state.node(command.node_id)
     if node is None or node.status not in {"failed", "waiting"}:
         return []
     planned = state.planned(command.node_id)
-    turn = _woken(state, command.at, failed=node.status == "failed")
+    turn = _woken(state, command.at, advice, failed=node.status == "failed")
     if planned.kind in DISPATCHED:
         turn.schedule(command.node_id, planned, node.attempt + 1)
     else:
@@ -236,9 +251,9 @@ def _retry(state: RunState, command: RetryNode) -> list[Event]:
     return turn.finish()
 
 
-def _woken(state: RunState, at: float, *, failed: bool) -> Turn:
+def _woken(state: RunState, at: float, advice: Advice, *, failed: bool) -> Turn:
     """Return a turn of a run that goes on if it was paused because a node failed."""
-    turn = Turn(state, at)
+    turn = Turn(state, at, advice)
     if failed and state.status == "paused":
         turn.happen(RunResumed(at=at))
         for scope in (ROOT, *state.scopes):
@@ -246,11 +261,11 @@ def _woken(state: RunState, at: float, *, failed: bool) -> Turn:
     return turn
 
 
-def _expand(state: RunState, command: ExpandNode) -> list[Event]:
+def _expand(state: RunState, command: ExpandNode, advice: Advice) -> list[Event]:
     node = state.node(command.node_id)
     if node is None or node.status != "scheduled" or node.attempt != command.attempt:
         return []
-    turn = Turn(state, command.at)
+    turn = Turn(state, command.at, advice)
     if command.plan is None:
         error = command.error or Fault(code="INVALID_ARGUMENT", message="no graph")
         turn.fail(command.node_id, error)

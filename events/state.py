@@ -48,6 +48,15 @@ class NodeState:
     outputs: Wire | None = None
     error: Fault | None = None
     progress: Progress | None = None
+    tried: tuple[int, ...] = ()
+    """Which ways its attempts took, where it has several; the last is the current one."""
+    rivals: tuple[int, ...] = ()
+    """Earlier attempts that go on beside this one; the first answer counts."""
+
+    @property
+    def route(self) -> int:
+        """Which way the current attempt takes; 0 is the node's own."""
+        return self.tried[-1] if self.tried else 0
 
 
 @dataclass(frozen=True)
@@ -184,11 +193,21 @@ class RunState:
         busy = progress.opened - progress.closed
         return progress.opened < progress.total and busy < planned.params["max_parallel"]
 
+    def hedge_at(self, path: str, node: NodeState) -> float | None:
+        """Return when another way is asked as well, if one is to be."""
+        if node.status != "scheduled" or not node.tried or node.rivals:
+            return None
+        after_s = self.planned(path).hedge_after_s
+        return node.scheduled_at + after_s if after_s else None
+
     def wake_at(self) -> float | None:
         """Return the earliest time at which the clock matters to this run."""
         if self.status != "running":
             return None
         times = [node.deadline for _, node in self.active() if node.status in TIMED]
+        times += [
+            at for path, node in self.active() if (at := self.hedge_at(path, node)) is not None
+        ]
         if self.deadline is not None and ROOT not in self.cleanups:
             times.append(self.deadline)
         if any(self.stalled(path, node) for path, node in self.active() if node.status == "open"):

@@ -23,8 +23,10 @@ from events.catalog import (
     ScopeClosed,
     ScopeOpened,
 )
+from events.commands import Advice
 from events.evolve import evolve
 from events.paths import ROOT, is_inside, node_path, outwards, owner_of, scope_of
+from events.routes import choose
 from events.state import DECIDED, RunState
 from events.view import look_up, missing_inputs, node_inputs
 from schemas.errors import InvalidArgument
@@ -48,13 +50,13 @@ class Turn:
     Args:
         state: The run before.
         at: Seconds since the epoch.
-        noise: A random number in [0, 1).
+        advice: What nobody inside can know: noise, and how the ways to do a node are doing.
     """
 
-    def __init__(self, state: RunState, at: float, noise: float = 0.0) -> None:
+    def __init__(self, state: RunState, at: float, advice: Advice = Advice()) -> None:  # noqa: B008
         self.state = state
         self.at = at
-        self.noise = noise
+        self.advice = advice
         self.events: list[Event] = []
         self._scopes: deque[str] = deque()
         self._owners: deque[str] = deque()
@@ -113,7 +115,7 @@ class Turn:
             and retry.retries(error.code, retryable=error.retryable)
             and attempt < retry.max_attempts
         ):
-            retry_at = self.at + retry.delay_s(attempt, self.noise)
+            retry_at = self.at + retry.delay_s(attempt, self.advice.noise)
             self.happen(
                 NodeFailed(
                     at=self.at, node_id=path, attempt=attempt, error=error, retry_at=retry_at
@@ -300,9 +302,28 @@ class Turn:
         except InvalidArgument as error:
             self.fail(path, Fault.of(error))
 
-    def schedule(self, path: str, node: PlanNode, attempt: int, timeout_s: float = 0.0) -> None:
+    def schedule(
+        self,
+        path: str,
+        node: PlanNode,
+        attempt: int,
+        *,
+        timeout_s: float = 0.0,
+        hedge: bool = False,
+    ) -> None:
         """Schedule an attempt of a node, or a wait."""
         deadline = self.at + (timeout_s or node.timeout_s)
         if self.state.deadline is not None and ROOT not in self.state.cleanups:
             deadline = min(deadline, self.state.deadline)
-        self.happen(NodeScheduled(at=self.at, node_id=path, attempt=attempt, deadline=deadline))
+        before = self.state.node(path)
+        tried = before.tried if before is not None else ()
+        self.happen(
+            NodeScheduled(
+                at=self.at,
+                node_id=path,
+                attempt=attempt,
+                deadline=deadline,
+                route=choose(node, self.advice.health, tried),
+                hedge=hedge,
+            )
+        )

@@ -77,7 +77,7 @@ class Catalogue(UserInput):
             stand_in = self.models.get(spec.fallback)
             if stand_in is None:
                 raise ValueError(f"models.{name}.fallback: no model named {spec.fallback}")
-            if _signature(stand_in) != _signature(spec):
+            if signature(stand_in) != signature(spec):
                 raise ValueError(f"models.{name}.fallback: {spec.fallback} has another signature")
         return self
 
@@ -94,7 +94,8 @@ class Catalogue(UserInput):
             raise NotFound(f"no model named '{name}'; known: {known}", field=field) from None
 
 
-def _signature(spec: ModelSpec) -> tuple[object, ...]:
+def signature(spec: ModelSpec) -> tuple[object, ...]:
+    """Return what two models must share so that one may serve for the other."""
     ports = [(port.name, port.kind, port.required) for port in spec.inputs]
     return (spec.modality, tuple(ports), tuple((port.name, port.kind) for port in spec.outputs))
 

@@ -11,10 +11,27 @@ from pydantic import ValidationError
 
 from schemas import mustache
 from schemas.bindings import Offers, Place, Surroundings, bind, check_expression
-from schemas.catalogue import TEMPLATE_CHARS_MAX, Catalogue, ModelSpec, Port, merge_params
+from schemas.catalogue import (
+    TEMPLATE_CHARS_MAX,
+    Catalogue,
+    ModelSpec,
+    Port,
+    merge_params,
+    signature,
+)
 from schemas.errors import InvalidArgument, NotFound
 from schemas.expressions import parse
-from schemas.plan import RUN, RUN_INPUT, TEMPLATE_ENGINE, Binding, Plan, PlanEdge, PlanNode
+from schemas.plan import (
+    DEFAULT_POOL,
+    RUN,
+    RUN_INPUT,
+    TEMPLATE_ENGINE,
+    Binding,
+    Plan,
+    PlanEdge,
+    PlanNode,
+    Route,
+)
 from schemas.workflow import WorkflowDefinition, invalid
 
 
@@ -86,6 +103,7 @@ def compile_graph(
             around=around,
         )
         _check_id(place)
+        _check_routing(place)
         one, offers[node_id] = PLANNERS[node.type](place)
         planned.append(_finish(one, place, graph, where))
     feeding = {edge.source for edge in graph.edges}
@@ -131,7 +149,39 @@ def plan_model(place: Place) -> Planned:
         )
     spec = place.around.catalogue.model(name, field=f"{where}.params.model")
     params = merge_params(spec, {k: v for k, v in node.params.items() if k != "model"})
-    return model_node(place, name, spec, params), spec.outputs
+    planned = model_node(place, name, spec, params)
+    routed = {
+        "pool": node.pool or DEFAULT_POOL,
+        "alternatives": _alternatives(place, spec),
+        "fastest": node.prefer == "fastest",
+        "hedge_after_s": node.hedge_after_s or 0.0,
+    }
+    if node.hedge_after_s and not node.alternatives:
+        raise InvalidArgument(
+            f"node '{node.id}' has no alternatives to ask", field=f"{where}.hedge_after_s"
+        )
+    return planned.model_copy(update=routed), spec.outputs
+
+
+def _alternatives(place: Place, spec: ModelSpec) -> tuple[Route, ...]:
+    routes: list[Route] = []
+    for index, other in enumerate(place.node.alternatives):
+        where = f"{place.where}.alternatives[{index}]"
+        found = place.around.catalogue.model(other.model, field=f"{where}.model")
+        if signature(found) != signature(spec):
+            raise InvalidArgument(
+                f"node '{place.node.id}': '{other.model}' has other inputs or outputs",
+                field=f"{where}.model",
+            )
+        routes.append(
+            Route(
+                model=other.model,
+                modality=found.modality,
+                pool=other.pool or place.node.pool or DEFAULT_POOL,
+                params=merge_params(found, other.params),
+            )
+        )
+    return tuple(routes)
 
 
 def model_node(place: Place, name: str, spec: ModelSpec, params: dict[str, Any]) -> PlanNode:
@@ -168,6 +218,14 @@ def plan_template(place: Place) -> Planned:
         retry=node.retry,
     )
     return planned, (Port(name="text", kind="text"),)
+
+
+def _check_routing(place: Place) -> None:
+    node = place.node
+    if node.type != "model" and (node.pool or node.alternatives or node.hedge_after_s):
+        raise InvalidArgument(
+            f"a {node.type} node has no pool and no alternatives", field=f"{place.where}.type"
+        )
 
 
 def _finish(planned: PlanNode, place: Place, graph: WorkflowDefinition, where: str) -> PlanNode:

@@ -59,6 +59,20 @@ class PlanEdge(Message):
     """Of the switch that is its source."""
 
 
+class Route(Message):
+    """One way to do a node: whose workers run which model."""
+
+    model: str
+    modality: Modality
+    pool: str = DEFAULT_POOL
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What its health is kept under."""
+        return f"{self.pool}/{self.model}"
+
+
 class PlanNode(Message):
     """One node, ready to be scheduled. What is empty is not stored."""
 
@@ -79,8 +93,20 @@ class PlanNode(Message):
     """The incoming edges that have a condition."""
     join: int = Field(default=0, exclude_if=not_)
     """Taken edges to begin with; 0 waits until all are decided and needs one."""
+    alternatives: tuple[Route, ...] = Field(default=(), exclude_if=not_)
+    """Other ways to do it."""
+    fastest: bool = Field(default=False, exclude_if=not_)
+    """Whether the soonest answer counts for more than the order of the ways."""
+    hedge_after_s: float = Field(default=0.0, exclude_if=not_)
+    """Ask another way too after this long; 0 never."""
     bodies: dict[str, "Plan"] = Field(default_factory=dict, exclude_if=not_)
     """Graphs of its own by name: body, catch, finally, compensate."""
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """Every way to do it, the node's own first."""
+        own = Route(model=self.model, modality=self.modality, pool=self.pool, params=self.params)
+        return (own, *self.alternatives)
 
 
 class Plan(Message):

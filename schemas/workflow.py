@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from schemas.errors import InvalidArgument
 from schemas.expressions import CHARS_MAX
-from schemas.ids import NodeId, WorkflowName
+from schemas.ids import TOKEN, ModelName, NodeId, WorkflowName
 from schemas.message import UserInput
 
 
@@ -70,6 +70,16 @@ NodeType = Literal[
 ]
 
 
+class Alternative(UserInput):
+    """Another way to do what a model node does."""
+
+    model: ModelName
+    """Of the same inputs and outputs."""
+    pool: Annotated[str, Field(pattern=TOKEN)] | None = None
+    """Whose workers take it; the node's own by default."""
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
 class Node(UserInput):
     """One step of a graph."""
 
@@ -87,6 +97,15 @@ class Node(UserInput):
     `any` begins with the first taken edge, a number with that many."""
     compensate: dict[str, Any] | None = None
     """A graph that undoes this node when the run fails or is cancelled after it completed."""
+    pool: Annotated[str, Field(pattern=TOKEN)] | None = None
+    """Whose workers take it, of a model node; `default` by default."""
+    alternatives: tuple[Alternative, ...] = Field(default=(), max_length=8, strict=False)
+    """Other models or pools that may do it, best first; the node's own comes before them."""
+    prefer: Literal["order", "fastest"] = "order"
+    """Among the ways that are well: the first, or the one that answers soonest."""
+    hedge_after_s: float | None = Field(default=None, gt=0, le=3600, strict=False)
+    """Ask another way as well when there is no answer after this long, and take the first answer;
+    only for nodes that may run twice."""
 
 
 class Edge(UserInput):

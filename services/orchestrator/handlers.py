@@ -8,6 +8,7 @@ import orjson
 from events.blobs import BlobStore
 from events.catalog import NodeScheduled
 from events.commands import (
+    Advice,
     CancelRun,
     CheckClock,
     Command,
@@ -36,6 +37,7 @@ from schemas.plan import Plan
 from schemas.submission import inputs_digest, parse_submission
 from schemas.values import Wire, from_json, to_json
 from schemas.workflow import parse_definition
+from services.orchestrator.routing import Routing
 from services.orchestrator.runs import Decision, Runs
 from services.runtime import Clock, Delivery, Outgoing
 from services.telemetry import child_traceparent, get_logger
@@ -64,6 +66,7 @@ class Handlers:
         self._blobs = blobs
         self._clock = clock
         self._noise = noise
+        self._routing = Routing()
 
     async def submit(self, delivery: Delivery) -> Sequence[Outgoing]:
         """Start the run a submission asks for, or record why not."""
@@ -93,9 +96,7 @@ class Handlers:
         )
         trace = child_traceparent(delivery.headers.get(Header.TRACEPARENT))
         try:
-            decision = await self._runs.obey(
-                key, command, traceparent=trace, fresh=delivery.count == 1
-            )
+            decision = await self._obey(key, command, traceparent=trace, fresh=delivery.count == 1)
         except NotFound as error:
             raise AlreadyExists(error.message, field=Header.RUN_ID) from error
         state = decision.state
@@ -112,9 +113,9 @@ class Handlers:
         delivery.facts.update(run_id=key.run_id, node_id=result.node_id, attempt=result.attempt)
         trace = child_traceparent(delivery.headers.get(Header.TRACEPARENT))
         try:
-            decision = await self._runs.obey(
+            decision = await self._obey(
                 key,
-                RecordResult(result, self._clock.now(), self._noise.random()),
+                RecordResult(result, self._clock.now()),
                 traceparent=trace,
             )
         except NotFound:
@@ -125,13 +126,12 @@ class Handlers:
 
     async def check_clock(self, key: RunKey) -> Sequence[Outgoing]:
         """Give up late attempts and begin waiting ones."""
-        command = CheckClock(self._clock.now(), self._noise.random())
-        decision = await self._runs.obey(key, command)
+        decision = await self._obey(key, CheckClock(self._clock.now()))
         return await self._follow(key, decision, child_traceparent(None))
 
     async def control(self, key: RunKey, command: Control) -> Sequence[Outgoing]:
         """Do to a run what a client asked for; nothing if the run is unknown or over."""
-        decision = await self._runs.obey(key, _order(command, self._clock.now()))
+        decision = await self._obey(key, _order(command, self._clock.now()))
         log.info(
             "control_handled", action=command.action, run_id=key.run_id, done=bool(decision.events)
         )
@@ -141,6 +141,17 @@ class Handlers:
         """Return the tasks of every open node, as after a loss of the TASKS stream."""
         state = await self._runs.state(key)
         return await self._follow(key, Decision(state, []), child_traceparent(None), stale=True)
+
+    async def _obey(
+        self, key: RunKey, command: Command, *, traceparent: str = "", fresh: bool = False
+    ) -> Decision:
+        now = self._clock.now()
+        advice = Advice(self._noise.random(), self._routing.health(now))
+        decision = await self._runs.obey(
+            key, command, advice=advice, traceparent=traceparent, fresh=fresh
+        )
+        self._routing.observe(decision, now)
+        return decision
 
     async def _deployed(self, tenant: str, workflow: str, delivery: Delivery) -> DeployedWorkflow:
         version = delivery.headers.get(Header.VERSION, "")
@@ -154,7 +165,7 @@ class Handlers:
         delivery.facts["rejected"] = error.message
         digest = inputs_digest(workflow, {"body": delivery.data})
         command = RejectRun(workflow, digest, Fault.of(error), self._clock.now())
-        await self._runs.obey(key, command, fresh=delivery.count == 1)
+        await self._obey(key, command, fresh=delivery.count == 1)
         return ()
 
     async def _follow(
@@ -205,7 +216,7 @@ class Handlers:
             message = f"node '{path}' was given no graph that works: {where}{error.message}"
             fault = Fault(code=error.code, message=message)
         command = ExpandNode(path, node.attempt, plan, fault, self._clock.now())
-        return await self._runs.obey(key, command, traceparent=trace)
+        return await self._obey(key, command, traceparent=trace)
 
     def _emission(self, key: RunKey, state: RunState, path: str, trace: str) -> list[Outgoing]:
         """Return the message of an `emit` node, and the result that says it was sent."""
@@ -237,20 +248,21 @@ class Handlers:
 
     def _task(self, key: RunKey, state: RunState, path: str, trace: str) -> Outgoing:
         planned, node = state.planned(path), state.nodes_of(scope_of(path))[node_id_of(path)]
+        route = planned.routes[node.route]
         body = Task(
             tenant=key.tenant,
             run_id=key.run_id,
             node_id=path,
             attempt=node.attempt,
-            model=planned.model,
-            params=planned.params,
+            model=route.model,
+            params=route.params,
             inputs=node_inputs(state, scope_of(path), planned),
             scheduled_at=node.scheduled_at,
             deadline=node.deadline,
             correlation_id=state.correlation_id,
         )
         return Outgoing(
-            task(key.tenant, planned.modality, planned.pool, LANE, planned.model),
+            task(key.tenant, route.modality, route.pool, LANE, route.model),
             pack(body),
             _headers(key, state, path, node.attempt, trace),
         )

@@ -14,7 +14,7 @@ from events.catalog import (
     RunFailed,
     ScopeClosed,
 )
-from events.commands import Command
+from events.commands import Advice, Command
 from events.evolve import fold
 from events.index import RunIndex
 from events.jetstream import commit_headers
@@ -31,7 +31,15 @@ from services.telemetry import get_logger
 log = get_logger()
 
 CONFLICTS_MAX = 16
-GIVING_UP = (RunCancelled, RunFailed, CleanupStarted, ScopeClosed, NodeSkipped, NodeFailed)
+GIVING_UP = (
+    RunCancelled,
+    RunFailed,
+    CleanupStarted,
+    ScopeClosed,
+    NodeSkipped,
+    NodeFailed,
+    NodeCompleted,
+)
 """Events after which other nodes' work may be for nothing."""
 
 
@@ -86,13 +94,20 @@ class Runs:
         self._slots: OrderedDict[RunKey, Slot] = OrderedDict()
 
     async def obey(
-        self, key: RunKey, command: Command, *, traceparent: str = "", fresh: bool = False
+        self,
+        key: RunKey,
+        command: Command,
+        *,
+        advice: Advice = Advice(),  # noqa: B008 - frozen
+        traceparent: str = "",
+        fresh: bool = False,
     ) -> Decision:
         """Decide a command against the run's log and commit what it brings.
 
         Args:
             key: The run.
             command: What to decide.
+            advice: What the decision may use besides the log.
             traceparent: Goes into the commit's headers.
             fresh: Try first as if the run had no log; a conflict tells otherwise.
 
@@ -110,7 +125,7 @@ class Runs:
                     await self._load(key, slot)
                     read = True
                 before = slot.state
-                events = decide(before, command)
+                events = decide(before, command, advice)
                 if not events and (read or _final(slot.state)):
                     return Decision(slot.state, [])
                 if not events:
@@ -182,17 +197,28 @@ class Runs:
 def _abandoned(
     before: RunState | None, after: RunState | None, events: list[Event]
 ) -> tuple[tuple[str, int], ...]:
-    """Return the attempts that the events gave up."""
+    """Return the attempts under way before that nobody waits for after the events."""
     if before is None or after is None or not any(isinstance(event, GIVING_UP) for event in events):
         return ()
-    answered = {event.node_id for event in events if isinstance(event, NodeCompleted | NodeFailed)}
-    open_before = {path: node for path, node in before.active() if node.status == "scheduled"}
-    still_open = set(after.open_nodes())
+    answered = {
+        (event.node_id, event.attempt)
+        for event in events
+        if isinstance(event, NodeCompleted | NodeFailed)
+    }
     return tuple(
-        (path, node.attempt)
-        for path, node in open_before.items()
-        if path not in still_open and path not in answered
+        attempt
+        for path, node in before.active()
+        if node.status == "scheduled"
+        for attempt in ((path, number) for number in (*node.rivals, node.attempt))
+        if attempt not in answered and not _awaited(after, *attempt)
     )
+
+
+def _awaited(state: RunState, path: str, attempt: int) -> bool:
+    node = None if state.terminal else state.node(path)
+    if node is None or node.status != "scheduled":
+        return False
+    return attempt == node.attempt or attempt in node.rivals
 
 
 def _final(state: RunState | None) -> bool:

@@ -6,6 +6,7 @@ import json
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +288,7 @@ def test_one_correlation_id_from_http_to_the_worker(running: Running, http: http
     assert answer.json()["correlation_id"] == ours
     for service in ("gateway-0", "orchestrator-0", "text-0"):
         log = running.mesh.services[service].log
-        until_sync(lambda log=log: ours in log.read_text())
+        until_sync(partial(_holds, log, ours))
         found = [json.loads(line) for line in log.read_text().splitlines() if ours in line]
         assert all(line["correlation_id"] == ours for line in found)
 
@@ -370,3 +371,7 @@ def test_fifty_clients_wait_at_once(running: Running, http: httpx.Client) -> Non
     for thread in threads:
         thread.join()
     assert answers == {number: str(number) for number in range(50)}
+
+
+def _holds(log: Path, text: str) -> bool:
+    return text in log.read_text()
