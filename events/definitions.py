@@ -12,7 +12,7 @@ from schemas.errors import Aborted, NotFound, StoreUnavailable
 from schemas.message import Message
 from schemas.plan import Plan
 from schemas.structures import workflows_named
-from schemas.workflow import WorkflowDefinition
+from schemas.workflow import Schedule, Trigger, WorkflowDefinition
 
 
 RACES_MAX = 8
@@ -29,6 +29,8 @@ class DeployedWorkflow(Message):
     definition: WorkflowDefinition
     plan: Plan
     replicas: int = 1
+    schedules: dict[str, Schedule] = Field(default_factory=dict)
+    triggers: dict[str, Trigger] = Field(default_factory=dict)
     warnings: tuple[str, ...] = Field(default=())
     deployed_at: float
 
@@ -117,6 +119,17 @@ class DefinitionStore:
         self._versions[tenant, name, version] = found
         return found
 
+    async def revision(self) -> int:
+        """Return a number that every deploy, of whichever workflow, raises.
+
+        Raises:
+            StoreUnavailable: The bucket does not answer.
+        """
+        try:
+            return (await self._js.stream_info(f"KV_{DEFINITIONS}")).state.last_seq
+        except (APIError, *BUS_ERRORS) as error:
+            raise StoreUnavailable("the definitions bucket does not answer") from error
+
     async def all_newest(self, tenant: str) -> list[DeployedWorkflow]:
         """Return the newest version of each of a tenant's workflows, by name.
 
@@ -168,11 +181,8 @@ async def called(
 
 
 def _same(stored: DeployedWorkflow, candidate: DeployedWorkflow) -> bool:
-    return (stored.digest, stored.replicas, stored.plan) == (
-        candidate.digest,
-        candidate.replicas,
-        candidate.plan,
-    )
+    ignored = {"version", "warnings", "deployed_at"}
+    return stored.model_dump(exclude=ignored) == candidate.model_dump(exclude=ignored)
 
 
 def _read(body: bytes | None) -> DeployedWorkflow:

@@ -21,11 +21,12 @@ from events.subjects import ROOT, every
 
 
 COMMANDS, EVENTS, TASKS, RESULTS = "COMMANDS", "EVENTS", "TASKS", "RESULTS"
-TIMERS, DEAD, SNAPSHOTS = "TIMERS", "DEAD", "SNAPSHOTS"
+TIMERS, TOPICS, DEAD, SNAPSHOTS = "TIMERS", "TOPICS", "DEAD", "SNAPSHOTS"
 DEFINITIONS, KEYS, MODELS, BLOBS = "DEFINITIONS", "KEYS", "MODELS", "BLOBS"
 
 SUBMIT_CONSUMER, CONTROL_CONSUMER = "orchestrator-submit", "orchestrator-control"
 RESULT_CONSUMER = "orchestrator-result"
+DUE_CONSUMER, TOPIC_CONSUMER = "orchestrator-due", "orchestrator-topic"
 
 MIB = 1024 * 1024
 
@@ -45,58 +46,69 @@ class StreamLimits:
     ack_wait_s: float = 30.0
     max_ack_pending: int = 2048
     duplicate_window_s: float = 120.0
+    topics_age_s: float = 86_400.0
+    """How long the tenants' own messages are kept for triggers."""
 
 
 def stream_configs(limits: StreamLimits) -> list[StreamConfig]:
     """Return the configuration of every stream."""
-
-    def durable(name: str, kind: str, size: int, tail: str = ">", **rest: object) -> StreamConfig:
-        return StreamConfig(
-            name=name,
-            subjects=[every(kind, tail)],
-            storage=StorageType.FILE,
-            num_replicas=limits.replicas,
-            discard=DiscardPolicy.NEW,
-            max_bytes=size,
-            max_msg_size=limits.message_bytes_max,
-            allow_direct=True,
-            **rest,  # type: ignore[arg-type]
-        )
-
-    def work(name: str, kind: str) -> StreamConfig:
-        return StreamConfig(
-            name=name,
-            subjects=[every(kind)],
-            retention=RetentionPolicy.WORK_QUEUE,
-            storage=StorageType.MEMORY,
-            num_replicas=limits.replicas,
-            discard=DiscardPolicy.NEW,
-            max_bytes=limits.work_bytes_max,
-            max_msg_size=limits.message_bytes_max,
-            duplicate_window=limits.duplicate_window_s,
-        )
-
-    commands = durable(COMMANDS, "submit", limits.commands_bytes_max, "*")
+    commands = _durable(limits, COMMANDS, "submit", limits.commands_bytes_max, "*")
     commands.subjects = [every("submit", "*"), every("control", "*")]
     commands.retention = RetentionPolicy.WORK_QUEUE
-    events = durable(EVENTS, "event", limits.events_bytes_max, "*.*")
+    events = _durable(limits, EVENTS, "event", limits.events_bytes_max, "*.*")
     events.republish = RePublish(
         src=f"{ROOT}.*.event.*.*",
         dest=ROOT + ".{{wildcard(1)}}.live.{{wildcard(2)}}.{{wildcard(3)}}",
     )
     events.allow_atomic = True
-    timers = durable(TIMERS, "timer", limits.dead_bytes_max)
+    timers = _rolling(_durable(limits, TIMERS, "timer", limits.dead_bytes_max))
     timers.subjects = [every("timer"), every("due")]
-    timers.allow_msg_schedules = True
-    timers.discard = (
-        DiscardPolicy.OLD
-    )  # all the server allows beside schedules; rebuilt from the log
-    snapshots = durable(SNAPSHOTS, "snapshot", limits.events_bytes_max, "*.*")
+    timers.allow_msg_schedules = True  # beside it the server wants to discard old
+    timers.allow_msg_ttl = True
+    topics = _rolling(_durable(limits, TOPICS, "topic", limits.dead_bytes_max))
+    topics.max_age = limits.topics_age_s
+    snapshots = _rolling(_durable(limits, SNAPSHOTS, "snapshot", limits.events_bytes_max, "*.*"))
     snapshots.max_msgs_per_subject = 1
-    snapshots.discard = DiscardPolicy.OLD
-    dead = durable(DEAD, "dead", limits.dead_bytes_max)
-    dead.discard = DiscardPolicy.OLD
-    return [commands, events, work(TASKS, "task"), work(RESULTS, "result"), timers, snapshots, dead]
+    dead = _rolling(_durable(limits, DEAD, "dead", limits.dead_bytes_max))
+    tasks, results = _work(limits, TASKS, "task"), _work(limits, RESULTS, "result")
+    return [commands, events, tasks, results, timers, topics, snapshots, dead]
+
+
+def _durable(
+    limits: StreamLimits, name: str, kind: str, bytes_max: int, tail: str = ">"
+) -> StreamConfig:
+    """Return a stream on disk that refuses what does not fit."""
+    return StreamConfig(
+        name=name,
+        subjects=[every(kind, tail)],
+        storage=StorageType.FILE,
+        num_replicas=limits.replicas,
+        discard=DiscardPolicy.NEW,
+        max_bytes=bytes_max,
+        max_msg_size=limits.message_bytes_max,
+        allow_direct=True,
+    )
+
+
+def _rolling(config: StreamConfig) -> StreamConfig:
+    """Let a stream forget its oldest message instead: what it holds can be made again."""
+    config.discard = DiscardPolicy.OLD
+    return config
+
+
+def _work(limits: StreamLimits, name: str, kind: str) -> StreamConfig:
+    """Return a queue in memory; what it held follows from the log."""
+    return StreamConfig(
+        name=name,
+        subjects=[every(kind)],
+        retention=RetentionPolicy.WORK_QUEUE,
+        storage=StorageType.MEMORY,
+        num_replicas=limits.replicas,
+        discard=DiscardPolicy.NEW,
+        max_bytes=limits.work_bytes_max,
+        max_msg_size=limits.message_bytes_max,
+        duplicate_window=limits.duplicate_window_s,
+    )
 
 
 def work_consumer(name: str, filter_subject: str, limits: StreamLimits) -> ConsumerConfig:
@@ -123,6 +135,8 @@ async def ensure(nc: Nats, limits: StreamLimits) -> None:
         js, COMMANDS, work_consumer(SUBMIT_CONSUMER, every("submit", "*"), limits)
     )
     await ensure_consumer(js, RESULTS, work_consumer(RESULT_CONSUMER, every("result"), limits))
+    await ensure_consumer(js, TIMERS, work_consumer(DUE_CONSUMER, every("due"), limits))
+    await ensure_consumer(js, TOPICS, work_consumer(TOPIC_CONSUMER, every("topic"), limits))
     for bucket in (DEFINITIONS, KEYS, MODELS):
         await _ensure_bucket(js, bucket, limits)
     await _ensure_blobs(js, limits)

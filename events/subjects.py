@@ -63,9 +63,42 @@ def cancel(key: RunKey) -> str:
     return f"{ROOT}.{key.tenant}.cancel.{key.run_id}"
 
 
-def emit(tenant: str, subject: str) -> str:
-    """Where an `emit` node publishes: below a prefix of the tenant's own."""
-    return f"{ROOT}.{tenant}.emit.{subject}"
+def topic(tenant: str, subject: str) -> str:
+    """Where a tenant's own messages go: what `emit` nodes publish and triggers listen to."""
+    return f"{ROOT}.{tenant}.topic.{subject}"
+
+
+def topic_of(subject: str) -> tuple[str, str]:
+    """Read tenant and the tenant's own subject out of a `topic` subject."""
+    tokens = subject.split(".")
+    return tokens[2], ".".join(tokens[4:])
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """Tell whether a subject fits a pattern with `*` and `>`. Source: NATS subject wildcards."""
+    wanted, given = pattern.split("."), subject.split(".")
+    for place, part_wanted in enumerate(wanted):
+        if part_wanted == ">":
+            return len(given) > place
+        if place >= len(given) or part_wanted not in {"*", given[place]}:
+            return False
+    return len(wanted) == len(given)
+
+
+def cron(tenant: str, workflow: str, name: str = "*") -> str:
+    """Where the server keeps a schedule that starts runs."""
+    return f"{ROOT}.{tenant}.timer.cron.{workflow}.{name}"
+
+
+def cron_due(tenant: str, workflow: str, name: str) -> str:
+    """Where it fires."""
+    return f"{ROOT}.{tenant}.due.cron.{workflow}.{name}"
+
+
+def cron_of(subject: str) -> tuple[str, str, str]:
+    """Read tenant, workflow and the schedule's name out of a `cron_due` subject."""
+    tokens = subject.split(".")
+    return tokens[2], tokens[5], tokens[6]
 
 
 def event(key: RunKey) -> str:

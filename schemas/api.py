@@ -7,7 +7,7 @@ from pydantic import Field
 from schemas.catalogue import Modality, ValueKind
 from schemas.message import Message, UserInput
 from schemas.messages import Fault, Timings
-from schemas.workflow import WorkflowDefinition
+from schemas.workflow import Schedule, Trigger, WorkflowDefinition
 
 
 NodeViewStatus = Literal[
@@ -63,6 +63,10 @@ class WorkflowView(Message):
     version: int
     digest: str
     replicas: int
+    schedules: dict[str, Schedule] = Field(default_factory=dict)
+    """What starts runs by the clock."""
+    triggers: dict[str, Trigger] = Field(default_factory=dict)
+    """What starts runs by messages."""
     warnings: tuple[str, ...]
     inputs: tuple[InputView, ...]
     outputs: tuple[str, ...]

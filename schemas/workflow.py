@@ -18,7 +18,11 @@ NODES_MAX = 256
 EDGES_MAX = 1024
 DEFINITION_BYTES_MAX = 256 * 1024
 ATTEMPTS_MAX = 10
+CRON = r"^(@every [1-9][0-9]{0,6}(s|m|h)|([0-9*/,A-Za-z-]+ ){4,5}[0-9*/,A-Za-z-]+)$"
 RUN_TIMEOUT_S_MAX = 365 * 86_400.0
+
+
+ScheduleName = Annotated[str, Field(pattern=TOKEN)]
 
 
 class RetryPolicy(UserInput):
@@ -189,6 +193,31 @@ class WorkflowDefinition(UserInput):
         return order
 
 
+class Schedule(UserInput):
+    """Starts a run again and again."""
+
+    cron: Annotated[str, Field(pattern=CRON)]
+    """`*/5 * * * *`, with a sixth field for seconds in front if you like, or `@every 30s`; UTC."""
+    inputs: dict[str, Any] = Field(default_factory=dict)
+    """Of each run."""
+
+    def expression(self) -> str:
+        """Return it as the server wants it: six fields, or `@every`."""
+        return f"0 {self.cron}" if len(self.cron.split()) == 5 else self.cron  # noqa: PLR2004
+
+
+class Trigger(UserInput):
+    """Starts a run for each message on a subject of the tenant."""
+
+    subject: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9_*-]{1,64}(\.[A-Za-z0-9_*-]{1,64}){0,15}(\.>)?$")
+    ]
+    """Below `clawdbot.v1.<tenant>.topic.`; `*` is any token, `>` any rest."""
+    inputs: Annotated[dict[str, str], Field(max_length=64)] = Field(default_factory=dict)
+    """By name, as expressions over `event`: its `subject`, `id` and `payload`. By default the
+    payload, an object, holds the inputs."""
+
+
 class Deployment(UserInput):
     """A definition under a name."""
 
@@ -196,6 +225,12 @@ class Deployment(UserInput):
     definition: WorkflowDefinition
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
     """Desired worker processes for each pool the workflow uses."""
+    schedules: Annotated[dict[ScheduleName, Schedule], Field(max_length=16)] = Field(
+        default_factory=dict
+    )
+    triggers: Annotated[dict[ScheduleName, Trigger], Field(max_length=16)] = Field(
+        default_factory=dict
+    )
 
 
 def parse_definition(document: object) -> WorkflowDefinition:

@@ -68,6 +68,13 @@ CHANNELS = (
         "504 with Clawdbot-Run-Id when the run goes on. Clawdbot-Timeout-S is how long to wait.",
     ),
     Channel(
+        "topic",
+        pattern("topic", "subject"),
+        Any,
+        "Any client, and `emit` nodes -> triggers, JetStream (TOPICS). The tenant's own messages, "
+        "JSON; `subject` may have several tokens. A deployed workflow with a trigger on it starts.",
+    ),
+    Channel(
         "infer",
         pattern("infer", "modality", "model"),
         api.RunRequest,

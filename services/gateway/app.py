@@ -15,6 +15,7 @@ from events.index import RunIndex
 from events.jetstream import JetStreamEventStore, StoredCommit
 from events.keys import JetStreamKeyRing
 from events.models import ModelDirectory
+from events.schedules import Schedules
 from events.subjects import every
 from schemas.errors import FailedPrecondition
 from schemas.messages import Header
@@ -91,7 +92,12 @@ class Gateway:
             directory=directory,
             catalogue=catalogue,
             deployments=Deployments(
-                definitions, directory, catalogue, clock, allow_fallback=settings.allow_fallback
+                definitions,
+                Schedules(js),
+                directory,
+                catalogue,
+                clock,
+                allow_fallback=settings.allow_fallback,
             ),
             submissions=Submissions(
                 bus,

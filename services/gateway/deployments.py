@@ -7,10 +7,12 @@ import orjson
 
 from events.definitions import DefinitionStore, DeployedWorkflow, called
 from events.models import ModelDirectory, Offer, WorkerCard
+from events.schedules import Schedules
 from schemas.api import InputView, WorkflowView
 from schemas.catalogue import Catalogue, Port
 from schemas.compiler import compile_plan
 from schemas.errors import FailedPrecondition, InvalidArgument, NotFound
+from schemas.expressions import parse
 from schemas.ids import DEFAULT_TENANT
 from schemas.plan import RUN_INPUT, TEMPLATE_ENGINE, Plan, PlanNode
 from schemas.workflow import Deployment, WorkflowDefinition
@@ -26,6 +28,7 @@ class Deployments:
     """Deploys and shows workflows."""
 
     definitions: DefinitionStore
+    schedules: Schedules
     directory: ModelDirectory
     catalogue: Catalogue
     clock: Clock
@@ -40,6 +43,7 @@ class Deployments:
             StoreUnavailable: The definitions cannot be stored.
         """
         definition = deployment.definition
+        check_starts(deployment)
         plan = self._compile(definition, await called(self.definitions, DEFAULT_TENANT, definition))
         cards = await self.directory.cards(self.clock.now())
         candidate = DeployedWorkflow(
@@ -49,11 +53,15 @@ class Deployments:
             definition=definition,
             plan=plan,
             replicas=deployment.replicas,
+            schedules=deployment.schedules,
+            triggers=deployment.triggers,
             warnings=tuple(self._warnings(definition, plan, cards)),
             deployed_at=self.clock.now(),
         )
         stored = await self.definitions.deploy(DEFAULT_TENANT, candidate)
         created = stored.deployed_at == candidate.deployed_at
+        if created:
+            await self.schedules.put(DEFAULT_TENANT, stored)
         fresh = stored.model_copy(update={"warnings": candidate.warnings})
         return self.view(fresh), created
 
@@ -79,6 +87,8 @@ class Deployments:
             version=deployed.version,
             digest=deployed.digest,
             replicas=deployed.replicas,
+            schedules=deployed.schedules,
+            triggers=deployed.triggers,
             warnings=deployed.warnings,
             inputs=tuple(
                 InputView(name=name, required=required, kind=getattr(ports.get(name), "kind", None))
@@ -137,6 +147,23 @@ class Deployments:
         get = self.catalogue.model(name).get
         hint = f"; {get}" if get and get not in reason else ""
         return f"model '{name}' cannot run here: {reason}{hint}"
+
+
+def check_starts(deployment: Deployment) -> None:
+    """Refuse triggers whose expressions cannot work.
+
+    Raises:
+        InvalidArgument: Names the expression.
+    """
+    for name, trigger in deployment.triggers.items():
+        for wanted, formula in trigger.inputs.items():
+            where = f"triggers.{name}.inputs.{wanted}"
+            try:
+                unknown = parse(formula).names() - {"event"}
+            except InvalidArgument as error:
+                raise InvalidArgument(error.message, field=where) from error
+            if unknown:
+                raise InvalidArgument("a trigger sees nothing but `event`", field=where)
 
 
 def input_ports(plan: Plan, catalogue: Catalogue) -> dict[str, Port]:

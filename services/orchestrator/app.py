@@ -14,8 +14,19 @@ from events.definitions import DefinitionStore
 from events.index import RunIndex
 from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
+from events.schedules import Schedules
 from events.snapshots import JetStreamSnapshotStore
-from events.streams import COMMANDS, CONTROL_CONSUMER, RESULT_CONSUMER, RESULTS, SUBMIT_CONSUMER
+from events.streams import (
+    COMMANDS,
+    CONTROL_CONSUMER,
+    DUE_CONSUMER,
+    RESULT_CONSUMER,
+    RESULTS,
+    SUBMIT_CONSUMER,
+    TIMERS,
+    TOPIC_CONSUMER,
+    TOPICS,
+)
 from events.subjects import RunKey, pattern
 from schemas.errors import RetryableError
 from schemas.messages import Control
@@ -24,6 +35,7 @@ from services.orchestrator.handlers import Handlers
 from services.orchestrator.reconciler import Reconciler
 from services.orchestrator.runs import Runs
 from services.orchestrator.settings import OrchestratorSettings
+from services.orchestrator.starters import Starters
 from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 
@@ -67,6 +79,7 @@ class Orchestrator:
             clock,
             random.SystemRandom(),
         )
+        starters = Starters(DefinitionStore(js), Schedules(js))
         reconciler = Reconciler(bus, index, handlers, clock, settings.clock_interval_s)
         caught_up = asyncio.Event()
         try:
@@ -77,8 +90,13 @@ class Orchestrator:
                 group.create_task(reconciler.tick())
                 submit = self._pull("submit", COMMANDS, SUBMIT_CONSUMER)
                 result = self._pull("result", RESULTS, RESULT_CONSUMER)
+                due = self._pull("due", TIMERS, DUE_CONSUMER)
+                topic = self._pull("topic", TOPICS, TOPIC_CONSUMER)
                 group.create_task(Consumer(bus.nc, submit, handlers.submit).run())
                 group.create_task(Consumer(bus.nc, result, handlers.result).run())
+                group.create_task(Consumer(bus.nc, due, starters.due).run())
+                group.create_task(Consumer(bus.nc, topic, starters.topic).run())
+                await starters.put_schedules()
                 await self._serve_control(bus, handlers)
                 log.info("ready")
         finally:

@@ -26,7 +26,7 @@ from events.definitions import DefinitionStore, DeployedWorkflow, called
 from events.paths import node_id_of, scope_of
 from events.spill import spill
 from events.state import RunState
-from events.subjects import RunKey, cancel, emit, result, run_key, task, tenant_and_name
+from events.subjects import RunKey, cancel, result, run_key, task, tenant_and_name, topic
 from events.view import evaluate, node_inputs
 from schemas.catalogue import Catalogue
 from schemas.compiler import compile_plan
@@ -225,12 +225,13 @@ class Handlers:
         payload = inputs["payload"] if "payload" in planned.bindings else inputs
         headers = {
             Header.RUN_ID: key.run_id,
+            Header.MSG_ID: f"{key.tenant}.{key.run_id}.{path}.{node.attempt}",
             Header.CE_ID: f"{key.run_id}.{path}.{node.attempt}",
             Header.CORRELATION_ID: state.correlation_id,
             Header.TRACEPARENT: trace,
             Header.CONTENT_TYPE: "application/json",
         }
-        subject = emit(key.tenant, planned.params["subject"])
+        subject = topic(key.tenant, planned.params["subject"])
         body = orjson.dumps(to_json({"payload": payload})["payload"])
         sent = TaskResult(
             tenant=key.tenant,
@@ -242,7 +243,7 @@ class Handlers:
             worker="",
         )
         return [
-            Outgoing(subject, body, headers, stored=False),
+            Outgoing(subject, body, headers),
             Outgoing(result(key), pack(sent), _headers(key, state, path, node.attempt, trace)),
         ]
 
