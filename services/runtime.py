@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import uvloop
 from faststream.nats import NatsBroker
@@ -28,10 +28,11 @@ from events.streams import (
     ensure_consumer,
     work_consumer,
 )
-from schemas.errors import BusUnavailable, StoreFull
+from schemas.errors import BusUnavailable, StoreFull, Unavailable
 from services.telemetry import BUS_CONNECTED, get_logger
 
 
+T = TypeVar("T")
 log = get_logger()
 
 BUS_ERRORS = (NatsError, JetStreamError)
@@ -39,6 +40,8 @@ BUS_ERRORS = (NatsError, JetStreamError)
 
 PING_INTERVAL_S = 2
 RECONNECT_WAIT_S = 0.25
+PATIENCE_S = 0.5
+"""Between two tries of a start to reach the bus."""
 REQUEST_TIMEOUT_S = 5.0
 
 
@@ -165,6 +168,15 @@ class Bus:
                 return await self._created()
         except (NatsError, TimeoutError) as error:
             raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
+
+    async def patiently(self, action: Callable[[], Awaitable[T]]) -> T:
+        """Do what a start needs, again and again while the bus is unavailable."""
+        while True:
+            try:
+                return await action()
+            except Unavailable as error:
+                log.info("bus_not_ready", error=error.message)
+                await asyncio.sleep(PATIENCE_S)
 
     async def ensure_consumer(self, stream: str, name: str, subject: str) -> None:
         """Make a durable work consumer unless it is there.

@@ -54,7 +54,7 @@ class Gateway:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         listener = _listen(settings.http_host, settings.http_port)
         bus = await Bus.connect(settings.nats_url, SERVICE, settings.limits())
-        await bus.generation()
+        await bus.patiently(bus.generation)
         index = RunIndex(settings.data_dir / f"gateway-{settings.instance}.sqlite")
         parts = self._parts(bus, index)
         caught_up = asyncio.Event()

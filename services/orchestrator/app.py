@@ -58,7 +58,7 @@ class Orchestrator:
         serve_metrics(settings.metrics_port)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         bus = await Bus.connect(settings.nats_url, SERVICE, settings.limits())
-        await bus.generation()
+        await bus.patiently(bus.generation)
         js = bus.nc.jetstream()
         keys = JetStreamKeyRing(js, settings.master_key_bytes())
         index = RunIndex(settings.data_dir / f"orchestrator-{settings.instance}.sqlite")
@@ -96,7 +96,7 @@ class Orchestrator:
                 group.create_task(Consumer(bus.nc, result, handlers.result).run())
                 group.create_task(Consumer(bus.nc, due, starters.due).run())
                 group.create_task(Consumer(bus.nc, topic, starters.topic).run())
-                await starters.put_schedules()
+                await bus.patiently(starters.put_schedules)
                 await self._serve_control(bus, handlers)
                 log.info("ready")
         finally:

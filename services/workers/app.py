@@ -51,7 +51,7 @@ class Worker:
             threads=settings.compute_threads,
         )
         bus = await Bus.connect(settings.nats_url, self.service, settings.limits())
-        await bus.generation()
+        await bus.patiently(bus.generation)
         keys = JetStreamKeyRing(bus.nc.jetstream(), settings.master_key_bytes())
         handlers = Handlers(
             worker,
@@ -62,7 +62,7 @@ class Worker:
         )
         directory = ModelDirectory(bus.nc.jetstream())
         try:
-            await self._ensure_consumer(bus)
+            await bus.patiently(lambda: self._ensure_consumer(bus))
             async with asyncio.TaskGroup() as group:
                 await self._serve_infer(bus, handlers, group)
                 group.create_task(self._watch(bus))

@@ -33,11 +33,23 @@ class NatsServer:
     Args:
         folder: An empty folder for the configuration, the log and the store.
         options: Further lines of the server's configuration.
+        store: Where JetStream keeps its files; below the folder by default.
+        sync_interval: When written data goes to disk: `always`, or a time such as `2m`.
     """
 
-    def __init__(self, folder: Path, *, options: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        options: str = "",
+        store: Path | None = None,
+        sync_interval: str = "always",
+    ) -> None:
         self._folder = folder
         self._options = options
+        self._sync_interval = sync_interval
+        self.store_dir = store or folder / "store"
+        """Where JetStream keeps its files."""
         self._process: subprocess.Popen[bytes] | None = None
         self._port = -1
 
@@ -53,11 +65,6 @@ class NatsServer:
         assert self._process is not None, "the server does not run"
         return self._process.pid
 
-    @property
-    def store_dir(self) -> Path:
-        """Where JetStream keeps its files."""
-        return self._folder / "store"
-
     def log(self) -> str:
         """Return what the server wrote so far."""
         path = self._folder / "server.log"
@@ -69,6 +76,15 @@ class NatsServer:
         Raises:
             FileNotFoundError: There is no nats-server.
             RuntimeError: It ended, or was not ready in time; carries its log.
+        """
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Start it; `wait_ready` tells when JetStream answers.
+
+        Raises:
+            FileNotFoundError: There is no nats-server.
         """
         assert self._process is None, "the server runs already"
         binary = server_binary()
@@ -82,7 +98,6 @@ class NatsServer:
                 stdout=log,
                 stderr=log,
             )
-        self._wait_until_ready()
 
     def stop(self) -> None:
         """Shut it down in order; nothing when it does not run."""
@@ -128,7 +143,7 @@ class NatsServer:
             f'ports_file_dir: "{self._folder}"',
             "jetstream {",
             f'  store_dir: "{self.store_dir}"',
-            "  sync_interval: always",
+            f"  sync_interval: {self._sync_interval}",
             # By default the disk and the memory at hand decide which streams may be made.
             "  max_memory_store: 4GB",
             "  max_file_store: 64GB",
@@ -137,7 +152,12 @@ class NatsServer:
         ]
         (self._folder / "server.conf").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-    def _wait_until_ready(self) -> None:
+    def wait_ready(self) -> None:
+        """Wait until JetStream answers.
+
+        Raises:
+            RuntimeError: It ended, or was not ready in time; carries its log.
+        """
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             if self._process is None or self._process.poll() is not None:

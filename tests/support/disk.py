@@ -1,0 +1,81 @@
+"""A disk whose power can be cut: what was not synced is gone, as on a real one.
+
+A file system in a file, mounted over a loop device; cutting the power is the file system's own
+shutdown without a flush. Torn sectors and disks that lie about flushes are not modelled.
+"""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+
+NEEDED = ("mkfs.ext4", "mount", "umount", "xfs_io")
+
+
+def unusable() -> str:
+    """Return why no such disk can be made here; empty when one can."""
+    if os.geteuid() != 0:
+        return "mounting needs root"
+    missing = [name for name in NEEDED if shutil.which(name) is None]
+    return f"missing: {', '.join(missing)} (apt install xfsprogs)" if missing else ""
+
+
+@dataclass
+class Disk:
+    """A mounted file system.
+
+    Args:
+        folder: Where its image and its mount point go.
+        size_mib: How large it is.
+    """
+
+    folder: Path
+    size_mib: int = 512
+
+    @property
+    def path(self) -> Path:
+        """Where it is mounted."""
+        return self.folder / "disk"
+
+    def __enter__(self) -> Self:
+        """Make and mount it."""
+        self.path.mkdir(parents=True)
+        with self._image.open("wb") as image:
+            image.truncate(self.size_mib * 1024 * 1024)
+        _run("mkfs.ext4", "-q", str(self._image))
+        self._mount()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Unmount and remove it."""
+        _run("umount", str(self.path))
+        self._image.unlink()
+
+    def cut(self) -> None:
+        """Cut the power: nothing that was not synced will be there."""
+        _run("xfs_io", "-x", "-c", "shutdown", str(self.path))
+
+    def restore(self) -> None:
+        """Bring it back with what it has; nobody may have files open on it."""
+        _run("umount", str(self.path))
+        self._mount()
+
+    @property
+    def _image(self) -> Path:
+        return self.folder / "disk.img"
+
+    def _mount(self) -> None:
+        _run("mount", "-o", "loop", str(self._image), str(self.path))
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - fixed programs
