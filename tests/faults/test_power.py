@@ -17,7 +17,7 @@ from nats.js.errors import Error as JetStreamError
 from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
 from events.subjects import RunKey, submit
-from schemas.errors import RetryableError
+from schemas.errors import RetryableError, Unavailable
 from schemas.ids import DEFAULT_TENANT, new_id
 from schemas.messages import Header
 from schemas.submission import pack_inputs
@@ -121,6 +121,15 @@ def lose_power(mesh: Mesh, servers: list[NatsServer], cut: list[Disk]) -> None:
         disk.restore()
 
 
+async def _deployed(nc: Nats) -> bool:
+    """Deploy, unless the cluster is still making up its mind."""
+    try:
+        await deploy(nc.jetstream(), "chain", echo_chain(3))
+    except (Unavailable, NatsError, TimeoutError):
+        return False
+    return True
+
+
 async def one_round(url: str, cut: "Cut") -> None:
     """Load the mesh, cut the power in the middle, bring all back, and count."""
     nc = await nats.connect(
@@ -128,7 +137,7 @@ async def one_round(url: str, cut: "Cut") -> None:
     )
     load = Load(nc)
     try:
-        await deploy(nc.jetstream(), "chain", echo_chain(3))
+        await until(lambda: _deployed(nc), what="a deployed workflow", timeout_s=60)
         async with asyncio.TaskGroup() as group:
             for _ in range(SUBMITTERS):
                 group.create_task(load.submitter())

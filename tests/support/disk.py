@@ -13,7 +13,9 @@ from types import TracebackType
 from typing import Self
 
 
-NEEDED = ("mkfs.ext4", "mount", "umount", "xfs_io")
+NEEDED = ("fsck.ext4", "mkfs.ext4", "mount", "umount", "xfs_io")
+FSCK_MENDED = 1
+"""Exit status: errors were there and are mended. Source: fsck(8)."""
 
 
 def unusable() -> str:
@@ -67,6 +69,9 @@ class Disk:
     def restore(self) -> None:
         """Bring it back with what it has; nobody may have files open on it."""
         _run("umount", str(self.path))
+        # As at every boot: replays the journal and mends what the cut left half done.
+        checked = subprocess.run(["fsck.ext4", "-p", str(self._image)], check=False)  # noqa: S603, S607
+        assert checked.returncode <= FSCK_MENDED, f"fsck.ext4 gives up: {checked.returncode}"
         self._mount()
 
     @property
