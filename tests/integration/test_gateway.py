@@ -354,9 +354,7 @@ async def test_call_answers_over_nats(running: Running, http: httpx.Client) -> N
         assert [event.type for event in client.follow(run_id)][-1] == "RunCompleted"
 
 
-async def test_a_large_input_is_the_same_by_every_way(
-    running: Running, http: httpx.Client
-) -> None:
+async def test_a_large_input_is_the_same_by_every_way(running: Running, http: httpx.Client) -> None:
     """Submitted raw, then called under the same id: one run, though the gateway makes a blob."""
     name, body = deploy(http, template("{{file}}")), bytes(100_000)
     headers = {
