@@ -58,7 +58,8 @@ def _packages() -> Finding:
     wanted = ("onnxruntime", "pocketsphinx", "rapidocr", "espeakng_loader")
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
-        text = f"{', '.join(missing)} missing; pip install 'clawdbot[models]'"
+        get = "in the folder of clawdbot: pip install -e '.[models]'"
+        text = f"{', '.join(missing)} missing; {get}"
         return Finding("warn", "model libraries", text)
     return Finding("ok", "model libraries", "installed")
 

@@ -80,8 +80,8 @@ class Handlers:
         try:
             deployed = await self._deployed(tenant, workflow, delivery)
             inputs = parse_submission(delivery.data, delivery.headers, deployed.plan)
-            digest = inputs_digest(workflow, inputs)
             inputs = await spill(inputs, tenant, self._blobs)
+            digest = inputs_digest(workflow, inputs)  # of what a gateway would have sent
         except TerminalError as error:
             return await self._reject(key, workflow, delivery, error)
         command = StartRun(

@@ -15,7 +15,7 @@ import nats
 import pytest
 
 from clawdbot import Client
-from events.subjects import call
+from events.subjects import call, submit
 from schemas.ids import DEFAULT_TENANT, new_id
 from schemas.messages import Header
 from tests.integration.conftest import GATEWAYS, Running
@@ -353,6 +353,23 @@ async def test_call_answers_over_nats(running: Running, http: httpx.Client) -> N
         await nc.close()
     with Client(running.url()) as client:
         assert [event.type for event in client.follow(run_id)][-1] == "RunCompleted"
+
+
+async def test_a_large_input_is_the_same_by_every_way(running: Running, http: httpx.Client) -> None:
+    """Submitted raw, then called under the same id: one run, though the gateway makes a blob."""
+    name, body = deploy(http, template("{{file}}")), bytes(100_000)
+    headers = {
+        Header.RUN_ID: new_id(),
+        Header.CONTENT_TYPE: "application/octet-stream",
+        Header.INPUT: "file",
+    }
+    nc = await nats.connect(running.server.url)
+    try:
+        await nc.jetstream().publish(submit(DEFAULT_TENANT, name), body, headers=headers)
+        reply = await nc.request(call(DEFAULT_TENANT, name), body, timeout=20, headers=headers)
+    finally:
+        await nc.close()
+    assert json.loads(reply.data) == {"t": {"text": "[application/octet-stream, 100000 bytes]"}}
 
 
 def test_fifty_clients_wait_at_once(running: Running, http: httpx.Client) -> None:

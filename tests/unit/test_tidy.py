@@ -6,10 +6,17 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic_settings import BaseSettings
+
+from clawdbot.settings import FaceSettings
+from services.gateway.settings import GatewaySettings
+from services.orchestrator.settings import OrchestratorSettings
+from services.settings import Settings
+from services.workers.settings import WorkerSettings
+from tests.support import documents
+from tests.support.code import PACKAGES, ROOT, imports, module_of, name, parse, sources
 
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("clawdbot", "schemas", "events", "services")
 TREES = (*PACKAGES, "tests", "bench", "models", "examples")
 FUNCTION_LINES_MAX = 60
 MODULE_LINES_MAX = 400
@@ -23,40 +30,14 @@ ENTRY_POINTS = {"clawdbot.cli", "services.contracts", "services.health"}
 TWINS = {"events.memory"}
 # Written ahead of their callers; this list only shrinks.
 WAITING = {"events.retention"}
-
-
-def sources(*trees: str) -> list[Path]:
-    """Return the Python files below some folders."""
-    return sorted(path for tree in trees for path in (ROOT / tree).rglob("*.py"))
-
-
-def name(path: Path) -> str:
-    """Return a path as readers of a failure want it."""
-    return path.relative_to(ROOT).as_posix()
-
-
-def module_of(path: Path) -> str:
-    """Return the dotted name of a module."""
-    return name(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-
-def parse(path: Path) -> ast.Module:
-    """Return a module's syntax tree."""
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-
-
-def imports(tree: ast.Module) -> set[str]:
-    """Return every dotted name a module imports, and those it names in strings."""
-    found: set[str] = set()
-    for part in ast.walk(tree):
-        if isinstance(part, ast.Import):
-            found.update(alias.name for alias in part.names)
-        elif isinstance(part, ast.ImportFrom) and part.module:
-            found.add(part.module)
-            found.update(f"{part.module}.{alias.name}" for alias in part.names)
-        elif isinstance(part, ast.Constant) and isinstance(part.value, str):
-            found.add(part.value)  # engines are registered by name
-    return found
+# Headings of docs/configuration.md, and whose settings they list.
+SETTINGS: dict[str, type[BaseSettings]] = {
+    "Client, command line and `clawdbot up`": FaceSettings,
+    "Every service": Settings,
+    "Gateway": GatewaySettings,
+    "Orchestrator": OrchestratorSettings,
+    "Workers": WorkerSettings,
+}
 
 
 def docstrings(tree: ast.Module) -> set[int]:
@@ -153,41 +134,49 @@ def test_decisions_are_short() -> None:
     assert {} == {path: size for path, size in lengths.items() if size > ADR_LINES_MAX}
 
 
+def test_decisions_have_one_form() -> None:
+    """Number of the file, status and date, and the four sections in their order."""
+    form = re.compile(
+        r"# ADR-(\d{4}): .+\n\nStatus: \w+ · Date: \d{4}-\d\d-\d\d\n\n## Context\n.+"
+        r"\n## Decision\n.+\n## Consequences\n.+\n## Alternatives\n.+",
+        re.DOTALL,
+    )
+    odd = []
+    for path in sorted((ROOT / "docs" / "adr").glob("*.md")):
+        found = form.fullmatch(path.read_text(encoding="utf-8"))
+        if found is None or found[1] != path.name[:4]:
+            odd.append(name(path))
+    assert [] == odd
+
+
 def test_readme_is_short() -> None:
     """The README has at most 200 lines."""
-    readme = ROOT / "README.md"
-    if not readme.exists():
-        pytest.skip("no README yet")
-    assert len(readme.read_text(encoding="utf-8").splitlines()) <= README_LINES_MAX
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= README_LINES_MAX
 
 
-def test_every_setting_is_documented() -> None:
-    """Each CLAWDBOT_ variable that the services read stands in the documentation."""
-    documents = "".join(
-        path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
-    )
-    known = settings_names()
-    if "CLAWDBOT_" not in documents:
-        pytest.skip("no documented settings yet")
-    assert set() == {variable for variable in known if variable not in documents}
+@pytest.mark.parametrize("heading", SETTINGS)
+def test_every_setting_is_documented(heading: str) -> None:
+    """Each CLAWDBOT_ variable stands in docs/configuration.md, with the default of the code."""
+    rows = documents.table("docs/configuration.md", heading)
+    said = {row["variable"]: row["default"] for row in rows}
+    known = {
+        f"CLAWDBOT_{field.upper()}": str(default) if isinstance(default, Path) else default
+        for field, default in own_defaults(SETTINGS[heading]).items()
+    }
+    assert known.keys() == said.keys()
+    assert known == {name: documents.value(said[name], known[name]) for name in known}
 
 
-def settings_names() -> set[str]:
-    """Return the variables behind every settings class: prefix and field."""
-    found: set[str] = set()
-    for path in sources("services"):
-        if path.name != "settings.py":
-            continue
-        for part in ast.walk(parse(path)):
-            if isinstance(part, ast.ClassDef) and part.name.endswith("Settings"):
-                found.update(
-                    f"CLAWDBOT_{line.target.id.upper()}"
-                    for line in part.body
-                    if isinstance(line, ast.AnnAssign)
-                    and isinstance(line.target, ast.Name)
-                    and line.target.id != "model_config"
-                )
-    return found
+def own_defaults(kind: type[BaseSettings]) -> dict[str, object]:
+    """Return the defaults of the fields that a settings class declares itself."""
+    return {name: kind.model_fields[name].default for name in kind.__annotations__}
+
+
+def test_no_settings_class_is_forgotten() -> None:
+    """Every settings module of the product has its table."""
+    modules = {module_of(path) for path in sources(*PACKAGES) if path.name == "settings.py"}
+    assert modules == {kind.__module__ for kind in SETTINGS.values()}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

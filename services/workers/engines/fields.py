@@ -112,10 +112,7 @@ def flag(request: Request, name: str, *, default: bool) -> bool:
     return value
 
 
-def missing_package(*packages: str, extra: str = "") -> str | None:
-    """Return which package is not installed and how to get it, or None when all are."""
+def missing_package(*packages: str) -> str | None:
+    """Return which package is not installed, or None when all are."""
     absent = [package for package in packages if find_spec(package) is None]
-    if not absent:
-        return None
-    remedy = f'; pip install "clawdbot[{extra}]"' if extra else ""
-    return f"the Python package {', '.join(absent)} is not installed{remedy}"
+    return f"not installed: {', '.join(absent)}" if absent else None

@@ -8,17 +8,14 @@ from schemas.errors import ModelUnavailable
 from services.workers.engines import fields
 
 
-EXTRA = "torch"
-
-
 def missing(spec: ModelSpec, models_dir: Path, *packages: str) -> str | None:
     """Return why the model cannot run here, or None; looks at files and packages only."""
-    absent = fields.missing_package("torch", "transformers", *packages, extra=EXTRA)
+    absent = fields.missing_package("torch", "transformers", *packages)
     if absent is not None:
         return absent
     folder = directory(spec, models_dir)
     if not (folder / "config.json").is_file():
-        return f"there are no weights in {spec.source} below the models directory. {spec.get}"
+        return f"there are no weights in {spec.source} below the models directory"
     if not any(folder.glob("*.safetensors")):
         return f"{spec.source} below the models directory holds no .safetensors file"
     return None
