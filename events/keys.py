@@ -11,11 +11,12 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from eventsourcing.cryptography import AESCipher
 from eventsourcing.utils import Environment
+from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 
 from events.streams import KEYS
-from schemas.errors import DataLoss, FailedPrecondition
+from schemas.errors import DataLoss, FailedPrecondition, StoreUnavailable
 
 
 MASTER_KEY_BYTES = 32
@@ -29,6 +30,7 @@ class KeyRing(Protocol):
 
         Raises:
             DataLoss: The key was wrapped under another master key.
+            StoreUnavailable: The bucket of keys does not answer.
         """
         ...
 
@@ -70,6 +72,19 @@ class JetStreamKeyRing:
         return found
 
     async def _data_key(self, tenant: str) -> bytes:
+        try:
+            wrapped = await self._wrapped(tenant)
+        except (NatsError, TimeoutError) as error:
+            raise StoreUnavailable("the bucket of keys does not answer") from error
+        try:
+            return self._master.decrypt(wrapped)
+        except (InvalidTag, ValueError) as error:
+            raise DataLoss(
+                f"tenant {tenant}'s data key was wrapped under another master key"
+            ) from error
+
+    async def _wrapped(self, tenant: str) -> bytes:
+        """Return a tenant's data key as it is kept, making one for a new tenant."""
         bucket = await self._js.key_value(KEYS)
         try:
             entry = await bucket.get(tenant)
@@ -80,9 +95,4 @@ class JetStreamKeyRing:
             except KeyWrongLastSequenceError:
                 pass  # another service made it first; read theirs
             entry = await bucket.get(tenant)
-        try:
-            return self._master.decrypt(entry.value or b"")
-        except (InvalidTag, ValueError) as error:
-            raise DataLoss(
-                f"tenant {tenant}'s data key was wrapped under another master key"
-            ) from error
+        return entry.value or b""
