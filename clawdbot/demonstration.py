@@ -6,6 +6,7 @@ from clawdbot.cli.output import Screen, event_line, run_table
 from clawdbot.client import AsyncClient
 from clawdbot.results import Run
 from schemas.errors import EngineFailed, FailedPrecondition
+from schemas.values import Binary
 from schemas.workflow import Deployment
 
 
@@ -38,7 +39,8 @@ async def show(screen: Screen, url: str, audio: Path | None, folder: Path) -> No
         for warning in deployed.warnings:
             screen.note(f"warning: {warning}")
         with screen.progress("listening"):
-            inputs = {"audio": audio if audio is not None else example("weather.wav")}
+            spoken = Binary(media_type="audio/wav", data=example("weather.wav"))
+            inputs = {"audio": spoken if audio is None else audio}
             run = await client.run(WORKFLOW, inputs, wait_s=WAIT_S)
         if run.status != "completed":
             why = run.error.message if run.error else f"the run is {run.status}"

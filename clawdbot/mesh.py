@@ -34,6 +34,8 @@ class MeshOptions:
     """An existing server; a server of our own is started when it is empty."""
     nats_port: int = 4222
     workers_max: int = 8
+    metrics_port: int = 0
+    """Port of the first service's `/metrics`, the others take the next ones; 0 serves none."""
 
 
 @dataclass
@@ -52,6 +54,12 @@ class Mesh:
     nats_url: str = ""
     http_url: str = ""
     processes: dict[str, Supervised] = field(default_factory=dict)
+    metrics_ports: dict[str, int] = field(default_factory=dict)
+
+    def metrics_port(self, name: str) -> int:
+        """Return a service's own port for its metrics, always the same one; 0 serves none."""
+        first = self.options.metrics_port
+        return self.metrics_ports.setdefault(name, first + len(self.metrics_ports)) if first else 0
 
     async def start(self) -> None:
         """Start everything and wait until it serves.
@@ -134,6 +142,7 @@ class Mesh:
             "data_dir": (self.options.data_dir / "services").resolve(),
             "instance": name,
             "log_format": "json",
+            "metrics_port": self.metrics_port(name),
             **settings,
         }
         environment = {f"CLAWDBOT_{key.upper()}": str(value) for key, value in known.items()}

@@ -31,3 +31,5 @@ class FaceSettings(BaseSettings):
     """Port of the embedded server; 0 takes a free one."""
     workers_max: int = Field(default=8, ge=1, le=256)
     """Worker processes of one modality that `clawdbot up` starts at most."""
+    metrics_port: int = Field(default=0, ge=0, le=65000)
+    """Port of the first service's `/metrics` under `clawdbot up`; the others take the next ones."""

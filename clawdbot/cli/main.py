@@ -54,7 +54,9 @@ def main() -> None:
 def deploy(
     source: Annotated[Path, typer.Argument(help="A workflow as JSON, or a folder of them.")],
     name: Annotated[str, typer.Option(help="Its name; the file's by default.")] = "",
-    replicas: Annotated[int, typer.Option(help="Desired workers for each pool it uses.")] = 1,
+    replicas: Annotated[
+        int | None, typer.Option(help="Desired workers for each pool it uses; the file's, or 1.")
+    ] = None,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
@@ -118,7 +120,7 @@ def doctor(as_json: Json = False, url: Url = None) -> None:
     raise typer.Exit(ExitCode.RUN_FAILED if worst else ExitCode.OK)
 
 
-def _deployment(file: Path, name: str, replicas: int) -> Deployment:
+def _deployment(file: Path, name: str, replicas: int | None) -> Deployment:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -130,8 +132,9 @@ def _deployment(file: Path, name: str, replicas: int) -> Deployment:
     if "definition" not in document:
         document = {"definition": document}
     own = {"name": file.stem if file.stem != "workflow" else file.resolve().parent.name}
-    asked = {"name": name} if name else {}
+    asked = {"name": name or None, "replicas": replicas}
+    asked = {key: value for key, value in asked.items() if value is not None}
     try:
-        return Deployment.model_validate({**own, "replicas": replicas, **document, **asked})
+        return Deployment.model_validate({**own, **document, **asked})
     except ValidationError as error:
         raise invalid(error) from error

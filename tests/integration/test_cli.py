@@ -110,6 +110,19 @@ def test_a_fallback_is_warned_of_when_it_is_deployed(url: str) -> None:
     assert b"'pocketsphinx' serves for 'whisper-large'" in done.stderr
 
 
+def test_what_is_asked_for_wins_over_the_file(url: str, tmp_path: Path) -> None:
+    """--name and --replicas go before what the file says; without them the file is obeyed."""
+    node = {"id": "a", "type": "model", "params": {"model": "echo"}}
+    workflow = tmp_path / "echo.json"
+    document = {"name": "filed", "replicas": 2, "definition": {"nodes": [node]}}
+    workflow.write_text(json.dumps(document))
+    asked = clawdbot("deploy", str(workflow), "--name", "own", "--replicas", "3", url=url)
+    assert asked.stdout == b"own version 1, 1 nodes\n"
+    assert "replicas 3" in clawdbot("show", "own", url=url).stdout.decode()
+    assert clawdbot("deploy", str(workflow), url=url).stdout == b"filed version 1, 1 nodes\n"
+    assert "replicas 2" in clawdbot("show", "filed", url=url).stdout.decode()
+
+
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
