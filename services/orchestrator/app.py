@@ -18,6 +18,7 @@ from events.streams import COMMANDS, CONTROL_CONSUMER, RESULT_CONSUMER, RESULTS,
 from events.subjects import RunKey, pattern
 from schemas.errors import RetryableError
 from schemas.messages import Control
+from services import micro
 from services.consumer import Consumer, Pull
 from services.orchestrator.handlers import Handlers
 from services.orchestrator.reconciler import Reconciler
@@ -28,6 +29,7 @@ from services.telemetry import configure, get_logger, serve_metrics
 
 
 SERVICE = "orchestrator"
+DESCRIPTION = "decides what runs do; takes no requests but those of the streams"
 RETRY_S = 1
 log = get_logger()
 
@@ -72,6 +74,7 @@ class Orchestrator:
                 group.create_task(Consumer(bus.nc, submit, handlers.submit).run())
                 group.create_task(Consumer(bus.nc, result, handlers.result).run())
                 await self._serve_control(bus, handlers)
+                await micro.announce(bus.nc, SERVICE, settings.instance, DESCRIPTION)
                 log.info("ready")
         finally:
             index.close()

@@ -9,7 +9,7 @@ from events.definitions import DefinitionStore, DeployedWorkflow
 from events.run import RunState, node_inputs
 from events.spill import spill
 from events.subjects import RunKey, run_key, task, tenant_and_name
-from schemas.errors import AlreadyExists, NotFound, TerminalError
+from schemas.errors import AlreadyExists, InvalidArgument, NotFound, TerminalError
 from schemas.ids import valid_token
 from schemas.messages import Control, Fault, Header, Task, TaskResult, pack, unpack
 from schemas.submission import inputs_digest, parse_submission
@@ -22,6 +22,7 @@ from services.telemetry import child_traceparent, get_logger
 log = get_logger()
 
 LANE = "normal"
+VERSION_DIGITS_MAX = 9
 
 
 class Handlers:
@@ -38,13 +39,14 @@ class Handlers:
     async def submit(self, delivery: Delivery) -> Sequence[Outgoing]:
         """Start the run a submission asks for, or record why not."""
         tenant, workflow = tenant_and_name(delivery.subject)
-        run_id = delivery.headers.get(Header.RUN_ID) or f"COMMANDS-{delivery.sequence}"
-        valid_token(run_id, field=Header.RUN_ID)
-        key = RunKey(tenant, run_id)
+        derived = f"COMMANDS-{delivery.sequence}"
+        run_id = delivery.headers.get(Header.RUN_ID) or derived
+        key = RunKey(tenant, derived)  # of the refusal, should the chosen id be no token
         correlation_id = delivery.headers.get(Header.CORRELATION_ID) or run_id
         delivery.facts.update(run_id=run_id, correlation_id=correlation_id)
         inputs: Wire = {}
         try:
+            key = RunKey(tenant, valid_token(run_id, field=Header.RUN_ID))
             deployed = await self._deployed(tenant, workflow, delivery)
             inputs = parse_submission(delivery.data, delivery.headers, deployed.plan)
             digest = inputs_digest(workflow, inputs)
@@ -113,10 +115,12 @@ class Handlers:
         return [self._task(key, state, node_id, trace) for node_id in state.open_nodes()]
 
     async def _deployed(self, tenant: str, workflow: str, delivery: Delivery) -> DeployedWorkflow:
-        version = delivery.headers.get(Header.VERSION, "")
-        if version.isdecimal():
-            return await self._definitions.version(tenant, workflow, int(version))
-        return await self._definitions.newest(tenant, workflow)
+        version = delivery.headers.get(Header.VERSION)
+        if version is None:
+            return await self._definitions.newest(tenant, workflow)
+        if not version.isdecimal() or len(version) > VERSION_DIGITS_MAX:
+            raise InvalidArgument("send the number of a version", field=Header.VERSION)
+        return await self._definitions.version(tenant, workflow, int(version))
 
     async def _reject(
         self, key: RunKey, workflow: str, delivery: Delivery, error: TerminalError
