@@ -43,9 +43,16 @@ def encode(name: str) -> str:
 
 
 def decode(token: str) -> str:
-    """Return the name behind a token made by `encode`."""
+    """Return the name behind a token made by `encode`.
+
+    Raises:
+        InvalidArgument: `encode` makes no such token.
+    """
     raw = re.sub(rb"=([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), token.encode())
-    return raw.decode()
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument("the last token is no encoded name", field="subject") from error
 
 
 def submit(tenant: str, workflow: str) -> str:

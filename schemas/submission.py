@@ -37,18 +37,31 @@ def parse_submission(body: bytes, headers: Mapping[str, str], plan: Plan) -> Wir
     Raises:
         InvalidArgument: The body cannot be read, or an input is missing or unknown.
     """
-    content_type = headers.get(Header.CONTENT_TYPE, JSON).partition(";")[0].strip().lower()
-    if content_type == MSGPACK:
-        inputs = _inputs_of(unpack_document(body))
-    elif content_type == JSON:
-        try:
-            inputs = inputs_of(orjson.loads(body or b"{}"))
-        except orjson.JSONDecodeError as error:
-            raise InvalidArgument(f"the body is not JSON: {error.msg}", field="body") from error
-    else:
-        inputs = {_input_name(headers, plan): _raw_value(content_type, body)}
+    inputs = read_inputs(body, headers, plan.run_inputs())
     check_inputs(inputs, plan)
     return inputs
+
+
+def read_inputs(body: bytes, headers: Mapping[str, str], known: Mapping[str, bool]) -> Wire:
+    """Read inputs as `parse_submission` does, without a look at their names.
+
+    Args:
+        body: JSON, MessagePack, or one raw input.
+        headers: Tell which.
+        known: The inputs there are, and whether each is required.
+
+    Raises:
+        InvalidArgument: The body cannot be read, or nothing tells which input it is.
+    """
+    content_type = headers.get(Header.CONTENT_TYPE, JSON).partition(";")[0].strip().lower()
+    if content_type == MSGPACK:
+        return _inputs_of(unpack_document(body))
+    if content_type == JSON:
+        try:
+            return inputs_of(orjson.loads(body or b"{}"))
+        except orjson.JSONDecodeError as error:
+            raise InvalidArgument(f"the body is not JSON: {error.msg}", field="body") from error
+    return {_input_name(headers, known): _raw_value(content_type, body)}
 
 
 def check_inputs(inputs: Wire, plan: Plan) -> None:
@@ -57,21 +70,37 @@ def check_inputs(inputs: Wire, plan: Plan) -> None:
     Raises:
         InvalidArgument: Names the input.
     """
-    known = plan.run_inputs()
     takes_any = any(
         binding.node == "input" and not binding.output
         for node in plan.nodes
         for binding in node.bindings.values()
     )
+    check_names(inputs, plan.run_inputs(), "workflow", takes_any=takes_any)
+
+
+def check_names(
+    inputs: Wire, known: Mapping[str, bool], taker: str, *, takes_any: bool = False
+) -> None:
+    """Refuse unknown inputs, and the lack of required ones.
+
+    Args:
+        inputs: What came.
+        known: The inputs there are, and whether each is required.
+        taker: Who takes them, for the message.
+        takes_any: Whether unknown ones are welcome.
+
+    Raises:
+        InvalidArgument: Names the input.
+    """
     for name in inputs:
         if name not in known and not takes_any:
             wanted = ", ".join(sorted(known)) or "no inputs"
             raise InvalidArgument(
-                f"the workflow has no input '{name}'; it takes {wanted}", field=f"inputs.{name}"
+                f"the {taker} has no input '{name}'; it takes {wanted}", field=f"inputs.{name}"
             )
     for name, required in known.items():
         if required and name not in inputs:
-            raise InvalidArgument(f"the workflow needs the input '{name}'", field=f"inputs.{name}")
+            raise InvalidArgument(f"the {taker} needs the input '{name}'", field=f"inputs.{name}")
 
 
 def inputs_of(document: Any) -> Wire:
@@ -95,14 +124,14 @@ def _inputs_of(document: Any) -> dict[str, Any]:
     return inputs
 
 
-def _input_name(headers: Mapping[str, str], plan: Plan) -> str:
+def _input_name(headers: Mapping[str, str], known: Mapping[str, bool]) -> str:
     if Header.INPUT in headers:
         return headers[Header.INPUT]
-    required = [name for name, needed in plan.run_inputs().items() if needed]
+    required = [name for name, needed in known.items() if needed]
     if len(required) != 1:
         raise InvalidArgument(
-            f"the workflow takes {', '.join(required) or 'no inputs'}; name the one that the body "
-            f"is in the header {Header.INPUT}",
+            f"there is more than one input to give, or none ({', '.join(known) or 'none'}); name "
+            f"the one that the body is in the header {Header.INPUT}",
             field=Header.INPUT,
         )
     return required[0]

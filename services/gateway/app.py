@@ -4,10 +4,8 @@ import asyncio
 import socket
 from dataclasses import dataclass
 
-import nats.micro
 import uvicorn
 from nats.aio.msg import Msg
-from nats.micro.request import Request as MicroRequest
 
 from events.blobs import JetStreamBlobStore
 from events.definitions import DefinitionStore
@@ -18,9 +16,9 @@ from events.models import ModelDirectory
 from events.schedules import Schedules
 from events.subjects import every
 from schemas.errors import FailedPrecondition
-from schemas.messages import Header
+from services import micro
 from services.gateway.api import build_api
-from services.gateway.calls import Calls, Reply
+from services.gateway.calls import Calls
 from services.gateway.deployments import Deployments
 from services.gateway.middleware import Watch
 from services.gateway.protocol import bounded_http
@@ -28,15 +26,12 @@ from services.gateway.routes import Parts
 from services.gateway.settings import GatewaySettings
 from services.gateway.submissions import Submissions
 from services.gateway.waiters import Waiters
-from services.runtime import BUS_ERRORS, Bus, SystemClock
+from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 
 
 SERVICE = "gateway"
-SERVICE_VERSION = "0.1.0"
 WATCH_INTERVAL_S = 2.0
-CALL_HEADERS_BYTES = 4096
-"""Room for the headers of an answer; the bus counts them as payload."""
 log = get_logger()
 
 
@@ -116,35 +111,15 @@ class Gateway:
 
     async def _serve_calls(self, bus: Bus, parts: Parts, group: asyncio.TaskGroup) -> None:
         calls = Calls(parts.submissions, self.settings.call_wait_s, self.settings.wait_s_max)
-        service = await nats.micro.add_service(
-            bus.nc,
-            name="clawdbot-gateway",
-            version=SERVICE_VERSION,
+        endpoint = micro.Endpoint(
+            service=SERVICE,
+            name="call",
+            subject=every("call", "*"),
             description="run a workflow and wait for its outputs",
+            answer=calls.answer,
+            in_flight_max=self.settings.waits_max,
         )
-
-        async def answer(request: MicroRequest) -> None:
-            reply = await calls.answer(request.subject, request.headers or {}, request.data)
-            await _respond(request, reply.fitting(bus.nc.max_payload - CALL_HEADERS_BYTES))
-
-        async def on_request(request: MicroRequest) -> None:
-            group.create_task(answer(request))  # the endpoint itself takes one after the other
-
-        await service.add_endpoint(name="call", subject=every("call", "*"), handler=on_request)
-
-
-async def _respond(request: MicroRequest, reply: Reply) -> None:
-    """Send a reply; a caller that cannot be reached is no reason to stop serving the others."""
-    try:
-        if reply.code:
-            await request.respond_error(
-                reply.code, reply.description, reply.body, headers=reply.headers
-            )
-        else:
-            await request.respond(reply.body, headers=reply.headers)
-    except (ValueError, *BUS_ERRORS) as error:  # no reply subject; the bus is away for too long
-        run_id = reply.headers.get(Header.RUN_ID)
-        log.warning("call_unanswered", subject=request.subject, run_id=run_id, error=str(error))
+        await micro.serve(bus.nc, group, endpoint, self.settings.instance)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,45 +1,21 @@
 """`call.<workflow>` on the bus: submit, wait, answer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 
 import orjson
 
 from events.subjects import tenant_and_name
 from schemas.api import RunView
 from schemas.catalogue import Port
-from schemas.errors import ClawdbotError, InvalidArgument
-from schemas.ids import DEFAULT_TENANT, new_id, valid_token
+from schemas.errors import ClawdbotError, DeadlineExceeded, EngineFailed, InvalidArgument, by_code
+from schemas.ids import DEFAULT_TENANT, valid_token
 from schemas.messages import Header
 from schemas.plan import Plan
 from schemas.submission import parse_submission
 from schemas.values import Wire
-from services.gateway.errors import STATUS, error_body, status_of
 from services.gateway.inputs import checked
 from services.gateway.submissions import Ask, Submissions
-from services.telemetry import get_logger
-
-
-log = get_logger()
-
-TOO_LARGE = "413"
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What goes back to the caller; `code` is empty when all went well."""
-
-    body: bytes
-    headers: dict[str, str] = field(default_factory=dict)
-    code: str = ""
-    description: str = ""
-
-    def fitting(self, bytes_max: int) -> "Reply":
-        """Return this reply, or one that says where to read what does not fit into a message."""
-        if len(self.body) <= bytes_max:
-            return self
-        text = f"the answer has {len(self.body)} bytes, a message holds {bytes_max}; read the run"
-        return replace(self, body=b"", code=TOO_LARGE, description=text)
+from services.micro import Asked, Reply
 
 
 class Calls:
@@ -56,37 +32,19 @@ class Calls:
         self._wait_s = wait_s
         self._wait_s_max = wait_s_max
 
-    async def answer(self, subject: str, headers: Mapping[str, str], body: bytes) -> Reply:
-        """Answer one call: the outputs as JSON, or an error with the HTTP status as its code."""
-        request_id = new_id()
-        reply = await self._answer(subject, headers, body, request_id)
-        log.info(
-            "call_handled",
-            subject=subject,
-            request_id=request_id,
-            correlation_id=headers.get(Header.CORRELATION_ID),
-            code=reply.code or "200",
-            error=reply.description or None,
-            run_id=reply.headers.get(Header.RUN_ID),
-        )
-        return reply
+    async def answer(self, asked: Asked) -> Reply:
+        """Answer one call with the outputs as JSON.
 
-    async def _answer(
-        self, subject: str, headers: Mapping[str, str], body: bytes, request_id: str
-    ) -> Reply:
+        Raises:
+            ClawdbotError: The call cannot work, nothing was submitted.
+        """
+        ask = self._ask(asked.subject, asked.headers)
+
         async def read(plan: Plan, ports: Mapping[str, Port]) -> Wire:
-            return checked(parse_submission(body, headers, plan), plan, ports)
+            return checked(parse_submission(asked.body, asked.headers, plan), plan, ports)
 
-        try:
-            view = await self._submissions.run(self._ask(subject, headers), read)
-        except ClawdbotError as error:
-            return Reply(
-                error_body(error, request_id), {}, str(status_of(error)), _one_line(error.message)
-            )
-        except Exception:
-            log.exception("call_crashed", subject=subject, request_id=request_id)
-            text = "something went wrong here; the log has it under this request_id"
-            return Reply(orjson.dumps({"request_id": request_id}), {}, "500", text)
+        view = await self._submissions.run(ask, read)
+        asked.facts["correlation_id"] = view.correlation_id or ask.correlation_id or view.run_id
         return _reply(view)
 
     def _ask(self, subject: str, headers: Mapping[str, str]) -> Ask:
@@ -122,16 +80,12 @@ def _reply(view: RunView) -> Reply:
     headers = {Header.RUN_ID: view.run_id, Header.STATUS: view.status}
     if view.status == "completed":
         return Reply(orjson.dumps(view.outputs), headers)
-    if view.error is not None:
-        code = str(STATUS.get(view.error.code, 500))
-        return Reply(
-            orjson.dumps(view.error.model_dump()), headers, code, _one_line(view.error.message)
-        )
-    if view.status == "cancelled":
-        return Reply(b"", headers, str(STATUS["CANCELLED"]), "the run was called off")
-    text = f"run {view.run_id} is still {view.status}; it goes on"
-    return Reply(b"", headers, str(STATUS["DEADLINE_EXCEEDED"]), text)
+    return Reply(b"", headers, _error(view))
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:256]
+def _error(view: RunView) -> ClawdbotError:
+    if view.error is None:
+        text = f"run {view.run_id} is still {view.status}; it goes on"
+        return DeadlineExceeded(text, run_id=view.run_id)
+    kind = by_code().get(view.error.code, EngineFailed)
+    return kind(view.error.message, field=view.error.field, run_id=view.run_id)

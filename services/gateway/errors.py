@@ -1,102 +1,24 @@
-"""The one table of errors to HTTP; `call` uses the same numbers on the bus."""
+"""Errors as HTTP answers."""
 
 from collections.abc import Awaitable, Callable
 
-import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from schemas.api import ApiError, ErrorBody
-from schemas.errors import (
-    BusUnavailable,
-    ClawdbotError,
-    InvalidArgument,
-    RetryableError,
-    StoreFull,
-)
+from schemas.api import ApiError
+from schemas.errors import BusUnavailable, ClawdbotError, InvalidArgument, RetryableError
+from services.errors import STATUS, RangeNotSatisfiable, brief, dump, error_body, status_of
 from services.telemetry import get_logger
 
 
 log = get_logger()
 
-STATUS = {
-    "INVALID_ARGUMENT": 400,
-    "NOT_FOUND": 404,
-    "ALREADY_EXISTS": 409,
-    "FAILED_PRECONDITION": 400,
-    "PERMISSION_DENIED": 403,
-    "UNAUTHENTICATED": 401,
-    "DEADLINE_EXCEEDED": 504,
-    "CANCELLED": 499,
-    "INTERNAL": 500,
-    "DATA_LOSS": 500,
-    "UNAVAILABLE": 503,
-    "RESOURCE_EXHAUSTED": 429,
-    "ABORTED": 503,
-}
 _WORDS = {status: code for code, status in reversed(STATUS.items())}
 _HINTS = {
     404: "there is nothing here; /docs lists every address",
     405: "this address does not take this method; /docs lists those it takes",
 }
-
-
-MESSAGE_CHARS_MAX = 500
-
-
-class BodyTooLarge(InvalidArgument):
-    """More bytes than this address takes."""
-
-
-class BodyTooSlow(InvalidArgument):
-    """The body did not arrive in time."""
-
-
-class UnsupportedMediaType(InvalidArgument):
-    """A content type this address cannot read."""
-
-
-class RangeNotSatisfiable(InvalidArgument):
-    """The range begins behind the last byte."""
-
-    def __init__(self, size_bytes: int) -> None:
-        super().__init__(f"the blob has {size_bytes} bytes", field="Range")
-        self.size_bytes = size_bytes
-
-
-_KINDS: dict[type[ClawdbotError], int] = {
-    BodyTooSlow: 408,
-    BodyTooLarge: 413,
-    UnsupportedMediaType: 415,
-    RangeNotSatisfiable: 416,
-    StoreFull: 507,
-}
-
-
-def brief(text: str) -> str:
-    """Return a text that may quote what a client sent, cut to what a reader can use."""
-    return text if len(text) <= MESSAGE_CHARS_MAX else f"{text[:MESSAGE_CHARS_MAX]}…"
-
-
-def status_of(error: ClawdbotError) -> int:
-    """Return the HTTP status of an error."""
-    return _KINDS.get(type(error), STATUS.get(error.code, 500))
-
-
-def error_body(error: ClawdbotError, request_id: str) -> bytes:
-    """Return an error as JSON."""
-    run_id = error.context.get("run_id")
-    return _dump(
-        ApiError(
-            code=error.code,
-            message=brief(error.message),
-            field=None if error.field is None else brief(error.field),
-            retryable=error.retryable,
-            request_id=request_id,
-            run_id=run_id if isinstance(run_id, str) else None,
-        )
-    )
 
 
 def error_response(error: ClawdbotError, request_id: str) -> Response:
@@ -116,7 +38,7 @@ def unexpected(request_id: str) -> Response:
         message="something went wrong here; the log has it under this request_id",
         request_id=request_id,
     )
-    return _json(_dump(error), 500, {})
+    return _json(dump(error), 500, {})
 
 
 def install(app: FastAPI, away: tuple[type[Exception], ...]) -> None:
@@ -159,12 +81,8 @@ async def _on_http(request: Request, error: HTTPException) -> Response:
     message = _HINTS.get(error.status_code, str(error.detail))
     code = _WORDS.get(error.status_code, "INVALID_ARGUMENT")
     request.state.facts["error"] = message
-    body = _dump(ApiError(code=code, message=message, request_id=request.state.request_id))
+    body = dump(ApiError(code=code, message=message, request_id=request.state.request_id))
     return _json(body, error.status_code, dict(error.headers or {}))
-
-
-def _dump(error: ApiError) -> bytes:
-    return orjson.dumps(ErrorBody(error=error).model_dump())
 
 
 def _json(body: bytes, status: int, headers: dict[str, str]) -> Response:

@@ -26,7 +26,7 @@ from schemas.values import (
     to_wire,
 )
 from schemas.workflow import invalid
-from services.gateway.errors import BodyTooLarge, UnsupportedMediaType
+from services.errors import BodyTooLarge, UnsupportedMediaType
 
 
 JSON_DEPTH_MAX = 64

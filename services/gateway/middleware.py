@@ -12,7 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schemas.errors import ClawdbotError
 from schemas.ids import new_id
-from services.gateway.errors import BodyTooLarge, BodyTooSlow, brief, error_response, unexpected
+from services.errors import BodyTooLarge, BodyTooSlow, brief
+from services.gateway.errors import error_response, unexpected
 from services.telemetry import get_logger
 
 

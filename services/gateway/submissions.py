@@ -20,8 +20,8 @@ from schemas.messages import Header
 from schemas.plan import Plan
 from schemas.submission import MSGPACK, inputs_digest, pack_inputs
 from schemas.values import BlobRef, Wire, from_wire
+from services.errors import BodyTooLarge
 from services.gateway.deployments import input_ports
-from services.gateway.errors import BodyTooLarge
 from services.gateway.views import Tape, accepted_view, run_view
 from services.gateway.waiters import Feed, Waiters
 from services.runtime import Bus, Clock, Outgoing

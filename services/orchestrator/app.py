@@ -30,6 +30,7 @@ from events.streams import (
 from events.subjects import RunKey, pattern
 from schemas.errors import RetryableError
 from schemas.messages import Control
+from services import micro
 from services.consumer import Consumer, Pull
 from services.orchestrator.handlers import Handlers
 from services.orchestrator.reconciler import Reconciler
@@ -41,6 +42,7 @@ from services.telemetry import configure, get_logger, serve_metrics
 
 
 SERVICE = "orchestrator"
+DESCRIPTION = "decides what runs do; takes no requests but those of the streams"
 RETRY_S = 1
 log = get_logger()
 
@@ -98,6 +100,7 @@ class Orchestrator:
                 group.create_task(Consumer(bus.nc, topic, starters.topic).run())
                 await bus.patiently(starters.put_schedules)
                 await self._serve_control(bus, handlers)
+                await micro.announce(bus.nc, SERVICE, settings.instance, DESCRIPTION)
                 log.info("ready")
         finally:
             index.close()

@@ -46,6 +46,7 @@ from services.telemetry import child_traceparent, get_logger
 log = get_logger()
 
 LANE = "normal"
+VERSION_DIGITS_MAX = 9
 
 
 class Handlers:
@@ -71,13 +72,14 @@ class Handlers:
     async def submit(self, delivery: Delivery) -> Sequence[Outgoing]:
         """Start the run a submission asks for, or record why not."""
         tenant, workflow = tenant_and_name(delivery.subject)
-        run_id = delivery.headers.get(Header.RUN_ID) or f"COMMANDS-{delivery.sequence}"
-        valid_token(run_id, field=Header.RUN_ID)
-        key = RunKey(tenant, run_id)
+        derived = f"COMMANDS-{delivery.sequence}"
+        run_id = delivery.headers.get(Header.RUN_ID) or derived
+        key = RunKey(tenant, derived)  # of the refusal, should the chosen id be no token
         correlation_id = delivery.headers.get(Header.CORRELATION_ID) or run_id
         delivery.facts.update(run_id=run_id, correlation_id=correlation_id)
         inputs: Wire = {}
         try:
+            key = RunKey(tenant, valid_token(run_id, field=Header.RUN_ID))
             deployed = await self._deployed(tenant, workflow, delivery)
             inputs = parse_submission(delivery.data, delivery.headers, deployed.plan)
             inputs = await spill(inputs, tenant, self._blobs)
@@ -154,10 +156,12 @@ class Handlers:
         return decision
 
     async def _deployed(self, tenant: str, workflow: str, delivery: Delivery) -> DeployedWorkflow:
-        version = delivery.headers.get(Header.VERSION, "")
-        if version.isdecimal():
-            return await self._definitions.version(tenant, workflow, int(version))
-        return await self._definitions.newest(tenant, workflow)
+        version = delivery.headers.get(Header.VERSION)
+        if version is None:
+            return await self._definitions.newest(tenant, workflow)
+        if not version.isdecimal() or len(version) > VERSION_DIGITS_MAX:
+            raise InvalidArgument("send the number of a version", field=Header.VERSION)
+        return await self._definitions.version(tenant, workflow, int(version))
 
     async def _reject(
         self, key: RunKey, workflow: str, delivery: Delivery, error: TerminalError

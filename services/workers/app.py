@@ -3,16 +3,14 @@
 import asyncio
 from dataclasses import dataclass
 
-import nats.micro
-from nats.micro.request import Request as MicroRequest
-
 from events.blobs import JetStreamBlobStore
 from events.keys import JetStreamKeyRing
 from events.models import ModelDirectory, WorkerCard
 from events.streams import TASKS
 from events.subjects import every
-from schemas.errors import ClawdbotError, RetryableError
+from schemas.errors import ClawdbotError
 from schemas.ids import new_id
+from services import micro
 from services.consumer import Consumer, Pull
 from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
@@ -21,7 +19,6 @@ from services.workers.models import Models
 from services.workers.settings import WorkerSettings
 
 
-SERVICE_VERSION = "0.1.0"
 WATCH_INTERVAL_S = 0.5
 log = get_logger()
 
@@ -58,7 +55,6 @@ class Worker:
             models,
             JetStreamBlobStore(bus.nc, keys),
             SystemClock(),
-            queue_max=settings.infer_queue_max,
         )
         directory = ModelDirectory(bus.nc.jetstream())
         try:
@@ -79,28 +75,15 @@ class Worker:
             await bus.close()
 
     async def _serve_infer(self, bus: Bus, handlers: Handlers, group: asyncio.TaskGroup) -> None:
-        service = await nats.micro.add_service(
-            bus.nc,
-            name=f"clawdbot-{self.service}",
-            version=SERVICE_VERSION,
+        endpoint = micro.Endpoint(
+            service=self.service,
+            name="infer",
+            subject=every("infer", f"{self.settings.modality}.*"),
             description=f"unlogged inference, {self.settings.modality}",
+            answer=handlers.infer,
+            in_flight_max=self.settings.infer_queue_max,
         )
-
-        async def answer(request: MicroRequest) -> None:
-            try:
-                await request.respond(await handlers.infer(request.subject, request.data))
-            except ClawdbotError as error:
-                code = "503" if isinstance(error, RetryableError) else "400"
-                await request.respond_error(code, error.message)
-            except Exception:
-                log.exception("infer_crashed", subject=request.subject)
-                await request.respond_error("500", "the inference failed; the worker's log has why")
-
-        async def on_request(request: MicroRequest) -> None:
-            group.create_task(answer(request))  # the endpoint itself takes one after the other
-
-        subject = every("infer", f"{self.settings.modality}.*")
-        await service.add_endpoint(name="infer", subject=subject, handler=on_request)
+        await micro.serve(bus.nc, group, endpoint, self.settings.instance)
 
     async def _ensure_consumer(self, bus: Bus) -> None:
         settings = self.settings

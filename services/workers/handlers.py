@@ -7,10 +7,11 @@ import orjson
 from events.blobs import BlobStore
 from events.spill import fetch, spill
 from events.subjects import RunKey, decode, result
-from schemas.errors import ClawdbotError, InvalidArgument, NotFound, ResourceExhausted
+from schemas.errors import ClawdbotError, InvalidArgument, NotFound
 from schemas.messages import Fault, Header, Inference, Task, TaskResult, Timings, pack, unpack
-from schemas.submission import inputs_of
+from schemas.submission import check_names, read_inputs
 from schemas.values import Wire, to_json, to_wire
+from services.micro import Asked, Reply
 from services.runtime import Clock, Delivery, Outgoing
 from services.workers.models import Answer, Models
 
@@ -23,18 +24,13 @@ class Handlers:
         models: What it can run.
         blobs: Where large values are.
         clock: For queueing times.
-        queue_max: Unlogged inferences at the same time, waiting ones counted.
     """
 
-    def __init__(
-        self, worker: str, models: Models, blobs: BlobStore, clock: Clock, *, queue_max: int
-    ) -> None:
+    def __init__(self, worker: str, models: Models, blobs: BlobStore, clock: Clock) -> None:
         self._worker = worker
         self._models = models
         self._blobs = blobs
         self._clock = clock
-        self._queue_max = queue_max
-        self._queued = 0
 
     async def task(self, delivery: Delivery) -> Sequence[Outgoing]:
         """Run a task; its failure is a result too."""
@@ -65,27 +61,25 @@ class Handlers:
         )
         return [self._answer(delivery, task, error=fault)]
 
-    async def infer(self, subject: str, body: bytes) -> bytes:
-        """Answer one unlogged inference: `{"inputs": {...}}` in, `{"outputs": {...}}` out, JSON.
+    async def infer(self, asked: Asked) -> Reply:
+        """Answer one unlogged inference with `{"outputs": {...}, "model": ...}`, JSON.
+
+        The body is `{"inputs": {...}}`, or one raw input of the content type the headers say.
 
         Raises:
-            ResourceExhausted: The queue is full.
-            InvalidArgument: The body is malformed.
+            InvalidArgument: The body is malformed, or an input is.
+            NotFound: No such model here.
+            ModelUnavailable: It cannot run here.
         """
-        if self._queued >= self._queue_max:
-            raise ResourceExhausted("the worker's queue is full; try again")
-        tokens = subject.split(".")
-        self._queued += 1
-        try:
-            try:
-                inputs = inputs_of(orjson.loads(body or b"{}"))
-            except orjson.JSONDecodeError as error:
-                raise InvalidArgument("the body is not JSON", field="body") from error
-            answer = await self._infer(tokens[2], decode(tokens[-1]), inputs, {})
-        finally:
-            self._queued -= 1
+        tokens = asked.subject.split(".")
+        model = decode(tokens[-1])
+        known = self._models.inputs(model)
+        inputs = read_inputs(asked.body, asked.headers, known)
+        check_names(inputs, known, "model")
+        answer = await self._infer(tokens[2], model, inputs, {})
+        asked.facts.update(model=answer.model, compute_ms=round(answer.compute_ms, 3))
         outputs = to_json({name: to_wire(value) for name, value in answer.outputs.items()})
-        return orjson.dumps(Inference(outputs=outputs, model=answer.model).model_dump())
+        return Reply(orjson.dumps(Inference(outputs=outputs, model=answer.model).model_dump()))
 
     async def _infer(
         self, tenant: str, model: str, inputs: Wire, params: dict[str, object]

@@ -10,7 +10,7 @@ from typing import Any
 
 from events.models import Offer
 from schemas.catalogue import Catalogue, ModelSpec
-from schemas.errors import ModelUnavailable
+from schemas.errors import ModelUnavailable, NotFound
 from schemas.values import Value
 from services.telemetry import get_logger
 from services.workers.engine import Engine, Request
@@ -73,6 +73,18 @@ class Models:
     def offers(self) -> tuple[Offer, ...]:
         """Return which models can run here, and who serves for those that cannot."""
         return tuple(self._offer(name, spec) for name, spec in self._specs.items())
+
+    def inputs(self, name: str) -> dict[str, bool]:
+        """Return the inputs of a model, and whether each is required.
+
+        Raises:
+            NotFound: No such model here.
+        """
+        spec = self._specs.get(name)
+        if spec is None:
+            known = ", ".join(sorted(self._specs))
+            raise NotFound(f"no model named '{name}' here; known: {known}", field="model")
+        return {port.name: port.required for port in spec.inputs}
 
     async def infer(
         self, name: str, inputs: Mapping[str, Value], params: Mapping[str, Any]

@@ -67,3 +67,10 @@ async def test_cancel_ends_a_run_and_a_malformed_control_message_ends_nothing(
     assert found is not None
     assert found.status == "cancelled"
     assert "explode" in orchestrator.services["orchestrator"].log.read_text()
+
+
+@pytest.mark.usefixtures("orchestrator")
+async def test_nats_micro_sees_the_orchestrator(nc: Nats) -> None:
+    """By name, although it takes no requests."""
+    answer = await nc.request("$SRV.INFO.clawdbot-orchestrator", b"", timeout=5)
+    assert "orchestrator" in json.loads(answer.data)["metadata"]["instance"]

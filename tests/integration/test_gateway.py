@@ -304,7 +304,7 @@ async def test_a_call_without_a_reply_subject_harms_nobody(
             await nc.publish(call(DEFAULT_TENANT, name), b'{"inputs":{"text":"x"}}')
         await nc.flush()
         logs = [running.mesh.services[gateway].log for gateway in GATEWAYS]
-        until_sync(lambda: sum(log.read_text().count("call_unanswered") for log in logs) == 20)
+        until_sync(lambda: sum(log.read_text().count('"answered":false') for log in logs) == 20)
     finally:
         await nc.close()
     async with httpx.AsyncClient() as client:
@@ -347,6 +347,7 @@ async def test_call_answers_over_nats(running: Running, http: httpx.Client) -> N
             worker.signal(signal.SIGCONT)
         assert (late.headers or {})["Nats-Service-Error-Code"] == "504"
         run_id = (late.headers or {})[Header.RUN_ID]
+        assert json.loads(late.data)["error"]["run_id"] == run_id
         info = await nc.request("$SRV.INFO.clawdbot-gateway", b"", timeout=5)
         assert json.loads(info.data)["endpoints"][0]["name"] == "call"
     finally:

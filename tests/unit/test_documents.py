@@ -14,7 +14,7 @@ from events.catalog import EVENT_TYPES
 from events.streams import StreamLimits, stream_configs
 from schemas.catalogue import load
 from schemas.messages import Header
-from services.gateway import errors
+from services import errors
 from services.gateway.api import openapi_document
 from tests.support import documents
 from tests.support.code import PACKAGES, ROOT, imports, module_of, parse, sources

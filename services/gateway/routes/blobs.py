@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Request, Response
 from schemas.api import BlobView
 from schemas.errors import InvalidArgument
 from schemas.ids import DEFAULT_TENANT
-from services.gateway.errors import RangeNotSatisfiable
+from services.errors import RangeNotSatisfiable
 from services.gateway.inputs import blob_media_type
 from services.gateway.routes import ERRORS, Wanted, answer
 

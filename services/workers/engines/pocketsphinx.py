@@ -7,9 +7,9 @@ grammar allows: some twenty times faster, and far more accurate for a fixed set 
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
@@ -20,16 +20,30 @@ from services.workers.engine import Engine, Request
 from services.workers.engines import audio_io, fields, silero
 
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 GRAMMAR_CHARS_MAX = 16 * 1024
 SENTENCES_MAX = 512
 SENTENCE_CHARS_MAX = 1_000
 GRAMMARS_MAX = 8
 LANGUAGE = "en"
+UTTERANCE_S_MAX = 30.0
+"""Longer recordings are decoded in several pieces, cut where nobody speaks."""
+PIECE_BYTES = 3200
+"""A tenth of a second; the library keeps Python's lock for as long as it decodes one piece."""
 
 _OPEN_SEARCH = "_default"
 _WORD = re.compile(r"[a-z][a-z'.-]*")
 _DIGIT = re.compile(r"\d")
 _IMPORT = re.compile(r"\bimport\b")
+_PROBE_SEARCH = "probe"
+_PROBE_GRAMMAR = "#JSGF V1.0; grammar probe; public <probe> = yes;"
+_PROBE_BYTES = 2 * 2 * audio_io.RATE_HZ
+"""Two seconds: less than after what the library begins to forget."""
+_PRIOR_FRAMES = 500
+"""What the mean it is told weighs. Source: pocketsphinx, cmn.h, CMN_WIN."""
 
 
 class PocketsphinxEngine(Engine):
@@ -47,6 +61,7 @@ class PocketsphinxEngine(Engine):
         self._decoder: Any = None
         self._detector: Any = None
         self._hush = b""
+        self._prior = ""
         self._grammars: OrderedDict[str, None] = OrderedDict()
 
     @override
@@ -60,8 +75,10 @@ class PocketsphinxEngine(Engine):
         except ImportError as error:
             raise ModelUnavailable("the Python package pocketsphinx is not installed") from error
         self._decoder = Decoder(
-            samprate=audio_io.RATE_HZ, loglevel="FATAL", cmn="batch", dither=True, seed=1
+            samprate=audio_io.RATE_HZ, loglevel="FATAL", cmn="live", dither=True, seed=1
         )
+        self._decoder.add_jsgf_string(_PROBE_SEARCH, _PROBE_GRAMMAR)
+        self._prior = self._decoder.get_cmn()
         self._hush = _quiet_noise()
         self._detector = silero.load_detector()
 
@@ -77,29 +94,41 @@ class PocketsphinxEngine(Engine):
     def _transcribe(self, request: Request) -> Mapping[str, Value]:
         grammar = request.params.get("grammar")
         vad = fields.flag(request, "vad", default=grammar is None)
-        self._choose_search(grammar)
+        search = self._search(grammar)
         audio = audio_io.from_request(request)
-        spoken = self._trim(audio) if vad else audio
-        text = self._decode(spoken) if spoken is not None else ""
+        parts = self._utterances(audio) if vad else [audio]
+        heard = [self._decode(part, search) for part in parts]
+        text = " ".join(words for words in heard if words)
         return {"text": text, "language": LANGUAGE, "duration_s": audio.duration_s}
 
-    def _trim(self, audio: audio_io.Audio) -> audio_io.Audio | None:
-        """Return the part from the first to the last word, or None where nobody speaks."""
+    def _utterances(self, audio: audio_io.Audio) -> list[audio_io.Audio]:
+        """Return the part from the first to the last word, in pieces when it is long."""
         found = silero.segments(
             silero.probabilities(self._detector, audio),
             threshold=silero.THRESHOLD,
             min_silence_s=silero.MIN_SILENCE_S,
             duration_s=audio.duration_s,
         )
-        if not found:
-            return None
-        return audio.between(found[0][0] - silero.PADDING_S, found[-1][1] + silero.PADDING_S)
+        spans: list[tuple[float, float]] = []
+        for start, end in found:
+            if spans and end - spans[-1][0] <= UTTERANCE_S_MAX:
+                spans[-1] = (spans[-1][0], end)
+            else:
+                spans.append((start, end))
+        return [
+            audio.between(start - silero.PADDING_S, end + silero.PADDING_S) for start, end in spans
+        ]
 
-    def _decode(self, audio: audio_io.Audio) -> str:
+    def _decode(self, audio: audio_io.Audio, search: str) -> str:
+        pcm = self._hush + audio.pcm16() + self._hush
         try:
+            mean = self._mean_cepstrum(pcm)
+            self._decoder.activate_search(search)
+            self._decoder.set_cmn(mean)
             self._decoder.start_utt()
             try:
-                self._decoder.process_raw(self._hush + audio.pcm16() + self._hush, full_utt=True)
+                for piece in _pieces(pcm, PIECE_BYTES):
+                    self._decoder.process_raw(piece)
             finally:
                 self._decoder.end_utt()
         except RuntimeError as error:
@@ -107,16 +136,42 @@ class PocketsphinxEngine(Engine):
         best = self._decoder.hyp()
         return "" if best is None else str(best.hypstr)
 
-    def _choose_search(self, grammar: object) -> None:
+    def _mean_cepstrum(self, pcm: bytes) -> str:
+        """Return the mean to subtract, as the library would find it in the utterance as a whole.
+
+        Only `full_utt` makes it look at the whole, and that is one call that keeps Python's lock
+        until all is decoded: a minute of speech would silence the worker for half a minute. So the
+        features are computed twice, first for a search that costs nothing. What the library then
+        calls the mean contains the one it was told, which is taken out again.
+        """
+        import numpy as np
+
+        self._decoder.activate_search(_PROBE_SEARCH)
+        prior = _numbers(self._prior)
+        total, frames = np.zeros_like(prior), 0
+        for piece in _pieces(pcm, _PROBE_BYTES):
+            self._decoder.set_cmn(self._prior)
+            self._decoder.start_utt()
+            try:
+                self._decoder.process_raw(piece)
+                mixed = _numbers(self._decoder.get_cmn(update=True))
+                count = self._decoder.n_frames()
+            finally:
+                self._decoder.end_utt()
+            total += count * mixed + _PRIOR_FRAMES * (mixed - prior)
+            frames += count
+        return ",".join(f"{number:.4f}" for number in total / max(1, frames))
+
+    def _search(self, grammar: object) -> str:
+        """Return the name of the search for a grammar, added when it is new."""
         if grammar is None:
-            self._decoder.activate_search(_OPEN_SEARCH)
-            return
+            return _OPEN_SEARCH
         text = _jsgf(grammar)
         name = hashlib.sha256(text.encode()).hexdigest()
         if name not in self._grammars:
             self._add_grammar(name, text)
         self._grammars.move_to_end(name)
-        self._decoder.activate_search(name)
+        return name
 
     def _add_grammar(self, name: str, text: str) -> None:
         body = text.partition(";")[2]
@@ -136,6 +191,16 @@ class PocketsphinxEngine(Engine):
         if len(self._grammars) > GRAMMARS_MAX:
             oldest, _ = self._grammars.popitem(last=False)
             self._decoder.remove_search(oldest)
+
+
+def _pieces(pcm: bytes, size: int) -> Iterator[bytes]:
+    return (pcm[first : first + size] for first in range(0, len(pcm), size))
+
+
+def _numbers(text: str) -> "NDArray[np.float64]":
+    import numpy as np
+
+    return np.array([float(number) for number in text.split(",")])
 
 
 def _quiet_noise() -> bytes:

@@ -155,3 +155,34 @@ def test_espeak_is_one_at_a_time(espeak: Infer) -> None:
     for thread in threads:
         thread.join()
     assert [pytest.approx(alone, abs=0.01)] * 4 == lengths
+
+
+def test_others_get_a_turn_while_it_hears(espeak: Infer, pocketsphinx: Infer) -> None:
+    """Decoding lets go of Python's lock, or a worker could not say that it is alive."""
+    spoken = espeak({"text": "what is the time now please tell me what time it is"})
+    done = threading.Event()
+    turns: list[None] = []
+
+    def take_turns() -> None:
+        while not done.wait(0.001):
+            turns.append(None)
+
+    other = threading.Thread(target=take_turns)
+    other.start()
+    try:
+        pocketsphinx({"audio": spoken["audio"]}, vad=False)
+    finally:
+        done.set()
+        other.join()
+    pieces = 10 * spoken["duration_s"]
+    assert len(turns) > pieces / 2
+
+
+def test_a_long_recording_is_heard_to_its_end(pocketsphinx: Infer, data_dir: Path) -> None:
+    """Beyond half a minute it is cut where nobody speaks, and nothing is lost."""
+    _, sentence = wav.parse(recording(data_dir, "goforward").data)
+    pause = bytes(32_000 * 28)
+    audio = Binary(media_type="audio/wav", data=wav.encode(sentence + pause + sentence, 16_000))
+    heard = pocketsphinx({"audio": audio})
+    assert "go forward ten meters go forward ten meters" == heard["text"]
+    assert 33.572 == heard["duration_s"]

@@ -1,0 +1,208 @@
+"""Request and reply over core NATS: what `nats micro ls|info|stats` sees of a service.
+
+nats-py's endpoints take one request after the other. Here each request is a task of its own, a
+bounded number at a time, and the figures that STATS shows are those of the tasks.
+
+Source: ADR-32 of NATS, "Service API".
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from nats.aio.client import Client as Nats
+from nats.errors import Error as NatsError
+from nats.micro import add_service
+from nats.micro.request import Request
+from nats.micro.service import EndpointStats
+
+from schemas.errors import ClawdbotError, EngineFailed, Unavailable
+from schemas.ids import new_id
+from schemas.messages import Header
+from services.errors import BodyTooLarge, error_body, status_of
+from services.telemetry import HANDLE_SECONDS, IN_FLIGHT, MESSAGES, get_logger
+
+
+log = get_logger()
+
+VERSION = "0.1.0"
+HEADERS_BYTES = 4096
+"""Room for the headers of an answer; the bus counts them as payload."""
+CRASHED = "something went wrong here; the log has it under this request_id"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request."""
+
+    subject: str
+    headers: Mapping[str, str]
+    body: bytes
+    request_id: str = field(default_factory=new_id)
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the handler wants in the canonical log line."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What goes back to the caller; `error` is None when all went well."""
+
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+    error: ClawdbotError | None = None
+
+    def fitting(self, bytes_max: int) -> "Reply":
+        """Return this reply, or one that says why it does not fit into a message."""
+        size = len(self.body)
+        if size <= bytes_max:
+            return self
+        text = f"the answer has {size} bytes, a message holds {bytes_max}"
+        where = "; read the run" if Header.RUN_ID in self.headers else "; submit it as a run"
+        return replace(self, body=b"", error=BodyTooLarge(text + where))
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """The one endpoint of a service."""
+
+    service: str
+    name: str
+    subject: str
+    description: str
+    answer: Callable[[Asked], Awaitable[Reply]]
+    """Its errors become the reply."""
+    in_flight_max: int
+    """Requests at the same time, waiting ones counted; more are answered 503."""
+
+
+async def announce(nc: Nats, service: str, instance: str, description: str) -> None:
+    """Let `nats micro` see a service that answers no requests."""
+    metadata = {"instance": instance}
+    await add_service(
+        nc,
+        name=f"clawdbot-{service}",
+        version=VERSION,
+        description=description,
+        metadata=metadata,
+    )
+
+
+async def serve(nc: Nats, group: asyncio.TaskGroup, endpoint: Endpoint, instance: str) -> None:
+    """Answer an endpoint's requests in tasks of `group`."""
+    desk = _Desk(nc, group, endpoint)
+    service = await add_service(
+        nc,
+        name=f"clawdbot-{endpoint.service}",
+        version=VERSION,
+        description=endpoint.description,
+        metadata={"instance": instance},
+        stats_handler=desk.correct,
+    )
+    await service.add_endpoint(
+        name=endpoint.name, subject=endpoint.subject, handler=desk.on_request
+    )
+
+
+class _Desk:
+    """Takes requests, counts them, and answers each exactly once."""
+
+    def __init__(self, nc: Nats, group: asyncio.TaskGroup, endpoint: Endpoint) -> None:
+        self._nc = nc
+        self._group = group
+        self._endpoint = endpoint
+        self._working = self._done = self._errors = self._busy_ns = 0
+        self._last_error = ""
+
+    def correct(self, stats: EndpointStats) -> None:
+        """Put the tasks' figures in place of those of the handler that only starts them."""
+        stats.num_errors = self._errors
+        stats.last_error = self._last_error
+        stats.processing_time = self._busy_ns
+        stats.average_processing_time = self._busy_ns // max(1, self._done)
+
+    async def on_request(self, request: Request) -> None:
+        """Begin to work on a request, unless there are too many."""
+        asked = Asked(request.subject, request.headers or {}, request.data)
+        if self._working >= self._endpoint.in_flight_max:
+            await self._finish(request, asked, _refusal("too many requests wait here; try again"))
+            return
+        self._working += 1
+        work = self._work(request, asked)
+        try:
+            self._group.create_task(work)
+        except RuntimeError:  # the group is shutting down
+            work.close()
+            self._working -= 1
+            await self._finish(request, asked, _refusal("this process is stopping; try again"))
+
+    async def _work(self, request: Request, asked: Asked) -> None:
+        kept = IN_FLIGHT.labels(self._endpoint.service, self._endpoint.name)
+        begun = time.perf_counter_ns()
+        kept.inc()
+        try:
+            reply = await self._answer(asked)
+        except asyncio.CancelledError:
+            reply = _refusal("this process is stopping; try again")
+            await self._finish(request, asked, reply, time.perf_counter_ns() - begun)
+            raise
+        finally:
+            kept.dec()
+            self._working -= 1
+        await self._finish(request, asked, reply, time.perf_counter_ns() - begun)
+
+    async def _answer(self, asked: Asked) -> Reply:
+        try:
+            return await self._endpoint.answer(asked)
+        except ClawdbotError as error:
+            return Reply(b"", error=error)
+        except Exception:
+            log.exception("request_crashed", subject=asked.subject, request_id=asked.request_id)
+            return Reply(b"", error=EngineFailed(CRASHED))
+
+    async def _finish(self, request: Request, asked: Asked, reply: Reply, busy_ns: int = 0) -> None:
+        """Answer, count, and write the canonical line."""
+        reply = reply.fitting(self._nc.max_payload - HEADERS_BYTES)
+        code = "200" if reply.error is None else str(status_of(reply.error))
+        answered = await self._respond(request, asked.request_id, reply, code)
+        self._done += 1
+        self._busy_ns += busy_ns
+        if reply.error is not None:
+            self._errors += 1
+            self._last_error = f"{code}:{reply.error.message}"
+        outcome = "ok" if reply.error is None else "retry" if reply.error.retryable else "terminal"
+        service, kind = self._endpoint.service, self._endpoint.name
+        MESSAGES.labels(service, kind, outcome).inc()
+        HANDLE_SECONDS.labels(service, kind).observe(busy_ns / 1e9)
+        line = {
+            "outcome": outcome,
+            "subject": asked.subject,
+            "correlation_id": asked.headers.get(Header.CORRELATION_ID),
+            "request_id": asked.request_id,
+            "run_id": reply.headers.get(Header.RUN_ID),
+            "code": code,
+            "error": reply.error.message if reply.error is not None else None,
+            "answered": answered,
+            "handle_ms": round(busy_ns / 1e6, 3),
+            "in_bytes": len(asked.body),
+            "out_bytes": len(reply.body),
+        }
+        log.info("message_handled", **(line | asked.facts))
+
+    async def _respond(self, request: Request, request_id: str, reply: Reply, code: str) -> bool:
+        """Send a reply; a caller that cannot be reached is no reason to stop serving others."""
+        try:
+            if reply.error is None:
+                await request.respond(reply.body, headers=reply.headers)
+            else:
+                text = " ".join(reply.error.message.split())[:256]
+                body = error_body(reply.error, request_id)
+                await request.respond_error(code, text, body, headers=reply.headers)
+        except (ValueError, NatsError):  # no reply subject; the bus is away for too long
+            return False
+        return True
+
+
+def _refusal(text: str) -> Reply:
+    return Reply(b"", error=Unavailable(text))
