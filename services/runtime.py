@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from events.streams import (
     ensure_consumer,
     work_consumer,
 )
-from schemas.errors import BusUnavailable, StoreFull, Unavailable
+from schemas.errors import BusUnavailable, StoreFull, TerminalError, Unavailable
 from services.telemetry import BUS_CONNECTED, get_logger
 
 
@@ -216,6 +217,19 @@ class Bus:
             raise BusUnavailable("the bus did not acknowledge the message") from error
         return ack.seq
 
+    async def free(self, stream: str) -> float:
+        """Return the part of a stream that is free, in [0, 1].
+
+        Raises:
+            BusUnavailable: The server does not answer.
+        """
+        try:
+            info = await self._js.stream_info(stream)
+        except (NatsError, TimeoutError) as error:
+            raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
+        limit = info.config.max_bytes or -1
+        return max(0.0, 1 - info.state.bytes / limit) if limit > 0 else 1.0
+
     async def ping(self) -> None:
         """Return when JetStream answers.
 
@@ -297,4 +311,8 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-    uvloop.run(supervised())
+    try:
+        uvloop.run(supervised())
+    except TerminalError as error:
+        log.critical("refused_to_start", error=error.message, field=error.field, **error.context)
+        sys.exit(1)

@@ -16,7 +16,9 @@ from events.models import ModelDirectory
 from events.schedules import Schedules
 from events.subjects import every
 from schemas.errors import FailedPrecondition
+from schemas.ids import DEFAULT_TENANT
 from services import micro
+from services.gateway.admission import Admission
 from services.gateway.api import build_api
 from services.gateway.calls import Calls
 from services.gateway.deployments import Deployments
@@ -50,13 +52,16 @@ class Gateway:
         listener = _listen(settings.http_host, settings.http_port)
         bus = await Bus.connect(settings.nats_url, SERVICE, settings.limits())
         await bus.patiently(bus.generation)
+        keys = JetStreamKeyRing(bus.nc.jetstream(), settings.master_key_bytes())
+        await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
         index = RunIndex(settings.data_dir / f"gateway-{settings.instance}.sqlite")
-        parts = self._parts(bus, index)
+        parts = self._parts(bus, index, keys)
         caught_up = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(index.follow(bus.nc, ready=caught_up))
                 group.create_task(_watch(bus, parts.waiters))
+                group.create_task(parts.submissions.admission.watch(bus))
                 await _hear_commits(bus, parts.waiters)
                 await self._serve_calls(bus, parts, group)
                 await caught_up.wait()
@@ -69,10 +74,9 @@ class Gateway:
             index.close()
             await bus.close()
 
-    def _parts(self, bus: Bus, index: RunIndex) -> Parts:
+    def _parts(self, bus: Bus, index: RunIndex, keys: JetStreamKeyRing) -> Parts:
         settings, clock = self.settings, SystemClock()
         js = bus.nc.jetstream()
-        keys = JetStreamKeyRing(js, settings.master_key_bytes())
         store = JetStreamEventStore(bus.nc, keys)
         blobs = JetStreamBlobStore(bus.nc, keys)
         catalogue, definitions = settings.load_catalogue(), DefinitionStore(js)
@@ -101,6 +105,7 @@ class Gateway:
                 catalogue,
                 blobs,
                 waiters,
+                Admission(settings.events_reserve),
                 clock,
                 begin_s=settings.begin_s,
                 request_s=settings.request_s_max,

@@ -35,3 +35,5 @@ class GatewaySettings(Settings):
     """How long the bus may take for one request before the answer is 503."""
     blob_s_max: float = Field(default=30.0, gt=0, le=600)
     """How long the bus may take for a blob."""
+    events_reserve: float = Field(default=0.02, ge=0, lt=1)
+    """Part of the event log that is kept for runs under way; past it new ones are answered 507."""

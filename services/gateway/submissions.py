@@ -21,6 +21,7 @@ from schemas.plan import Plan
 from schemas.submission import MSGPACK, inputs_digest, pack_inputs
 from schemas.values import BlobRef, Wire, from_wire
 from services.errors import BodyTooLarge
+from services.gateway.admission import Admission
 from services.gateway.deployments import input_ports
 from services.gateway.views import Tape, accepted_view, run_view
 from services.gateway.waiters import Feed, Waiters
@@ -76,6 +77,7 @@ class Submissions:
     catalogue: Catalogue
     blobs: BlobStore
     waiters: Waiters
+    admission: Admission
     clock: Clock
     begin_s: float
     """How long to wait for the first commit of a run nobody waits for."""
@@ -104,12 +106,14 @@ class Submissions:
             InvalidArgument: An input does not fit; nothing was stored.
             NotFound: No such workflow.
             AlreadyExists: The idempotency key or run id belongs to other inputs.
+            StoreFull: The log has no room for another run.
             BusUnavailable: Nothing is known about the submission; the same key may be sent again.
         """
         submission = await self._prepare(ask, read)
         with self.waiters.feed(submission.key) as feed:
             async with self.bus.prompt(self.request_s):
                 if not await self._exists(submission, ask):
+                    self.admission.check()
                     await self.bus.submit(_message(submission, ask))
             return await self._outcome(submission, ask, feed)
 

@@ -29,6 +29,7 @@ from events.streams import (
 )
 from events.subjects import RunKey, pattern
 from schemas.errors import RetryableError
+from schemas.ids import DEFAULT_TENANT
 from schemas.messages import Control
 from services import micro
 from services.consumer import Consumer, Pull
@@ -63,6 +64,7 @@ class Orchestrator:
         await bus.patiently(bus.generation)
         js = bus.nc.jetstream()
         keys = JetStreamKeyRing(js, settings.master_key_bytes())
+        await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
         index = RunIndex(settings.data_dir / f"orchestrator-{settings.instance}.sqlite")
         runs = Runs(
             JetStreamEventStore(bus.nc, keys),

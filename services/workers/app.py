@@ -9,7 +9,7 @@ from events.models import ModelDirectory, WorkerCard
 from events.streams import TASKS
 from events.subjects import every
 from schemas.errors import ClawdbotError
-from schemas.ids import new_id
+from schemas.ids import DEFAULT_TENANT, new_id
 from services import micro
 from services.consumer import Consumer, Pull
 from services.runtime import Bus, SystemClock
@@ -50,6 +50,7 @@ class Worker:
         bus = await Bus.connect(settings.nats_url, self.service, settings.limits())
         await bus.patiently(bus.generation)
         keys = JetStreamKeyRing(bus.nc.jetstream(), settings.master_key_bytes())
+        await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
         handlers = Handlers(
             worker,
             models,
