@@ -26,7 +26,7 @@ def mesh(nats_server: NatsServer, tmp_path: Path) -> Iterator[Mesh]:
     """A mesh whose log holds eight mebibytes."""
     mesh = Mesh(tmp_path, nats_server.url, {"master_key": KEY, "events_bytes_max": str(2**23)})
     mesh.add_core()
-    mesh.add("gateway", "services.gateway", http_port="0", events_reserve="0.5")
+    mesh.add("gateway", "services.gateway", http_port="0", events_reserve="0.9")
     mesh.start()
     yield mesh
     mesh.stop()
