@@ -1,6 +1,7 @@
 """At the limits: a full log, a wrong key."""
 
 import base64
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ def test_a_full_log_takes_no_new_runs_and_finishes_the_others(mesh: Mesh) -> Non
         accepted: list[str] = []
 
         def refused() -> bool:
-            body = {"inputs": {"text": "x" * 20_000}}
+            body = {"inputs": {"text": secrets.token_hex(5_000)}}
             answer = http.post("/v1/workflows/full/runs", json=body)
             if answer.status_code == 202:
                 accepted.append(answer.json()["run_id"])
