@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -27,8 +28,9 @@ from events.streams import (
     ensure_consumer,
     work_consumer,
 )
-from schemas.errors import BusUnavailable, StoreFull
-from services.telemetry import BUS_CONNECTED, get_logger
+from schemas.errors import BusUnavailable, ClawdbotError, StoreFull
+from services.settings import S, read
+from services.telemetry import BUS_CONNECTED, configure, get_logger
 
 
 log = get_logger()
@@ -89,18 +91,25 @@ Handler = Callable[[Delivery], Awaitable[Sequence[Outgoing]]]
 
 def _broker(url: str, name: str, on_reconnect: Callable[[], None]) -> NatsBroker:
     """Return a broker that reconnects for ever and notices a silent server within seconds."""
+    said = ""
 
     async def disconnected() -> None:
         BUS_CONNECTED.labels(name).set(0)
         log.warning("bus_disconnected")
 
     async def reconnected() -> None:
+        nonlocal said
+        said = ""
         BUS_CONNECTED.labels(name).set(1)
         log.info("bus_reconnected")
         on_reconnect()
 
     async def errored(error: Exception) -> None:
-        log.info("bus_error", error=str(error), kind=type(error).__name__)
+        nonlocal said
+        text = f"{type(error).__name__}: {error}"
+        if text != said:  # while the bus is away the same comes four times a second
+            said = text
+            log.info("bus_error", error=str(error), kind=type(error).__name__)
 
     return NatsBroker(
         [part.strip() for part in url.split(",")],
@@ -264,8 +273,29 @@ async def _publish_one(js: Any, message: Outgoing) -> None:
     await js.publish(message.subject, message.data, headers=message.headers)
 
 
-def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a service until SIGTERM or SIGINT, then cancel it and let it finish what it holds."""
+class Service(Protocol):
+    """What a composition root builds."""
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        ...
+
+
+def main(kind: type[S], build: Callable[[S], Service]) -> None:
+    """Run a service: read its settings, build it, serve until SIGTERM or SIGINT.
+
+    What makes a start impossible is one line in the log and exit status 1.
+    """
+    configure(kind.__module__.split(".")[1])
+    try:
+        _run(build(read(kind)).run)
+    except ClawdbotError as error:
+        log.critical("cannot_start", error=error.message, field=error.field, **error.context)
+        sys.exit(1)
+
+
+def _run(serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Serve until told to stop, then cancel it and let it finish what it holds."""
 
     async def supervised() -> None:
         task = asyncio.current_task()
@@ -274,7 +304,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, task.cancel)
         with contextlib.suppress(asyncio.CancelledError):
-            await main()
+            await serve()
         log.info("stopped")
 
     gc.freeze()
