@@ -12,7 +12,7 @@ import httpx
 from clawdbot import protocol
 from clawdbot.protocol import Call
 from clawdbot.results import Run
-from clawdbot.settings import FaceSettings
+from clawdbot.settings import read
 from schemas.api import EventView, ModelView, RunPage, WorkflowView
 from schemas.errors import RetryableError
 from schemas.messages import Control
@@ -28,7 +28,7 @@ TERMINAL = {"RunCompleted", "RunFailed", "RunRejected", "RunCancelled"}
 
 def address(url: str | None) -> str:
     """Return the gateway's address: the argument, else `CLAWDBOT_URL`, else this machine."""
-    return (url or FaceSettings().url).rstrip("/")
+    return (url or read().url).rstrip("/")
 
 
 class Client:
@@ -127,6 +127,8 @@ class Client:
         while True:
             try:
                 for event in self._stream(protocol.follow(run_id, after)):
+                    if event is None:
+                        return
                     after, attempt = event.id, 0
                     yield event
                     if event.type in TERMINAL:
@@ -172,7 +174,8 @@ class Client:
         protocol.check(answer)
         return call.read(answer)
 
-    def _stream(self, call: Call[None]) -> Generator[EventView, None, None]:
+    def _stream(self, call: Call[None]) -> Generator[EventView | None, None, None]:
+        """Yield the events of one connection; None when nothing will ever follow."""
         event: dict[str, str] = {}
         try:
             with contextlib.closing(
@@ -181,6 +184,8 @@ class Client:
                 if not answer.is_success:
                     answer.read()
                     protocol.check(answer)
+                if answer.status_code == httpx.codes.NO_CONTENT:
+                    yield None
                 for line in answer.iter_lines():
                     found = protocol.with_data(line, event)
                     if found is not None:
@@ -268,6 +273,8 @@ class AsyncClient:
         while True:
             try:
                 async for event in self._stream(protocol.follow(run_id, after)):
+                    if event is None:
+                        return
                     after, attempt = event.id, 0
                     yield event
                     if event.type in TERMINAL:
@@ -313,7 +320,8 @@ class AsyncClient:
         protocol.check(answer)
         return call.read(answer)
 
-    async def _stream(self, call: Call[None]) -> AsyncGenerator[EventView, None]:
+    async def _stream(self, call: Call[None]) -> AsyncGenerator[EventView | None, None]:
+        """Yield the events of one connection; None when nothing will ever follow."""
         event: dict[str, str] = {}
         try:
             request = _request(self._http, call, STREAM_SILENCE_S)
@@ -321,6 +329,8 @@ class AsyncClient:
                 if not answer.is_success:
                     await answer.aread()
                     protocol.check(answer)
+                if answer.status_code == httpx.codes.NO_CONTENT:
+                    yield None
                 async for line in answer.aiter_lines():
                     found = protocol.with_data(line, event)
                     if found is not None:

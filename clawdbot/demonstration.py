@@ -52,7 +52,7 @@ async def show(screen: Screen, url: str, audio: Path | None, folder: Path) -> No
             return
         _print(screen, run, answer)
         for event in await client.events(run.run_id):
-            screen.print(event_line(event, run.started_at))
+            screen.line(event_line(event, run.started_at))
 
 
 def _print(screen: Screen, run: Run, answer: Path) -> None:

@@ -2,8 +2,8 @@
 
 import asyncio
 import importlib.util
+import json
 import shutil
-import socket
 import subprocess
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,10 +16,12 @@ import nats
 from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
 
-from clawdbot import embedded
+from clawdbot import embedded, ports
 from clawdbot.client import Client, address
-from clawdbot.settings import FaceSettings
-from events.streams import StreamLimits, stream_configs
+from clawdbot.mesh import METRICS_FILE, mesh_runs
+from clawdbot.settings import FaceSettings, read
+from events.streams import BLOBS, StreamLimits, stream_configs
+from schemas.catalogue import load as load_catalogue
 from schemas.errors import ClawdbotError
 
 
@@ -44,12 +46,24 @@ class Finding:
         return asdict(self)
 
 
-def examine(url: str | None) -> list[Finding]:
-    """Look at everything; a mesh that does not run is looked at as far as that goes."""
-    settings = FaceSettings()
+def examine(url: str | None, data_dir: Path | None = None) -> list[Finding]:
+    """Look at everything; a mesh that does not run is looked at as far as that goes.
+
+    Raises:
+        FailedPrecondition: The environment holds a value that cannot be.
+    """
+    settings = read(**({} if data_dir is None else {"data_dir": data_dir}))
     findings = [_packages(), _binary(), _disk(settings.data_dir)]
-    findings += _gateway(address(url))
-    findings += [_port(settings.http_port, "CLAWDBOT_HTTP_PORT", running=_serves(findings))]
+    found = _gateway(address(url))
+    if not any(finding.subject == "weights" for finding in found):
+        found.append(_local_weights(settings))
+    findings += found
+    for host, port, option in (
+        (settings.http_host, settings.http_port, "--port"),
+        (embedded.HOST, settings.nats_port, "--nats-port"),
+    ):
+        findings.append(_port(host, port, option, up=mesh_runs(settings.data_dir)))
+    findings += _services(settings.data_dir)
     findings += asyncio.run(_bus(settings))
     return findings
 
@@ -134,30 +148,71 @@ def _weights(client: Client) -> Finding:
     return Finding("ok", "weights", f"all {len(models)} models are here")
 
 
-def _serves(findings: list[Finding]) -> bool:
-    return any(finding.subject == "gateway" and finding.level == "ok" for finding in findings)
+def _local_weights(settings: FaceSettings) -> Finding:
+    """Look for weights without a mesh that could tell: in the models directory of this machine."""
+    folder = settings.models_dir
+    absent = [
+        name
+        for name, spec in load_catalogue(settings.catalogue).models.items()
+        if spec.source is not None and not (folder / spec.source).is_dir()
+    ]
+    if absent:
+        text = f"none in {folder} for {', '.join(absent)}; once up, `clawdbot models` says how"
+        return Finding("warn", "weights", text)
+    return Finding("ok", "weights", f"{folder} has what the catalogue names")
 
 
-def _port(port: int, variable: str, *, running: bool) -> Finding:
-    if running or not port:
-        return Finding(
-            "ok", "port", f"{port or 'any'}, in use by the gateway" if running else "any"
+def _port(host: str, port: int, option: str, *, up: bool) -> Finding:
+    if not port:
+        return Finding("ok", "port", f"any free one ({option})")
+    reason = ports.why_not(host, port)
+    if reason is None:
+        return Finding("ok", "port", f"{port} is free ({option})")
+    if up:
+        return Finding("ok", "port", f"{port} is in use, and a mesh runs here ({option})")
+    text = f"{port} is taken ({reason}); stop what listens there, or clawdbot up {option}"
+    return Finding("fail", "port", text)
+
+
+def _services(data_dir: Path) -> list[Finding]:
+    """Ask every service that `clawdbot up` started here whether the bus answers it."""
+    try:
+        targets = json.loads((data_dir / METRICS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    if not mesh_runs(data_dir):
+        return []
+    return [
+        _service(
+            f"service {target['labels']['instance']}", f"http://{target['targets'][0]}/metrics"
         )
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            text = f"{port} is taken ({error.strerror}); set {variable} or clawdbot up --port"
-            return Finding("fail", "port", text)
-    return Finding("ok", "port", f"{port} is free")
+        for target in targets
+    ]
+
+
+def _service(name: str, url: str) -> Finding:
+    try:
+        text = httpx.get(url, timeout=5).text
+    except httpx.TransportError:
+        return Finding("fail", name, f"does not answer at {url}; its log is in DATA_DIR/logs")
+    lines = [line for line in text.splitlines() if line.startswith("clawdbot_bus_connected{")]
+    if lines and all(line.endswith(" 1.0") for line in lines):
+        return Finding("ok", name, f"well; metrics at {url}")
+    return Finding("fail", name, "runs, but the bus does not answer it")
+
+
+def _nats_url(settings: FaceSettings) -> str:
+    """Return where NATS is: as configured, else where `clawdbot up` says, else where it would."""
+    running = embedded.any_reported_url(settings.data_dir / "nats")
+    return settings.nats_url or running or f"nats://{embedded.HOST}:{settings.nats_port}"
 
 
 async def _bus(settings: FaceSettings) -> list[Finding]:
-    url = settings.nats_url or f"nats://127.0.0.1:{settings.nats_port}"
+    url = _nats_url(settings)
+    servers = [part.strip() for part in url.split(",")]
     try:
         async with asyncio.timeout(NATS_TIMEOUT_S):
-            nc = await nats.connect(url, allow_reconnect=False, error_cb=_quiet)
+            nc = await nats.connect(servers, allow_reconnect=False, error_cb=_quiet)
     except (NatsError, OSError, TimeoutError):
         return [Finding("warn", "NATS", f"nobody answers at {url}; start it: clawdbot up")]
     try:
@@ -186,21 +241,19 @@ async def _streams(nc: Nats) -> list[Finding]:
     js = nc.jetstream(timeout=NATS_TIMEOUT_S)
     findings = []
     there = {info.config.name: info for info in await js.streams_info()}
-    for wanted in stream_configs(StreamLimits()):
-        info = there.get(wanted.name)
+    for name in [*(str(wanted.name) for wanted in stream_configs(StreamLimits())), f"OBJ_{BLOBS}"]:
+        info = there.get(name)
         if info is None:
-            findings.append(
-                Finding("warn", f"stream {wanted.name}", "is missing; a service makes it")
-            )
+            findings.append(Finding("warn", f"stream {name}", "is missing; a service makes it"))
             continue
         limit = info.config.max_bytes or -1
         if limit < 0:
-            findings.append(Finding("warn", f"stream {wanted.name}", "has no size limit"))
+            findings.append(Finding("warn", f"stream {name}", "has no size limit"))
             continue
         used = info.state.bytes / limit
         level: Level = "warn" if used > FULL else "ok"
         text = f"{used:.0%} of {limit / 1024**2:.0f} MiB used, {info.state.messages} messages"
-        findings.append(Finding(level, f"stream {wanted.name}", text))
+        findings.append(Finding(level, f"stream {name}", text))
     return findings
 
 

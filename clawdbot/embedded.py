@@ -8,6 +8,7 @@ from pathlib import Path
 from schemas.errors import FailedPrecondition
 
 
+HOST = "127.0.0.1"
 PAYLOAD_BYTES_MAX = 8 * 1024 * 1024
 FILE_STORE_MAX = "64GB"
 MEMORY_STORE_MAX = "4GB"
@@ -37,7 +38,7 @@ def write_config(folder: Path, port: int) -> Path:
     # One entry a line: the parser takes a comma-less second entry on a line for text.
     lines = [
         "# Written by `clawdbot up` at every start.",
-        "host: 127.0.0.1",
+        f"host: {HOST}",
         f"port: {port or -1}",
         "server_name: clawdbot",
         f"max_payload: {PAYLOAD_BYTES_MAX}",
@@ -64,6 +65,19 @@ def reported_url(folder: Path, pid: int) -> str | None:
             return None  # half written
         return str(addresses[0])
     return None
+
+
+def any_reported_url(folder: Path) -> str | None:
+    """Return where the server of this folder listens, as far as it was written down."""
+    for path in folder.glob("*.ports"):
+        return reported_url(folder, int(path.stem.rpartition("_")[2]))
+    return None
+
+
+def complaint(log: str) -> str:
+    """Return why a server ended, as the last of its fatal lines says, else the end of its log."""
+    fatal = [line.partition("[FTL] ")[2] for line in log.splitlines() if "[FTL]" in line]
+    return fatal[-1] if fatal else log[-2048:].strip()
 
 
 def remove_reports(folder: Path) -> None:

@@ -1,9 +1,12 @@
 """What the client and the command line read from the environment."""
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.errors import FailedPrecondition
 
 
 class FaceSettings(BaseSettings):
@@ -32,4 +35,23 @@ class FaceSettings(BaseSettings):
     workers_max: int = Field(default=8, ge=1, le=256)
     """Worker processes of one modality that `clawdbot up` starts at most."""
     metrics_port: int = Field(default=0, ge=0, le=65000)
-    """Port of the first service's `/metrics` under `clawdbot up`; the others take the next ones."""
+    """Port of the first service's `/metrics` under `clawdbot up`, the others take the next ones; 0
+    takes free ones. `DATA_DIR/metrics.json` tells Prometheus where they all are."""
+    catalogue: Path | None = None
+    """A YAML catalogue instead of the one that ships with clawdbot."""
+    models_dir: Path = Path("models")
+    """Where downloaded weights are looked for."""
+
+
+def read(**given: Any) -> FaceSettings:
+    """Read the environment; what is given goes before it.
+
+    Raises:
+        FailedPrecondition: A value is wrong; names its variable.
+    """
+    try:
+        return FaceSettings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "CLAWDBOT_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise FailedPrecondition(first["msg"], field=name) from error

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import time
@@ -20,7 +21,9 @@ STEADY_S = 30.0
 STOP_S = 10.0
 READY_S = 60.0
 POLL_S = 0.02
-TAIL_BYTES = 4096
+LOG_BYTES_MAX = 64 * 1024 * 1024
+"""A log that is larger is kept as NAME.log.1, in place of the one before, and begins anew."""
+LOG_CHECK_S = 10.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -33,12 +36,14 @@ class Program:
         command: With arguments.
         ready: Tells from what the process has logged since its start whether it serves.
         environment: Added to ours.
+        why: Finds in what the process has logged why it did not start.
     """
 
     name: str
     command: Sequence[str]
     ready: Callable[[int, str], bool]
     environment: dict[str, str] = field(default_factory=dict)
+    why: Callable[[str], str] = str.strip
 
 
 Report = Callable[[str, str], None]
@@ -85,9 +90,13 @@ class Supervised:
         deadline = time.monotonic() + READY_S
         while not self._ready():
             if self.pid is None or time.monotonic() > deadline:
-                tail = self.since_start()[-TAIL_BYTES:].strip()
+                ended = self.pid is None
+                reason = self.program.why(self.since_start())
                 await self.stop()
-                raise FailedPrecondition(f"{self.program.name} did not start:\n{tail}")
+                what = "did not start" if ended else f"was not ready within {READY_S:g} s"
+                raise FailedPrecondition(
+                    f"{self.program.name} {what}: {reason}\nits log is {self.log}"
+                )
             await asyncio.sleep(POLL_S)
         self._task = group.create_task(self._keep(), name=self.program.name)
 
@@ -105,6 +114,7 @@ class Supervised:
             process.send_signal(signal.SIGCONT)  # a paused process must wake up to obey
         try:
             await asyncio.wait_for(process.wait(), STOP_S)
+            self._report(self.program.name, "stopped")
         except TimeoutError:
             self._report(self.program.name, f"did not stop within {STOP_S:g} s; killed")
             process.kill()
@@ -116,12 +126,19 @@ class Supervised:
         while True:
             process, begun = self._process, time.monotonic()
             assert process is not None
-            code = await process.wait()
+            code = await self._ended(process)
             failures = 0 if time.monotonic() - begun > STEADY_S else failures + 1
             delay_s = BACKOFF_S[min(failures, len(BACKOFF_S)) - 1]
             self._report(self.program.name, f"ended with {_word(code)}; again in {delay_s:g} s")
             await asyncio.sleep(delay_s)
             await self._spawn()
+
+    async def _ended(self, process: asyncio.subprocess.Process) -> int:
+        """Wait for a process's end; keep its log within bounds meanwhile."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(process.wait(), LOG_CHECK_S)
+            await asyncio.to_thread(turn_over, self.log, LOG_BYTES_MAX)
 
     async def _spawn(self) -> None:
         with self.log.open("ab") as log:
@@ -140,6 +157,16 @@ class Supervised:
 
     def _ready(self) -> bool:
         return self.pid is not None and self.program.ready(self.pid, self.since_start())
+
+
+def turn_over(log: Path, bytes_max: int) -> None:
+    """Put a log that has grown too large aside and empty it.
+
+    The process that writes it keeps it open, so it is copied; lines written meanwhile are lost.
+    """
+    if log.stat().st_size > bytes_max:
+        shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+        os.truncate(log, 0)
 
 
 def _die_with_parent() -> None:

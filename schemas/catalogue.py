@@ -119,9 +119,17 @@ def parse(text: str) -> Catalogue:
 
 @cache
 def load(path: Path | None = None) -> Catalogue:
-    """Load the catalogue at `path`, or the one that ships with clawdbot."""
+    """Load the catalogue at `path`, or the one that ships with clawdbot.
+
+    Raises:
+        InvalidArgument: It cannot be read, or breaks its schema.
+    """
     if path is not None:
-        return parse(path.read_text(encoding="utf-8"))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidArgument(f"cannot read {path.name}: {error}", field="catalogue") from error
+        return parse(text)
     return parse(resources.files("schemas").joinpath("catalogue.yaml").read_text(encoding="utf-8"))
 
 

@@ -65,7 +65,7 @@ class Timings(Message):
     """Where a task's time went, in milliseconds."""
 
     queue_ms: float = 0.0
-    """From the decision to the worker's start."""
+    """From the decision to the worker's start, and there until the engine is free."""
     load_ms: float = 0.0
     """Waiting for the model to be in memory."""
     compute_ms: float = 0.0

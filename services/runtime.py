@@ -29,8 +29,9 @@ from events.streams import (
     ensure_consumer,
     work_consumer,
 )
-from schemas.errors import BusUnavailable, StoreFull, TerminalError, Unavailable
-from services.telemetry import BUS_CONNECTED, get_logger
+from schemas.errors import BusUnavailable, ClawdbotError, StoreFull, Unavailable
+from services.settings import S, read
+from services.telemetry import BUS_CONNECTED, configure, get_logger
 
 
 T = TypeVar("T")
@@ -96,18 +97,25 @@ Handler = Callable[[Delivery], Awaitable[Sequence[Outgoing]]]
 
 def _broker(url: str, name: str, on_reconnect: Callable[[], None]) -> NatsBroker:
     """Return a broker that reconnects for ever and notices a silent server within seconds."""
+    said = ""
 
     async def disconnected() -> None:
         BUS_CONNECTED.labels(name).set(0)
         log.warning("bus_disconnected")
 
     async def reconnected() -> None:
+        nonlocal said
+        said = ""
         BUS_CONNECTED.labels(name).set(1)
         log.info("bus_reconnected")
         on_reconnect()
 
     async def errored(error: Exception) -> None:
-        log.info("bus_error", error=str(error), kind=type(error).__name__)
+        nonlocal said
+        text = f"{type(error).__name__}: {error}"
+        if text != said:  # while the bus is away the same comes four times a second
+            said = text
+            log.info("bus_error", error=str(error), kind=type(error).__name__)
 
     return NatsBroker(
         [part.strip() for part in url.split(",")],
@@ -296,8 +304,29 @@ async def _publish_one(nc: Nats, js: JetStreamContext, message: Outgoing) -> Non
         await nc.publish(message.subject, message.data, headers=message.headers)
 
 
-def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a service until SIGTERM or SIGINT, then cancel it and let it finish what it holds."""
+class Service(Protocol):
+    """What a composition root builds."""
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        ...
+
+
+def main(kind: type[S], build: Callable[[S], Service]) -> None:
+    """Run a service: read its settings, build it, serve until SIGTERM or SIGINT.
+
+    What makes a start impossible is one line in the log and exit status 1.
+    """
+    configure(kind.__module__.split(".")[1])
+    try:
+        _run(build(read(kind)).run)
+    except ClawdbotError as error:
+        log.critical("cannot_start", error=error.message, field=error.field, **error.context)
+        sys.exit(1)
+
+
+def _run(serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Serve until told to stop, then cancel it and let it finish what it holds."""
 
     async def supervised() -> None:
         task = asyncio.current_task()
@@ -306,13 +335,9 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, task.cancel)
         with contextlib.suppress(asyncio.CancelledError):
-            await main()
+            await serve()
         log.info("stopped")
 
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-    try:
-        uvloop.run(supervised())
-    except TerminalError as error:
-        log.critical("refused_to_start", error=error.message, field=error.field, **error.context)
-        sys.exit(1)
+    uvloop.run(supervised())

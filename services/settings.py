@@ -41,8 +41,11 @@ class Settings(BaseSettings):
     allow_fallback: bool = True
     """Whether a declared fallback may serve a model whose weights are absent."""
     log_format: Literal["auto", "json", "console"] = "auto"
-    metrics_port: int = Field(default=0, ge=0, le=65535)
-    """Port of `/metrics`; 0 serves none."""
+    metrics_host: str = "0.0.0.0"  # noqa: S104 - as Prometheus' own client; containers are scraped
+    """Address of `/metrics`."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of `/metrics`; unset serves none, 0 takes a free one and says so in the log line
+    `metrics_listening`."""
     replicas: int = Field(default=1, ge=1, le=5)
     """Copies of every stream; 3 on a cluster."""
     events_bytes_max: int = Field(default=8192 * MIB, ge=MIB)

@@ -9,6 +9,8 @@ import orjson
 import structlog
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
+from schemas.errors import FailedPrecondition
+
 
 MESSAGES = Counter("clawdbot_messages_total", "Messages handled.", ["service", "kind", "outcome"])
 HANDLE_SECONDS = Histogram(
@@ -49,10 +51,22 @@ def configure(service: str, log_format: str = "auto") -> None:
     structlog.contextvars.bind_contextvars(service=service)
 
 
-def serve_metrics(port: int) -> None:
-    """Serve `/metrics` from a thread; nothing when `port` is 0."""
-    if port:
-        start_http_server(port)
+def serve_metrics(host: str, port: int | None) -> None:
+    """Serve `/metrics` from a thread; nothing when `port` is None.
+
+    Raises:
+        FailedPrecondition: Somebody else has the port.
+    """
+    if port is None:
+        return
+    try:
+        server, _ = start_http_server(port, host)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another port",
+            field="CLAWDBOT_METRICS_PORT",
+        ) from error
+    get_logger().info("metrics_listening", host=host, port=server.server_port)
 
 
 def child_traceparent(parent: str | None) -> str:

@@ -12,9 +12,12 @@ import typer
 
 from clawdbot import demonstration
 from clawdbot.cli.output import ExitCode, Screen, fail
-from clawdbot.mesh import MeshOptions, running
-from clawdbot.settings import FaceSettings
+from clawdbot.mesh import METRICS_FILE, MeshOptions, running
+from clawdbot.settings import read
 from schemas.errors import ClawdbotError
+
+
+PORT_MAX = 65_535
 
 
 def up(  # noqa: PLR0913, PLR0917 - one option for each thing a mesh may have
@@ -22,14 +25,25 @@ def up(  # noqa: PLR0913, PLR0917 - one option for each thing a mesh may have
         Path | None, typer.Option(help="What must survive a restart; .clawdbot by default.")
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=PORT_MAX, help="Port; 0 takes a free one.")
+    ] = None,
     nats_url: Annotated[
         str | None, typer.Option(help="An existing server or cluster instead of our own.")
     ] = None,
     nats_port: Annotated[
-        int | None, typer.Option(help="Port of our own; 0 takes a free one.")
+        int | None,
+        typer.Option(min=0, max=PORT_MAX, help="Port of our own; 0 takes a free one."),
     ] = None,
-    workers_max: Annotated[int | None, typer.Option(help="Workers of a modality at most.")] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=PORT_MAX, help="Port of the first service's /metrics; 0 takes free ones."
+        ),
+    ] = None,
+    workers_max: Annotated[
+        int | None, typer.Option(min=1, help="Workers of a modality at most.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
     """Run the whole mesh on this machine until Ctrl-C: nats-server and every service.
@@ -43,22 +57,24 @@ def up(  # noqa: PLR0913, PLR0917 - one option for each thing a mesh may have
         "http_port": port,
         "nats_url": nats_url,
         "nats_port": nats_port,
+        "metrics_port": metrics_port,
         "workers_max": workers_max,
     }
-    settings = FaceSettings(**{k: v for k, v in asked.items() if v is not None})  # type: ignore[arg-type]
-    options = MeshOptions(**settings.model_dump(exclude={"url"}))
 
     async def main() -> None:
+        settings = read(**{name: value for name, value in asked.items() if value is not None})
+        options = MeshOptions(**settings.model_dump(exclude={"url", "models_dir"}))
         async with running(options, _reporter(screen)) as mesh:
             if as_json:
                 screen.json({"event": "up", "url": mesh.http_url, "nats_url": mesh.nats_url})
             else:
                 screen.print(f"clawdbot is up at {mesh.http_url} (docs at {mesh.http_url}/docs)")
                 screen.print(f"NATS at {mesh.nats_url}; logs in {options.data_dir / 'logs'}")
+                screen.print(f"Prometheus finds every service in {options.data_dir / METRICS_FILE}")
                 screen.print("Ctrl-C stops it; what is stored stays.")
             await asyncio.Event().wait()
 
-    _until_told(screen, main)
+    _until_told(screen, main, told=ExitCode.OK)
 
 
 def demo(
@@ -87,7 +103,7 @@ def demo(
             await demonstration.show(screen, mesh.http_url, audio, data_dir)
         screen.note(f"stopped; all in all {time.monotonic() - begun:.1f} s")
 
-    _until_told(screen, main)
+    _until_told(screen, main, told=ExitCode.INTERRUPTED)
 
 
 def _reporter(screen: Screen) -> Callable[[str, str], None]:
@@ -100,20 +116,32 @@ def _reporter(screen: Screen) -> Callable[[str, str], None]:
     return report
 
 
-def _until_told(screen: Screen, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run until it ends, or until SIGINT or SIGTERM; then let it clean up."""
+def _until_told(
+    screen: Screen, main: Callable[[], Coroutine[Any, Any, None]], *, told: ExitCode
+) -> None:
+    """Run until it ends, or until a signal; then let it clean up.
 
-    async def supervised() -> None:
+    Args:
+        screen: For errors.
+        main: What to run.
+        told: The exit status after a signal.
+    """
+
+    async def supervised() -> ExitCode:
         task = asyncio.current_task()
         assert task is not None
         loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, task.cancel)
-        with contextlib.suppress(asyncio.CancelledError):
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # as nohup wants it
+                loop.add_signal_handler(signum, task.cancel)
+        try:
             await main()
+        except asyncio.CancelledError:
+            return told
+        return ExitCode.OK
 
     try:
-        asyncio.run(supervised())
+        code = asyncio.run(supervised())
     except ClawdbotError as error:
         raise fail(screen, error) from None
-    raise typer.Exit(ExitCode.OK)
+    raise typer.Exit(code)

@@ -11,12 +11,10 @@ from rich.table import Table
 from clawdbot import doctor as examination
 from clawdbot.cli import local, runs
 from clawdbot.cli.options import Json, Url, guarded
-from clawdbot.cli.output import (
-    ExitCode,
-    Screen,
-)
+from clawdbot.cli.output import ExitCode, Screen, fail
 from clawdbot.client import Client
-from schemas.errors import InvalidArgument, NotFound
+from schemas.api import ModelView
+from schemas.errors import ClawdbotError, InvalidArgument, NotFound
 from schemas.workflow import Deployment, invalid
 
 
@@ -28,29 +26,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=(
         "Exit status: 0 all went well, 1 the run failed, 2 something you passed is wrong, "
-        "3 the mesh cannot be reached, 4 not found, 5 it took too long."
+        "3 the mesh cannot be reached, 4 not found, 5 it took too long, 130 interrupted."
     ),
 )
-app.command("up")(local.up)
-app.command("demo")(local.demo)
-for command in (
-    runs.run,
-    runs.call,
-    runs.runs,
-    runs.show,
-    runs.events,
-    runs.replay,
-    runs.cancel,
-):
-    app.command()(command)
 
 
-def main() -> None:
-    """Run the command line."""
-    app()
-
-
-@app.command()
 def deploy(
     source: Annotated[Path, typer.Argument(help="A workflow as JSON, or a folder of them.")],
     name: Annotated[str, typer.Option(help="Its name; the file's by default.")] = "",
@@ -83,7 +63,6 @@ def deploy(
     guarded(screen, url, action)
 
 
-@app.command()
 def models(as_json: Json = False, url: Url = None) -> None:
     """List the catalogue: what runs here, what stands in, and how to get the rest."""
     screen = Screen(as_json)
@@ -94,21 +73,30 @@ def models(as_json: Json = False, url: Url = None) -> None:
             for model in found:
                 screen.json(model)
             return
-        table = Table("model", "modality", "here", "served by", "what it does")
+        table = Table("model", "modality", "runs on", "what it does")
         for model in found:
-            here = "yes" if model.available else "no"
-            served = ", ".join(model.served_by)
-            table.add_row(model.name, model.modality, here, served, model.description)
+            table.add_row(model.name, model.modality, _runs_on(model), model.description)
         screen.print(table)
+        for model in found:
+            if model.name not in model.served_by and model.get:
+                screen.print(f"{model.name}: {model.get}")
 
     guarded(screen, url, action)
 
 
-@app.command()
-def doctor(as_json: Json = False, url: Url = None) -> None:
+def doctor(
+    data_dir: Annotated[
+        Path | None, typer.Option(help="That of `clawdbot up`; .clawdbot by default.")
+    ] = None,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
     """Look for what could go wrong: server, streams, disk, clock, ports, weights."""
     screen = Screen(as_json)
-    findings = examination.examine(url)
+    try:
+        findings = examination.examine(url, data_dir)
+    except ClawdbotError as error:
+        raise fail(screen, error) from None
     for finding in findings:
         if screen.as_json:
             screen.json(finding.as_dict())
@@ -118,6 +106,12 @@ def doctor(as_json: Json = False, url: Url = None) -> None:
             screen.print(f"{finding.subject}: {finding.text}")
     worst = any(finding.level == "fail" for finding in findings)
     raise typer.Exit(ExitCode.RUN_FAILED if worst else ExitCode.OK)
+
+
+def _runs_on(model: ModelView) -> str:
+    if model.name in model.served_by:
+        return "itself"
+    return f"{', '.join(model.served_by)}, standing in" if model.served_by else "nothing here"
 
 
 def _deployment(file: Path, name: str, replicas: int | None) -> Deployment:
@@ -138,3 +132,25 @@ def _deployment(file: Path, name: str, replicas: int | None) -> Deployment:
         return Deployment.model_validate({**own, **document, **asked})
     except ValidationError as error:
         raise invalid(error) from error
+
+
+for command in (
+    local.demo,
+    local.up,
+    deploy,
+    runs.run,
+    runs.call,
+    runs.runs,
+    runs.show,
+    runs.events,
+    runs.replay,
+    runs.cancel,
+    models,
+    doctor,
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -3,10 +3,11 @@
 import enum
 import json
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from pydantic import BaseModel
@@ -26,7 +27,10 @@ from schemas.errors import (
 
 
 TEXT_CHARS_MAX = 160
-HIDDEN = {"plan", "digest", "inputs_digest", "deadline", "timings", "correlation_id"}
+DAY_S = 86_400
+PIPE_COLUMNS = 240
+"""Tables for other programs are as wide as they like."""
+HIDDEN = {"plan", "digest", "inputs_digest", "deadline", "timings", "correlation_id", "worker"}
 """What the lines of events leave out; --json has it."""
 
 
@@ -39,6 +43,7 @@ class ExitCode(enum.IntEnum):
     UNAVAILABLE = 3
     NOT_FOUND = 4
     TIMEOUT = 5
+    INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,17 @@ class Screen:
     @property
     def notes(self) -> Console:
         """For people: stderr, so that stdout stays clean."""
-        return Console(stderr=True, highlight=False, soft_wrap=True)
+        return _console(sys.stderr)
 
     @property
     def results(self) -> Console:
         """For results in text."""
-        return Console(highlight=False, soft_wrap=True)
+        return _console(sys.stdout)
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody looks on who wants to see progress."""
+        return not self.as_json and sys.stderr.isatty()
 
     def json(self, document: Any) -> None:
         """Print a result as one line of JSON."""
@@ -80,10 +90,26 @@ class Screen:
         else:
             self.results.print(what)
 
+    def line(self, text: str) -> None:
+        """Print text on one line, cut where the terminal ends."""
+        if sys.stdout.isatty():
+            self.results.print(text, markup=False, no_wrap=True, overflow="ellipsis")
+        else:
+            self.print(text)
+
+    def error(self, error: ClawdbotError) -> None:
+        """Say what went wrong."""
+        if self.as_json:
+            fault = {"code": error.code, "message": error.message, "field": error.field}
+            sys.stderr.write(json.dumps({"error": fault}) + "\n")
+        else:
+            where = f" ({error.field})" if error.field else ""
+            self.notes.print(f"error: {error.message}{where}", markup=False, style="red")
+
     @contextmanager
     def progress(self, text: str) -> Generator[None, None, None]:
         """Show that something goes on, on a terminal only."""
-        if self.as_json or not sys.stderr.isatty():
+        if not self.watched:
             yield
             return
         with self.notes.status(text):
@@ -118,23 +144,18 @@ def run_exit_code(run: RunView) -> ExitCode:
 
 def fail(screen: Screen, error: ClawdbotError) -> typer.Exit:
     """Print an error and return the exit it means."""
-    code = exit_code(error)
-    if screen.as_json:
-        fault = {"code": error.code, "message": error.message, "field": error.field}
-        sys.stderr.write(json.dumps({"error": fault}) + "\n")
-    else:
-        where = f" ({error.field})" if error.field else ""
-        screen.notes.print(f"error: {error.message}{where}", markup=False, style="red")
-    return typer.Exit(code)
+    screen.error(error)
+    return typer.Exit(exit_code(error))
 
 
 def run_table(run: RunView) -> Table:
     """Return a run's steps and their milliseconds as a table."""
-    table = Table(title=f"{run.workflow} version {run.version}: {run.status}", title_justify="left")
+    title = f"{run.workflow} version {run.version}: {run.status} (times in milliseconds)"
+    table = Table(title=title, title_justify="left")
     for column in ("step", "model"):
         table.add_column(column, no_wrap=True)
     for column in ("at", "queue", "load", "compute", "total"):
-        table.add_column(f"{column} ms", justify="right", no_wrap=True)
+        table.add_column(column, justify="right", no_wrap=True)
     for node in run.nodes:
         table.add_row(*_row(node, run))
     return table
@@ -154,15 +175,45 @@ def _row(node: NodeView, run: RunView) -> list[str]:
 
 
 def event_line(event: EventView, started_at: float) -> str:
-    """Return one event as a line."""
+    """Return one event as a line: its number, when, what, of which node, and what it says."""
     facts = {name: value for name, value in event.data.items() if name not in HIDDEN and value}
-    return f"{event.id:>4}  {_ms(event.at - started_at):>9} ms  {event.type:<14} {brief(facts)}"
+    words = [str(facts.pop("node_id", ""))]
+    if facts.pop("attempt", 1) > 1:
+        words.append(f"attempt {event.data['attempt']}")
+    if "model" in facts:
+        words.append(f"by {facts.pop('model')}")
+    if "error" in facts:
+        error = facts.pop("error")
+        words.append(f"{error['code']}: {error['message']}")
+    if "retry_at" in facts:
+        words.append(f"again at {_ms(facts.pop('retry_at') - started_at)} ms")
+    values = {**facts.pop("inputs", {}), **facts.pop("outputs", {})}
+    words += [f"{name}={brief(value)}" for name, value in {**facts, **values}.items()]
+    text = "  ".join(word for word in words if word)
+    return _cut(f"{event.id:>4}  {_ms(event.at - started_at):>9} ms  {event.type:<13}  {text}")
+
+
+def when(at: float) -> str:
+    """Return a time of the last day as hours, minutes, seconds, an older one as a date."""
+    recent = time.time() - at < DAY_S  # noqa: TID251 - for a person's eyes
+    return time.strftime("%H:%M:%S" if recent else "%Y-%m-%d", time.localtime(at))
 
 
 def brief(document: Any) -> str:
     """Return JSON on one short line; bytes are named, not shown."""
-    text = json.dumps(_without_bytes(document), ensure_ascii=False) if document else ""
+    text = json.dumps(_without_bytes(document), ensure_ascii=False)
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= TEXT_CHARS_MAX else text[: TEXT_CHARS_MAX - 1] + "…"
+
+
+def _console(file: TextIO) -> Console:
+    """Return a console that breaks lines between words on a terminal, and nowhere else."""
+    if file.isatty():
+        return Console(file=file, highlight=False)
+    return Console(file=file, highlight=False, soft_wrap=True, width=PIPE_COLUMNS)
 
 
 def _without_bytes(document: Any) -> Any:

@@ -1,22 +1,33 @@
 """The commands about runs."""
 
-import json
-import sys
-from pathlib import Path
+import contextlib
+import time
 from typing import Annotated, Any
 
 import typer
+from rich.live import Live
 from rich.table import Table
 
 from clawdbot.cli.options import Json, Url, guarded
-from clawdbot.cli.output import ExitCode, Screen, brief, event_line, run_exit_code, run_table
+from clawdbot.cli.output import ExitCode, Screen, brief, event_line, run_exit_code, run_table, when
+from clawdbot.cli.values import bytes_of, inputs_of, targets_of, write_bytes
 from clawdbot.client import Client
 from clawdbot.results import Run, value_of
 from schemas.api import WorkflowView
-from schemas.errors import InvalidArgument, NotFound
-from schemas.values import Binary, BlobRef, Tensor, Value
+from schemas.errors import (
+    ClawdbotError,
+    DeadlineExceeded,
+    EngineFailed,
+    InvalidArgument,
+    NotFound,
+)
+from schemas.values import Binary, BlobRef, Tensor
 
 
+GLANCE_S = 0.5
+"""A run that is over by then is shown at once; a longer one step by step."""
+REFRESH_S = 0.2
+LIMIT_MAX = 500
 Inputs = Annotated[
     list[str] | None,
     typer.Option("--input", "-i", metavar="NAME=TEXT", help="An input; NAME:=JSON for JSON."),
@@ -50,14 +61,17 @@ def run(  # noqa: PLR0913, PLR0917 - one option for each
     screen = Screen(as_json)
 
     def action(client: Client) -> int:
-        with screen.progress(f"running {workflow}"):
-            found = client.run(workflow, _inputs(inputs, files), wait_s=wait, idempotency_key=key)
+        targets = targets_of(save)
+        if targets and not wait:
+            raise InvalidArgument("without waiting there is nothing to save yet", field="--save")
+        found = _run(screen, client, workflow, inputs_of(inputs, files), wait, key)
         _show_run(screen, found)
-        for item in save or ():
-            path, _, target = item.partition("=")
-            Path(target or path).write_bytes(_bytes(client, found.output(path)))
-            screen.note(f"wrote {target or path}")
-        return ExitCode.OK if not wait else run_exit_code(found)
+        code = run_exit_code(found)
+        if code == ExitCode.OK:
+            for path, target in targets.items():
+                target.write_bytes(bytes_of(client, found.output(path)))
+                screen.note(f"wrote {target}")
+        return ExitCode.OK if not wait else code
 
     guarded(screen, url, action)
 
@@ -79,11 +93,10 @@ def call(
     screen = Screen(as_json)
 
     def action(client: Client) -> int:
-        found = client.run(workflow, _inputs(inputs, files), wait_s=wait)
+        found = client.run(workflow, inputs_of(inputs, files), wait_s=wait)
         code = run_exit_code(found)
         if code != ExitCode.OK:
-            why = found.error.message if found.error else f"the run is {found.status}"
-            screen.note(f"{found.run_id}: {why}")
+            screen.error(_failure(found))
             return code
         values = [value for outputs in (found.outputs or {}).values() for value in outputs.values()]
         if screen.as_json or len(values) != 1:
@@ -93,7 +106,7 @@ def call(
         if isinstance(value, str):
             screen.print(value)
         elif isinstance(value, Binary | BlobRef | Tensor):
-            sys.stdout.buffer.write(client.fetch(value))
+            write_bytes(client.fetch(value))
         else:
             screen.json(value)
         return code
@@ -104,7 +117,7 @@ def call(
 def runs(
     workflow: Annotated[str | None, typer.Option(help="Only of this workflow.")] = None,
     status: Annotated[str | None, typer.Option(help="Only with this status.")] = None,
-    limit: Annotated[int, typer.Option(help="How many, newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=LIMIT_MAX, help="How many, newest first.")] = 20,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
@@ -118,12 +131,15 @@ def runs(
                 screen.json(item)
             return
         table = Table()
-        for column in ("run", "workflow", "status", "commits", "ms"):
-            table.add_column(column, no_wrap=column == "run")
+        for column in ("run", "workflow", "status", "started"):
+            table.add_column(column, no_wrap=column in {"run", "started"})
+        table.add_column("ms", justify="right", no_wrap=True)
         for item in page.runs:
-            facts = (item.run_id, item.workflow, item.status, item.commits, item.duration_ms)
-            table.add_row(*(str(fact) for fact in facts))
+            facts = (item.run_id, item.workflow, item.status, when(item.started_at))
+            table.add_row(*facts, f"{item.duration_ms:.0f}")
         screen.print(table)
+        if page.next is not None:
+            screen.note(f"there are more; --limit shows up to {LIMIT_MAX}")
 
     guarded(screen, url, action)
 
@@ -141,7 +157,7 @@ def show(
             _show_run(screen, client.get(name))
         except NotFound:
             try:
-                _show_workflow(screen, client.workflow(name))
+                _show_workflow(screen, client.workflow(name), client)
             except NotFound:
                 raise NotFound(f"there is neither a run nor a workflow '{name}'") from None
 
@@ -164,14 +180,16 @@ def events(
             if screen.as_json:
                 screen.json(event)
             else:
-                screen.print(event_line(event, started_at))
+                screen.line(event_line(event, started_at))
 
     guarded(screen, url, action)
 
 
 def replay(
     run_id: RunId,
-    until: Annotated[int | None, typer.Option(help="The state as it was after this event.")] = None,
+    until: Annotated[
+        int | None, typer.Option(min=1, help="The state as it was after this event.")
+    ] = None,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
@@ -184,7 +202,7 @@ def replay(
             screen.json(found)
             return
         for event in client.events(run_id)[:until]:
-            screen.print(event_line(event, found.started_at))
+            screen.line(event_line(event, found.started_at))
         _show_run(screen, found)
 
     guarded(screen, url, action)
@@ -198,7 +216,48 @@ def cancel(
 ) -> None:
     """Call a run off."""
     screen = Screen(as_json)
-    guarded(screen, url, lambda client: client.cancel(run_id, reason))
+
+    def action(client: Client) -> None:
+        client.cancel(run_id, reason)
+        if as_json:
+            screen.json({"run_id": run_id, "asked": "cancel"})
+        else:
+            screen.print(f"asked run {run_id} to stop; clawdbot show {run_id} tells what it did")
+
+    guarded(screen, url, action)
+
+
+def _run(
+    screen: Screen,
+    client: Client,
+    workflow: str,
+    inputs: dict[str, Any],
+    wait: float,
+    key: str | None,
+) -> Run:
+    """Start a run and wait for it; on a terminal its steps are shown as they go."""
+    patience = min(wait, GLANCE_S) if screen.watched else wait
+    with screen.progress(f"running {workflow}"):
+        found = client.run(workflow, inputs, wait_s=patience, idempotency_key=key)
+    if not screen.watched or not wait or found.over:
+        return found
+    until = time.monotonic() + wait - patience
+    with Live(run_table(found), console=screen.notes, transient=True) as live:
+        while time.monotonic() < until:
+            time.sleep(REFRESH_S)
+            with contextlib.suppress(NotFound):  # it has not begun, and another gateway was asked
+                found = client.get(found.run_id)
+            live.update(run_table(found))
+            if found.over:
+                break
+    return found
+
+
+def _failure(found: Run) -> ClawdbotError:
+    """Return why a run gave nothing."""
+    if found.error is not None:
+        return EngineFailed(f"run {found.run_id}: {found.error.message}", field=found.error.field)
+    return DeadlineExceeded(f"run {found.run_id} is still {found.status}; it goes on")
 
 
 def _show_run(screen: Screen, found: Run) -> None:
@@ -215,11 +274,13 @@ def _show_run(screen: Screen, found: Run) -> None:
                 screen.print(f"{node_id}.{name}: {_text(value)}")
 
 
-def _show_workflow(screen: Screen, view: WorkflowView) -> None:
+def _show_workflow(screen: Screen, view: WorkflowView, client: Client) -> None:
     if screen.as_json:
         screen.json(view)
         return
+    running = ", ".join(f"{count} {name}" for name, count in _workers(view, client).items())
     screen.print(f"{view.name} version {view.version}, replicas {view.replicas}")
+    screen.print(f"workers running: {running}")
     for item in view.inputs:
         need = "" if item.required else " (optional)"
         screen.print(f"input {item.name}: {item.kind or 'anything'}{need}")
@@ -231,32 +292,16 @@ def _show_workflow(screen: Screen, view: WorkflowView) -> None:
         screen.note(f"warning: {warning}")
 
 
+def _workers(view: WorkflowView, client: Client) -> dict[str, int]:
+    """Return how many workers run of each modality that a workflow uses."""
+    models = client.models()
+    used = {str(node.params.get("model", node.type)) for node in view.definition.nodes}
+    workers: dict[str, set[str]] = {model.modality: set() for model in models if model.name in used}
+    for model in models:
+        if model.modality in workers:
+            workers[model.modality] |= {offer.worker for offer in model.offers}
+    return {modality: len(names) for modality, names in sorted(workers.items())}
+
+
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else brief(value)
-
-
-def _inputs(texts: list[str] | None, files: list[str] | None) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for item in texts or ():
-        name, equals, text = item.partition("=")
-        if not equals:
-            raise InvalidArgument(f"'{item}' is not NAME=TEXT or NAME:=JSON", field="--input")
-        if not name.endswith(":"):
-            found[name] = text
-            continue
-        try:
-            found[name[:-1]] = json.loads(text)
-        except ValueError as error:
-            raise InvalidArgument(f"'{text}' is not JSON: {error}", field=name[:-1]) from error
-    for item in files or ():
-        name, equals, path = item.partition("=")
-        if not equals:
-            raise InvalidArgument(f"'{item}' is not NAME=PATH", field="--file")
-        found[name] = Path(path)
-    return found
-
-
-def _bytes(client: Client, value: Value) -> bytes:
-    if isinstance(value, Binary | BlobRef | Tensor):
-        return client.fetch(value)
-    return (value if isinstance(value, str) else json.dumps(value)).encode()

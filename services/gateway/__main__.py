@@ -2,8 +2,7 @@
 
 from services.gateway.app import build
 from services.gateway.settings import GatewaySettings
-from services.runtime import run
-from services.settings import read
+from services.runtime import main
 
 
-run(build(read(GatewaySettings)).run)
+main(GatewaySettings, build)

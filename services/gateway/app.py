@@ -47,7 +47,7 @@ class Gateway:
         """Serve until cancelled."""
         settings = self.settings
         configure(SERVICE, settings.log_format)
-        serve_metrics(settings.metrics_port)
+        serve_metrics(settings.metrics_host, settings.metrics_port)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         listener = _listen(settings.http_host, settings.http_port)
         bus = await Bus.connect(settings.nats_url, SERVICE, settings.limits())

@@ -2,8 +2,7 @@
 
 from services.orchestrator.app import build
 from services.orchestrator.settings import OrchestratorSettings
-from services.runtime import run
-from services.settings import read
+from services.runtime import main
 
 
-run(build(read(OrchestratorSettings)).run)
+main(OrchestratorSettings, build)

@@ -58,7 +58,7 @@ class Orchestrator:
         """Serve until cancelled."""
         settings = self.settings
         configure(SERVICE, settings.log_format)
-        serve_metrics(settings.metrics_port)
+        serve_metrics(settings.metrics_host, settings.metrics_port)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         bus = await Bus.connect(settings.nats_url, SERVICE, settings.limits())
         await bus.patiently(bus.generation)

@@ -38,7 +38,7 @@ class Worker:
         """Serve until cancelled."""
         settings = self.settings
         configure(self.service, settings.log_format)
-        serve_metrics(settings.metrics_port)
+        serve_metrics(settings.metrics_host, settings.metrics_port)
         worker = f"{self.service}-{new_id()[-8:]}"
         models = Models(
             settings.load_catalogue(),

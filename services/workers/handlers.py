@@ -45,7 +45,7 @@ class Handlers:
             delivery.facts["error"] = error.message
             return [self._answer(delivery, task, error=Fault.of(error))]
         timings = Timings(
-            queue_ms=round(queue_ms, 3),
+            queue_ms=round(queue_ms + answer.wait_ms, 3),
             load_ms=round(answer.load_ms, 3),
             compute_ms=round(answer.compute_ms, 3),
         )

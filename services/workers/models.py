@@ -37,6 +37,8 @@ class Answer:
     outputs: Mapping[str, Value]
     model: str
     """The model that really ran."""
+    wait_ms: float
+    """Until the engine was free."""
     load_ms: float
     compute_ms: float
 
@@ -108,7 +110,13 @@ class Models:
             started = ready
             [outputs] = loaded.engine.infer([request])
         done = time.perf_counter()
-        return Answer(outputs, loaded.name, (ready - begun) * 1000, (done - started) * 1000)
+        return Answer(
+            outputs,
+            loaded.name,
+            wait_ms=(started - ready) * 1000,
+            load_ms=(ready - begun) * 1000,
+            compute_ms=(done - started) * 1000,
+        )
 
     def close(self) -> None:
         """Give everything back."""

@@ -79,6 +79,6 @@ def test_a_wrong_master_key_is_refused_at_start(mesh: Mesh, module: str, tmp_pat
         check=False,
     )
     assert done.returncode == 1
-    [line] = [line for line in done.stdout.splitlines() if b"refused_to_start" in line]
+    [line] = [line for line in done.stdout.splitlines() if b"cannot_start" in line]
     assert b"master key" in line
     assert b"Traceback" not in done.stdout + done.stderr

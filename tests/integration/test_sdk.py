@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clawdbot import AsyncClient, Binary, BlobRef, Client, WorkflowBuilder
-from schemas.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
+from schemas.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from schemas.workflow import Deployment
 from tests.integration.conftest import Running
 
@@ -45,6 +45,7 @@ def test_a_run_from_deploy_to_replay(client: Client) -> None:
     assert [event.id for event in client.follow(run.run_id, after=2)] == list(
         range(3, len(types) + 1)
     )
+    assert [] == list(client.follow(run.run_id, after=len(types)))
     assert {model.name for model in client.models()} >= {"echo", "whisper-tiny"}
     assert client.run("sdk", {"text": "x"}, wait_s=0).status in {"running", "completed"}
 
@@ -100,6 +101,9 @@ async def test_the_async_client_does_the_same(running: Running) -> None:
         assert [event.id async for event in client.follow(run.run_id)] == list(
             range(1, run.events + 1)
         )
+        assert [] == [event async for event in client.follow(run.run_id, after=run.events)]
+        with pytest.raises(FailedPrecondition, match="completed"):
+            await client.cancel(run.run_id)
         assert await client.replay(run.run_id) == await client.get(run.run_id) == run
         blob = await client.put_blob(b"bytes" * 20_000)
         assert await client.fetch(blob) == b"bytes" * 20_000

@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 
 from events.subjects import RunKey, control
 from schemas.api import EventPage, RunPage, RunSummary, RunView
-from schemas.errors import ClawdbotError, InvalidArgument, NotFound
+from schemas.errors import ClawdbotError, FailedPrecondition, InvalidArgument, NotFound
 from schemas.ids import DEFAULT_TENANT, valid_token
 from schemas.messages import Control
 from services.gateway.inputs import read_body, read_inputs
@@ -159,11 +159,16 @@ async def replay(
 
 @router.post("/runs/{run_id}/control", status_code=202, openapi_extra=_CONTROL_BODY)
 async def control_run(request: Request, parts: Wanted, run_id: str) -> Response:
-    """Ask for something to be done to a run that is under way: `{"action": "cancel"}`."""
+    """Ask for something to be done to a run that is under way: `{"action": "cancel"}`.
+
+    What was cancelled may be cancelled again; what ended otherwise takes no orders.
+    """
     key = _key(run_id)
     command = await read_body(request, CONTROL_BYTES_MAX, Control)
-    if not (await _tape(parts, key)).records:
-        raise NotFound(f"no run {run_id}", field="run_id")
+    tape = await _tape(parts, key)
+    view = run_view(key, tape.records)
+    if tape.terminal and view.status != "cancelled":
+        raise FailedPrecondition(f"the run is over: {view.status}", field="run_id")
     body = orjson.dumps(command.model_dump())
     headers = {"content-type": "application/json"}
     async with parts.bus.prompt(parts.settings.request_s_max):

@@ -1,11 +1,14 @@
 """What the command line prints, and what its exit status says."""
 
+from typing import Any
+
 import pytest
 
-from clawdbot.cli.output import ExitCode, brief, exit_code
+from clawdbot.cli.output import ExitCode, brief, event_line, exit_code
 from clawdbot.mesh import wanted_workers
 from clawdbot.protocol import delay_before, with_data
-from schemas.api import WorkflowView
+from schemas.api import EventView, WorkflowView
+from schemas.catalogue import load
 from schemas.errors import (
     AlreadyExists,
     BusUnavailable,
@@ -39,6 +42,45 @@ def test_bytes_are_named_and_long_text_is_cut() -> None:
     value = {"a": {"$blob": {"media_type": "audio/wav", "size_bytes": 7, "sha256": "0"}}}
     assert brief(value) == '{"a": "<audio/wav, 7 bytes, stored>"}'
     assert len(brief({"a": "x" * 1000})) == 160
+
+
+def event(number: int, kind: str, at: float, **data: Any) -> EventView:
+    """Return an event as the API shows it."""
+    return EventView(id=number, sequence=number, commit=1, type=kind, at=at, data=data)
+
+
+@pytest.mark.parametrize(
+    ("shown", "line"),
+    [
+        (
+            event(1, "RunStarted", 1.0, workflow="w", version=2, inputs={"text": "hi"}, plan={}),
+            '   1        0.0 ms  RunStarted     workflow="w"  version=2  text="hi"',
+        ),
+        (
+            event(2, "NodeScheduled", 1.0, node_id="a", attempt=2, deadline=9.0),
+            "   2        0.0 ms  NodeScheduled  a  attempt 2",
+        ),
+        (
+            event(3, "NodeCompleted", 1.5, node_id="a", attempt=1, model="m", outputs={"n": 1}),
+            "   3      500.0 ms  NodeCompleted  a  by m  n=1",
+        ),
+        (
+            event(
+                4,
+                "NodeFailed",
+                1.5,
+                node_id="a",
+                attempt=1,
+                error={"code": "UNAVAILABLE", "message": "no worker"},
+                retry_at=2.0,
+            ),
+            "   4      500.0 ms  NodeFailed     a  UNAVAILABLE: no worker  again at 1000.0 ms",
+        ),
+    ],
+)
+def test_an_event_is_a_line_for_people(shown: EventView, line: str) -> None:
+    """When, what, which node, and what it says; the rest is for --json."""
+    assert line == event_line(shown, 1.0)
 
 
 def test_event_streams_are_read_line_by_line() -> None:
@@ -80,6 +122,6 @@ def test_replicas_are_the_most_that_any_workflow_wishes() -> None:
             definition=parse_definition({"nodes": nodes}),
         )
 
-    wanted = wanted_workers((view(3, "pocketsphinx"), view(2, "pocketsphinx", "echo")), 8)
-    assert wanted == {"text": 2, "audio": 3, "vision": 1}
-    assert wanted_workers((view(64, "rapidocr"),), 8)["vision"] == 8
+    workflows = (view(3, "pocketsphinx"), view(2, "pocketsphinx", "echo"))
+    assert wanted_workers(workflows, load(), 8) == {"text": 2, "audio": 3, "vision": 1}
+    assert wanted_workers((view(64, "rapidocr"),), load(), 8)["vision"] == 8
