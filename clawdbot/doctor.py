@@ -1,4 +1,8 @@
-"""`clawdbot doctor`: what could go wrong, found before it does."""
+"""`clawdbot doctor`: what could go wrong, found before it does.
+
+`clawdbot doctor --accept-history` is how an operator says that the event log is right although it
+lacks what was seen of it: the only thing here that changes anything (docs/history.md).
+"""
 
 import asyncio
 import importlib.util
@@ -19,8 +23,9 @@ from nats.errors import Error as NatsError
 from clawdbot import embedded
 from clawdbot.client import Client, address
 from clawdbot.settings import FaceSettings
+from events.marks import accept, contradiction, read_shared, refusal
 from events.streams import StreamLimits, stream_configs
-from schemas.errors import ClawdbotError
+from schemas.errors import BusUnavailable, ClawdbotError, StoreUnavailable
 
 
 SERVER_MIN = (2, 12)
@@ -152,19 +157,64 @@ def _port(port: int, variable: str, *, running: bool) -> Finding:
     return Finding("ok", "port", f"{port} is free")
 
 
-async def _bus(settings: FaceSettings) -> list[Finding]:
-    url = settings.nats_url or f"nats://127.0.0.1:{settings.nats_port}"
+def accept_history() -> Finding:
+    """Have the orchestrators accept the event log as it stands now, whatever was seen of it before.
+
+    Raises:
+        BusUnavailable: NATS does not answer.
+        StoreUnavailable: JetStream does not answer.
+        DataLoss: There is no log.
+    """
+    return asyncio.run(_accept(FaceSettings()))
+
+
+async def _accept(settings: FaceSettings) -> Finding:
+    nc = await _connect(settings)
+    if nc is None:
+        raise BusUnavailable(f"nobody answers at {_nats_url(settings)}")
+    try:
+        refused = await refusal(nc)
+        marks = await accept(nc, _now())
+    finally:
+        await nc.close()
+    text = f"accepted as created at {marks.created}, up to commit {marks.sequence}"
+    return Finding("ok", "history", f"{text}; it was refused: {refused}" if refused else text)
+
+
+async def _history(nc: Nats) -> Finding:
+    marks, _ = await read_shared(nc)
+    if marks is None:
+        return Finding("ok", "history", "nothing was seen of the event log yet")
+    wrong = marks.refused or await contradiction(nc, marks)
+    if wrong:
+        text = f"{wrong}; docs/history.md says what to do"
+        return Finding("fail", "history", text)
+    return Finding("ok", "history", f"the event log holds what was seen of it, to {marks.sequence}")
+
+
+def _nats_url(settings: FaceSettings) -> str:
+    return settings.nats_url or f"nats://127.0.0.1:{settings.nats_port}"
+
+
+async def _connect(settings: FaceSettings) -> Nats | None:
     try:
         async with asyncio.timeout(NATS_TIMEOUT_S):
-            nc = await nats.connect(url, allow_reconnect=False, error_cb=_quiet)
+            return await nats.connect(_nats_url(settings), allow_reconnect=False, error_cb=_quiet)
     except (NatsError, OSError, TimeoutError):
+        return None
+
+
+async def _bus(settings: FaceSettings) -> list[Finding]:
+    url, nc = _nats_url(settings), await _connect(settings)
+    if nc is None:
         return [Finding("warn", "NATS", f"nobody answers at {url}; start it: clawdbot up")]
     try:
         info: dict[str, Any] = nc._server_info  # noqa: SLF001 - nats-py shows the version alone
         findings = [_version(f"NATS at {url}", str(info.get("version", "")))]
         findings.append(_sync_policy(settings))
         findings += await _streams(nc)
-    except (NatsError, TimeoutError) as error:
+        findings.append(await _history(nc))
+    except (NatsError, TimeoutError, StoreUnavailable) as error:
         findings = [Finding("fail", "JetStream", f"does not answer: {error}")]
     finally:
         await nc.close()

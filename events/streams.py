@@ -23,6 +23,8 @@ from events.subjects import ROOT, every
 COMMANDS, EVENTS, TASKS, RESULTS = "COMMANDS", "EVENTS", "TASKS", "RESULTS"
 TIMERS, DEAD, SNAPSHOTS = "TIMERS", "DEAD", "SNAPSHOTS"
 DEFINITIONS, KEYS, MODELS, BLOBS = "DEFINITIONS", "KEYS", "MODELS", "BLOBS"
+HISTORY = "HISTORY"
+"""What is known about the log, kept outside of it: its high-water marks, who sweeps it when."""
 
 SUBMIT_CONSUMER, CONTROL_CONSUMER = "orchestrator-submit", "orchestrator-control"
 RESULT_CONSUMER = "orchestrator-result"
@@ -123,7 +125,7 @@ async def ensure(nc: Nats, limits: StreamLimits) -> None:
         js, COMMANDS, work_consumer(SUBMIT_CONSUMER, every("submit", "*"), limits)
     )
     await ensure_consumer(js, RESULTS, work_consumer(RESULT_CONSUMER, every("result"), limits))
-    for bucket in (DEFINITIONS, KEYS, MODELS):
+    for bucket in (DEFINITIONS, KEYS, MODELS, HISTORY):
         await _ensure_bucket(js, bucket, limits)
     await _ensure_blobs(js, limits)
 

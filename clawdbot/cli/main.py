@@ -14,9 +14,10 @@ from clawdbot.cli.options import Json, Url, guarded
 from clawdbot.cli.output import (
     ExitCode,
     Screen,
+    fail,
 )
 from clawdbot.client import Client
-from schemas.errors import InvalidArgument, NotFound
+from schemas.errors import ClawdbotError, InvalidArgument, NotFound
 from schemas.workflow import Deployment, invalid
 
 
@@ -103,10 +104,24 @@ def models(as_json: Json = False, url: Url = None) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False, url: Url = None) -> None:
-    """Look for what could go wrong: server, streams, disk, clock, ports, weights."""
+def doctor(
+    accept_history: Annotated[
+        bool,
+        typer.Option(
+            "--accept-history",
+            help="First accept the event log as it stands, although it lacks what was seen of it.",
+        ),
+    ] = False,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Look for what could go wrong: server, streams, history, disk, clock, ports, weights."""
     screen = Screen(as_json)
-    findings = examination.examine(url)
+    try:
+        findings = [examination.accept_history()] if accept_history else []
+    except ClawdbotError as error:
+        raise fail(screen, error) from None
+    findings += examination.examine(url)
     for finding in findings:
         if screen.as_json:
             screen.json(finding.as_dict())
