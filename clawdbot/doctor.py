@@ -1,4 +1,8 @@
-"""`clawdbot doctor`: what could go wrong, found before it does."""
+"""`clawdbot doctor`: what could go wrong, found before it does.
+
+`clawdbot doctor --accept-history` is how an operator says that the event log is right although it
+lacks what was seen of it: the only thing here that changes anything (docs/history.md).
+"""
 
 import asyncio
 import importlib.util
@@ -20,9 +24,10 @@ from clawdbot import embedded, ports
 from clawdbot.client import Client, address
 from clawdbot.mesh import METRICS_FILE, mesh_runs
 from clawdbot.settings import FaceSettings, read
+from events.marks import accept, contradiction, read_shared, refusal
 from events.streams import BLOBS, StreamLimits, stream_configs
 from schemas.catalogue import load as load_catalogue
-from schemas.errors import ClawdbotError
+from schemas.errors import BusUnavailable, ClawdbotError, StoreUnavailable
 
 
 SERVER_MIN = (2, 12)
@@ -52,7 +57,7 @@ def examine(url: str | None, data_dir: Path | None = None) -> list[Finding]:
     Raises:
         FailedPrecondition: The environment holds a value that cannot be.
     """
-    settings = read(**({} if data_dir is None else {"data_dir": data_dir}))
+    settings = _settings(data_dir)
     findings = [_packages(), _binary(), _disk(settings.data_dir)]
     found = _gateway(address(url))
     if not any(finding.subject == "weights" for finding in found):
@@ -66,6 +71,10 @@ def examine(url: str | None, data_dir: Path | None = None) -> list[Finding]:
     findings += _services(settings.data_dir)
     findings += asyncio.run(_bus(settings))
     return findings
+
+
+def _settings(data_dir: Path | None) -> FaceSettings:
+    return read(**({} if data_dir is None else {"data_dir": data_dir}))
 
 
 def _packages() -> Finding:
@@ -207,20 +216,61 @@ def _nats_url(settings: FaceSettings) -> str:
     return settings.nats_url or running or f"nats://{embedded.HOST}:{settings.nats_port}"
 
 
-async def _bus(settings: FaceSettings) -> list[Finding]:
-    url = _nats_url(settings)
-    servers = [part.strip() for part in url.split(",")]
+def accept_history(data_dir: Path | None = None) -> Finding:
+    """Have the orchestrators accept the event log as it stands now, whatever was seen of it before.
+
+    Raises:
+        BusUnavailable: NATS does not answer.
+        StoreUnavailable: JetStream does not answer.
+        DataLoss: There is no log.
+    """
+    return asyncio.run(_accept(_settings(data_dir)))
+
+
+async def _accept(settings: FaceSettings) -> Finding:
+    nc = await _connect(settings)
+    if nc is None:
+        raise BusUnavailable(f"nobody answers at {_nats_url(settings)}")
+    try:
+        refused = await refusal(nc)
+        marks = await accept(nc, _now())
+    finally:
+        await nc.close()
+    text = f"accepted as created at {marks.created}, up to commit {marks.sequence}"
+    return Finding("ok", "history", f"{text}; it was refused: {refused}" if refused else text)
+
+
+async def _history(nc: Nats) -> Finding:
+    marks, _ = await read_shared(nc)
+    if marks is None:
+        return Finding("ok", "history", "nothing was seen of the event log yet")
+    wrong = marks.refused or await contradiction(nc, marks)
+    if wrong:
+        text = f"{wrong}; docs/history.md says what to do"
+        return Finding("fail", "history", text)
+    return Finding("ok", "history", f"the event log holds what was seen of it, to {marks.sequence}")
+
+
+async def _connect(settings: FaceSettings) -> Nats | None:
     try:
         async with asyncio.timeout(NATS_TIMEOUT_S):
-            nc = await nats.connect(servers, allow_reconnect=False, error_cb=_quiet)
+            servers = [part.strip() for part in _nats_url(settings).split(",")]
+            return await nats.connect(servers, allow_reconnect=False, error_cb=_quiet)
     except (NatsError, OSError, TimeoutError):
+        return None
+
+
+async def _bus(settings: FaceSettings) -> list[Finding]:
+    url, nc = _nats_url(settings), await _connect(settings)
+    if nc is None:
         return [Finding("warn", "NATS", f"nobody answers at {url}; start it: clawdbot up")]
     try:
         info: dict[str, Any] = nc._server_info  # noqa: SLF001 - nats-py shows the version alone
         findings = [_version(f"NATS at {url}", str(info.get("version", "")))]
         findings.append(_sync_policy(settings))
         findings += await _streams(nc)
-    except (NatsError, TimeoutError) as error:
+        findings.append(await _history(nc))
+    except (NatsError, TimeoutError, StoreUnavailable) as error:
         findings = [Finding("fail", "JetStream", f"does not answer: {error}")]
     finally:
         await nc.close()

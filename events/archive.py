@@ -1,13 +1,13 @@
 """Where the bundles of retired runs are kept."""
 
 import asyncio
-import os
 import re
 from abc import ABC, abstractmethod
 from pathlib import Path
 
 from typing_extensions import override
 
+from events.files import write_durably
 from events.subjects import RunKey
 from schemas.errors import InvalidArgument, StoreUnavailable
 from schemas.ids import TOKEN
@@ -67,7 +67,7 @@ class DirectoryArchive(Archive):
     @override
     async def keep(self, key: RunKey, bundle: bytes) -> None:
         try:
-            await asyncio.to_thread(_write_file, self.path(key), bundle)
+            await asyncio.to_thread(write_durably, self.path(key), bundle)
         except OSError as error:
             raise StoreUnavailable("the archive cannot be written") from error
 
@@ -79,18 +79,3 @@ class DirectoryArchive(Archive):
             return None
         except OSError as error:
             raise StoreUnavailable("the archive cannot be read") from error
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

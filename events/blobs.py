@@ -1,24 +1,30 @@
 """Blobs: bytes too large for a message, addressed by content within a tenant, encrypted at rest."""
 
 import asyncio
+import contextlib
 import hashlib
 import io
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
+import orjson
 from nats.aio.client import Client as Nats
-from nats.js.api import ObjectMeta, ObjectMetaOptions
+from nats.js.api import ObjectMeta, ObjectMetaOptions, RawStreamMsg
 from nats.js.errors import APIError, NotFoundError, ObjectNotFoundError
 from typing_extensions import override
 
-from events.jetstream import BUS_ERRORS, STREAM_FULL, read_subject
+from events.jetstream import BUS_ERRORS, STREAM_FULL, WRONG_LAST_SEQUENCE, read_subject
 from events.keys import KeyRing
 from events.streams import BLOBS
+from events.subjects import blob_chunks, blob_meta
 from schemas.errors import DataLoss, InvalidArgument, NotFound, StoreFull, StoreUnavailable
+from schemas.messages import Header
 from schemas.values import BlobRef
 
 
 BLOB_BYTES_MAX = 64 * 1024 * 1024
 CHUNK_BYTES = 256 * 1024
+RENEWALS_MAX = 8
 
 
 class BlobStore(ABC):
@@ -26,7 +32,7 @@ class BlobStore(ABC):
 
     @abstractmethod
     async def put(self, tenant: str, data: bytes, media_type: str) -> BlobRef:
-        """Keep bytes; the same bytes again cost nothing.
+        """Keep bytes; the same bytes again only begin their grace period anew.
 
         Raises:
             InvalidArgument: More than BLOB_BYTES_MAX.
@@ -45,10 +51,11 @@ class BlobStore(ABC):
         """
 
     @abstractmethod
-    async def has(self, tenant: str, sha256: str) -> bool:
-        """Tell whether `get` would find a blob, without its bytes.
+    async def renew(self, tenant: str, sha256: str) -> bool:
+        """Begin a blob's grace period anew, so that a run may cite it; tell whether it is there.
 
         Raises:
+            StoreFull: No room.
             StoreUnavailable: The store does not answer.
         """
 
@@ -75,7 +82,7 @@ class MemoryBlobStore(BlobStore):
             raise NotFound(f"no blob {sha256}") from None
 
     @override
-    async def has(self, tenant: str, sha256: str) -> bool:
+    async def renew(self, tenant: str, sha256: str) -> bool:
         """Tell whether a blob is there."""
         return (tenant, sha256) in self._blobs
 
@@ -92,26 +99,19 @@ class JetStreamBlobStore(BlobStore):
     async def put(self, tenant: str, data: bytes, media_type: str) -> BlobRef:
         """Keep bytes."""
         ref = _reference(data, media_type)
-        name = f"{tenant}/{ref.sha256}"
-        try:
+        if await self.renew(tenant, ref.sha256):
+            return ref
+        name = _name(tenant, ref.sha256)
+        cipher = await self._keys.cipher(tenant)
+        stored = await asyncio.to_thread(cipher.encrypt, data)
+        meta = ObjectMeta(
+            name=name,
+            headers={"Content-Type": media_type},
+            options=ObjectMetaOptions(max_chunk_size=CHUNK_BYTES),
+        )
+        with _translated():
             store = await self._js.object_store(BLOBS)
-            try:
-                await store.get_info(name)
-            except ObjectNotFoundError:
-                cipher = await self._keys.cipher(tenant)
-                stored = await asyncio.to_thread(cipher.encrypt, data)
-                meta = ObjectMeta(
-                    name=name,
-                    headers={"Content-Type": media_type},
-                    options=ObjectMetaOptions(max_chunk_size=CHUNK_BYTES),
-                )
-                await store.put(name, io.BytesIO(stored), meta=meta)
-        except APIError as error:
-            if error.err_code in STREAM_FULL:
-                raise StoreFull("the blob store is full; free space or raise its limit") from error
-            raise StoreUnavailable("the blob store refused the blob", cause=str(error)) from error
-        except BUS_ERRORS as error:
-            raise StoreUnavailable("the blob store does not answer") from error
+            await store.put(name, io.BytesIO(stored), meta=meta)
         return ref
 
     @override
@@ -119,9 +119,9 @@ class JetStreamBlobStore(BlobStore):
         """Return bytes and media type."""
         try:
             store = await self._js.object_store(BLOBS)
-            info = await store.get_info(f"{tenant}/{sha256}")
+            info = await store.get_info(_name(tenant, sha256))
             chunks = await read_subject(
-                self._nc, f"OBJ_{BLOBS}", f"$O.{BLOBS}.C.{info.nuid}", timeout_s=30.0
+                self._nc, f"OBJ_{BLOBS}", blob_chunks(BLOBS, info.nuid), timeout_s=30.0
             )
         except (ObjectNotFoundError, NotFoundError):
             raise NotFound(f"no blob {sha256}") from None
@@ -138,16 +138,48 @@ class JetStreamBlobStore(BlobStore):
         return data, (info.headers or {}).get("Content-Type", "application/octet-stream")
 
     @override
-    async def has(self, tenant: str, sha256: str) -> bool:
-        """Tell whether a blob is there."""
+    async def renew(self, tenant: str, sha256: str) -> bool:
+        """Write what is known of a blob again: retention goes by when that was."""
+        subject = blob_meta(BLOBS, _name(tenant, sha256))
+        for _ in range(RENEWALS_MAX):
+            with _translated():
+                try:
+                    last = await self._js.get_last_msg(f"OBJ_{BLOBS}", subject)
+                except NotFoundError:
+                    return False
+                if orjson.loads(last.data or b"{}").get("deleted"):
+                    return False
+                if await self._rewrite(subject, last):
+                    return True
+        return True  # so many others have just done the same
+
+    async def _rewrite(self, subject: str, last: RawStreamMsg) -> bool:
+        """Write a message again unless somebody wrote or deleted it since; tell whether we did."""
+        headers = {Header.EXPECTED: str(last.seq), "Nats-Rollup": "sub"}
         try:
-            store = await self._js.object_store(BLOBS)
-            await store.get_info(f"{tenant}/{sha256}")
-        except (ObjectNotFoundError, NotFoundError):
-            return False
-        except (APIError, *BUS_ERRORS) as error:
-            raise StoreUnavailable("the blob store does not answer") from error
+            await self._js.publish(subject, last.data or b"", headers=headers)
+        except APIError as error:
+            if error.err_code == WRONG_LAST_SEQUENCE:
+                return False
+            raise
         return True
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Turn the client's errors into ours."""
+    try:
+        yield
+    except APIError as error:
+        if error.err_code in STREAM_FULL:
+            raise StoreFull("the blob store is full; free space or raise its limit") from error
+        raise StoreUnavailable("the blob store refused the request", cause=str(error)) from error
+    except BUS_ERRORS as error:
+        raise StoreUnavailable("the blob store does not answer") from error
+
+
+def _name(tenant: str, sha256: str) -> str:
+    return f"{tenant}/{sha256}"
 
 
 def _reference(data: bytes, media_type: str) -> BlobRef:

@@ -17,7 +17,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
@@ -98,7 +98,7 @@ class Bundle:
         return RunKey(self.manifest.tenant, self.manifest.run_id)
 
 
-async def export_run(
+async def export_run(  # noqa: PLR0913 - three stores, and three things to say about the bundle
     store: JetStreamEventStore,
     blobs: BlobStore,
     keys: KeyRing,
@@ -106,6 +106,7 @@ async def export_run(
     *,
     at: float,
     view: bool = False,
+    bytes_max: int = BUNDLE_BYTES_MAX,
 ) -> bytes:
     """Return a run as a bundle, read back and verified.
 
@@ -116,10 +117,11 @@ async def export_run(
         key: The run.
         at: Seconds since the epoch.
         view: Whether to add the events in clear.
+        bytes_max: Most bytes of commits and blobs; about four times as many are held in memory.
 
     Raises:
         NotFound: No such run, or it was retired.
-        FailedPrecondition: More than BUNDLE_BYTES_MAX.
+        FailedPrecondition: More than `bytes_max`.
         DataLoss: The log or a blob is damaged.
         StoreUnavailable: The log or a blob cannot be reached.
     """
@@ -128,20 +130,14 @@ async def export_run(
     if not history.commits:
         raise NotFound(f"no run {key.run_id}")
     cipher = await keys.cipher(key.tenant)
-    kept: dict[str, bytes] = {}
-    media_types: dict[str, str] = {}
-    missing: list[str] = []
-    size = sum(len(item.data) for item in stored)
+    found = _Blobs(bytes_max - sum(len(item.data) for item in stored))
     for sha256 in sorted(cited(history.commits)):
         try:
-            data, media_types[sha256] = await blobs.get(key.tenant, sha256)
+            data, media_type = await blobs.get(key.tenant, sha256)
         except NotFound:
-            missing.append(sha256)
+            found.missing.append(sha256)
             continue
-        size += len(data)
-        if size > BUNDLE_BYTES_MAX:
-            raise FailedPrecondition(f"a bundle holds at most {BUNDLE_BYTES_MAX} bytes")
-        kept[sha256] = await asyncio.to_thread(cipher.encrypt, data)
+        found.take(sha256, await asyncio.to_thread(cipher.encrypt, data), media_type)
     manifest = Manifest(
         tenant=key.tenant,
         run_id=key.run_id,
@@ -150,13 +146,32 @@ async def export_run(
         workflow=stored[-1].headers.get(Header.WORKFLOW, ""),
         status=stored[-1].headers.get(Header.STATUS, ""),
         exported_at=at,
-        blobs=media_types,
-        missing=tuple(missing),
+        blobs=found.media_types,
+        missing=tuple(found.missing),
     )
-    bundle = Bundle(manifest, tuple(stored), kept)
+    bundle = Bundle(manifest, tuple(stored), found.kept)
     packed = await asyncio.to_thread(pack, bundle, history.commits if view else ())
     await asyncio.to_thread(unpack, packed)
     return packed
+
+
+@dataclass
+class _Blobs:
+    """What an export has found of the cited blobs."""
+
+    room: int
+    """Bytes left."""
+    kept: dict[str, bytes] = field(default_factory=dict)
+    media_types: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    def take(self, sha256: str, stored: bytes, media_type: str) -> None:
+        """Keep a blob."""
+        self.room -= len(stored)
+        if self.room < 0:
+            raise FailedPrecondition("the run's commits and blobs are too large for a bundle")
+        self.kept[sha256] = stored
+        self.media_types[sha256] = media_type
 
 
 def cited(commits: Iterable[Commit]) -> set[str]:

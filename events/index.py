@@ -29,6 +29,8 @@ FLUSH_S = 0.02
 IDLE_S = 1.0
 RETRY_S = 0.5
 INACTIVE_S = 60.0
+_BEYOND = "\U0010ffff"
+"""Sorts after every tenant."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -74,6 +76,8 @@ class RunIndex:
     def __init__(self, path: str | Path) -> None:
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {_SCHEMA}")
+        self.position = self.checkpoint()[1]
+        """The highest sequence of EVENTS that was ever recorded."""
 
     def close(self) -> None:
         """Close the file."""
@@ -96,6 +100,7 @@ class RunIndex:
             headers: Of the commit.
             at: When it was stored, seconds since the epoch.
         """
+        self.position = max(self.position, sequence)
         if RETIRED in headers:
             self._db.execute(
                 "DELETE FROM runs WHERE tenant=? AND run_id=?", (key.tenant, key.run_id)
@@ -129,6 +134,31 @@ class RunIndex:
         )
         return [RunKey(*row) for row in self._db.execute(query, (now, limit))]
 
+    def commits(self, key: RunKey) -> int:
+        """Return how many commits of a run were seen; 0 when it is unknown or was retired."""
+        query = "SELECT commits FROM runs WHERE tenant=? AND run_id=?"
+        row = self._db.execute(query, (key.tenant, key.run_id)).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def backwards(self, before: RunKey | None, limit: int) -> list[RunKey]:
+        """Return runs in falling order of tenant and id, so the newest first where ids rise."""
+        query = (
+            "SELECT tenant, run_id FROM runs WHERE (tenant, run_id) < (?, ?) "
+            "ORDER BY tenant DESC, run_id DESC LIMIT ?"
+        )
+        start = (_BEYOND, "") if before is None else (before.tenant, before.run_id)
+        return [RunKey(*row) for row in self._db.execute(query, (*start, limit))]
+
+    def checkpoint(self) -> tuple[str, int]:
+        """Return when the stream was created and which sequence was recorded last."""
+        row = self._db.execute("SELECT created, sequence FROM checkpoint").fetchone()
+        return ("", 0) if row is None else (str(row[0]), int(row[1]))
+
+    def reset(self) -> None:
+        """Forget everything, before `follow` reads it again from the log."""
+        self._db.executescript("DELETE FROM runs; DELETE FROM checkpoint;")
+        self.position = 0
+
     def next_wake(self) -> float | None:
         """Return the earliest wake time of all runs."""
         query = "SELECT min(wake) FROM runs WHERE status='running'"
@@ -157,9 +187,9 @@ class RunIndex:
 
     def _resume(self, created: str, last: int) -> int:
         """Return where to read on; starts over when the stream is another one."""
-        row = self._db.execute("SELECT created, sequence FROM checkpoint").fetchone()
-        if row is not None and row[0] == created and row[1] <= last:
-            return int(row[1]) + 1
+        known, sequence = self.checkpoint()
+        if known == created and sequence <= last:
+            return sequence + 1
         self._db.execute("DELETE FROM runs")
         self._db.execute("INSERT OR REPLACE INTO checkpoint VALUES (1, ?, 0)", (created,))
         return 1
@@ -197,7 +227,8 @@ class RunIndex:
         """Record what one request brings; return the last sequence recorded, or 0."""
         last = taken = 0
         while taken < BATCH:
-            burst = [await asyncio.wait_for(queue.get(), 3 * IDLE_S)]
+            async with asyncio.timeout(3 * IDLE_S):
+                burst = [await queue.get()]
             await asyncio.sleep(FLUSH_S)  # one transaction for what comes together
             while not queue.empty():
                 burst.append(queue.get_nowait())

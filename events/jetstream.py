@@ -161,6 +161,21 @@ class JetStreamEventStore(EventStore):
         """Read a run's log."""
         return await self.decode(key, await self.stored(key, after), after)
 
+    @override
+    async def head(self, key: RunKey) -> Head:
+        """Return where a run's log ends, as its leader has it."""
+        try:
+            last = await self._js.get_last_msg(EVENTS, event(key), direct=False)
+        except NotFoundError:
+            return EMPTY
+        except (APIError, *BUS_ERRORS) as error:
+            raise StoreUnavailable("the event log does not answer") from error
+        headers = last.headers or {}
+        if RETIRED in headers:
+            raise retired(key, float(headers[RETIRED]))
+        version = int(headers.get(Header.VERSION, "0"))
+        return Head(last.seq or 0, version, hashlib.sha256(last.data or b"").hexdigest())
+
     async def stored(self, key: RunKey, after: Head = EMPTY) -> list[StoredCommit]:
         """Return a run's messages as they are kept, from the commit of `after` on.
 
@@ -318,7 +333,8 @@ async def _read_batch(
     subscription = await nc.subscribe(inbox, cb=on_message)
     try:
         await nc.publish(f"$JS.API.DIRECT.GET.{stream}", orjson.dumps(query), reply=inbox)
-        pending = await asyncio.wait_for(done, timeout_s)
+        async with asyncio.timeout(timeout_s):
+            pending = await done
     except (TimeoutError, *BUS_ERRORS) as error:
         raise StoreUnavailable("the event log does not answer") from error
     finally:

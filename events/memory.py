@@ -62,6 +62,11 @@ class MemoryEventStore(EventStore):
         return History(tuple(commits), tuple(sequences), head)
 
     @override
+    async def head(self, key: RunKey) -> Head:
+        """Return where a run's log ends."""
+        return (await self.load(key)).head
+
+    @override
     async def retire(self, key: RunKey, head: Head, at: float) -> None:
         """Replace a run's log by a tombstone."""
         subject = event(key)

@@ -16,7 +16,7 @@ from nats.js.errors import APIError
 
 from events.archive import Archive
 from events.blobs import BlobStore
-from events.export import cited, export_run, unpack
+from events.export import BUNDLE_BYTES_MAX, cited, export_run, unpack
 from events.jetstream import (
     BUS_ERRORS,
     READ_BATCH,
@@ -83,6 +83,8 @@ class SweepLimits:
     """Runs retired."""
     blobs_max: int = 1_000
     """Blobs deleted."""
+    bundle_bytes_max: int = BUNDLE_BYTES_MAX
+    """Commits and blobs of a run; a larger one stays and is counted as failed."""
 
 
 @dataclass(frozen=True)
@@ -139,27 +141,31 @@ async def sweep(
             done.next_sequence = item.sequence + 1
             status = item.headers.get(Header.STATUS, "")
             if policy.run_expired(status, _time(item), now):
-                await _try_retire(stores, run_key(item.subject), now, done)
+                await _try_retire(stores, limits, run_key(item.subject), now, done)
         if len(page) < size:
             done.next_sequence = 1
             return done
     return done
 
 
-async def _try_retire(stores: Stores, key: RunKey, now: float, done: RunSweep) -> None:
+async def _try_retire(
+    stores: Stores, limits: SweepLimits, key: RunKey, now: float, done: RunSweep
+) -> None:
     try:
-        await retire(stores, key, now)
+        await retire(stores, key, now, bytes_max=limits.bundle_bytes_max)
     except ClawdbotError as error:
         done.failed[key] = error.message
     else:
         done.retired.append(key)
 
 
-async def retire(stores: Stores, key: RunKey, now: float) -> None:
+async def retire(
+    stores: Stores, key: RunKey, now: float, *, bytes_max: int = BUNDLE_BYTES_MAX
+) -> None:
     """Archive a finished run and leave its tombstone; again finishes what was interrupted.
 
     Raises:
-        FailedPrecondition: The run is not finished.
+        FailedPrecondition: The run is not finished, or its bundle would exceed `bytes_max`.
         DataLoss: The log is damaged; it stays as it is.
         VersionConflict: The log grew meanwhile.
         StoreUnavailable: A store does not answer.
@@ -171,18 +177,22 @@ async def retire(stores: Stores, key: RunKey, now: float) -> None:
     head = Head(last.sequence, last.version, hashlib.sha256(last.data).hexdigest())
     if last.retired_at is None:
         if stored[0].version == 1:
-            await _archive(stores, key, stored, now)
+            await _archive(stores, key, stored, now, bytes_max)
         elif not await _archived(stores.archive, key, head):
             raise DataLoss(f"the log of run {key.run_id} lacks its first commits")
     await stores.log.retire(key, head, now)
     await stores.snapshots.delete(key)
 
 
-async def _archive(stores: Stores, key: RunKey, stored: list[StoredCommit], now: float) -> None:
+async def _archive(
+    stores: Stores, key: RunKey, stored: list[StoredCommit], now: float, bytes_max: int
+) -> None:
     state = (await stores.log.decode(key, stored)).state()
     if state is None or not state.terminal:
         raise FailedPrecondition(f"run {key.run_id} is not finished")
-    bundle = await export_run(stores.log, stores.blobs, stores.keys, key, at=now)
+    bundle = await export_run(
+        stores.log, stores.blobs, stores.keys, key, at=now, bytes_max=bytes_max
+    )
     await stores.archive.keep(key, bundle)
 
 

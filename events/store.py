@@ -102,6 +102,15 @@ class EventStore(ABC):
         """
 
     @abstractmethod
+    async def head(self, key: RunKey) -> Head:
+        """Return where a run's log ends, as its leader has it: `load` may be answered by a replica.
+
+        Raises:
+            NotFound: The run was retired.
+            StoreUnavailable: The log cannot be reached.
+        """
+
+    @abstractmethod
     async def retire(self, key: RunKey, head: Head, at: float) -> None:
         """Replace a run's log by a tombstone, for ever; again is the same as once.
 

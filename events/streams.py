@@ -23,6 +23,8 @@ from events.subjects import ROOT, every
 COMMANDS, EVENTS, TASKS, RESULTS = "COMMANDS", "EVENTS", "TASKS", "RESULTS"
 TIMERS, TOPICS, DEAD, SNAPSHOTS = "TIMERS", "TOPICS", "DEAD", "SNAPSHOTS"
 DEFINITIONS, KEYS, MODELS, BLOBS = "DEFINITIONS", "KEYS", "MODELS", "BLOBS"
+HISTORY = "HISTORY"
+"""What is known about the log, kept outside of it: its high-water marks, who sweeps it when."""
 
 SUBMIT_CONSUMER, CONTROL_CONSUMER = "orchestrator-submit", "orchestrator-control"
 RESULT_CONSUMER = "orchestrator-result"
@@ -137,7 +139,7 @@ async def ensure(nc: Nats, limits: StreamLimits) -> None:
     await ensure_consumer(js, RESULTS, work_consumer(RESULT_CONSUMER, every("result"), limits))
     await ensure_consumer(js, TIMERS, work_consumer(DUE_CONSUMER, every("due"), limits))
     await ensure_consumer(js, TOPICS, work_consumer(TOPIC_CONSUMER, every("topic"), limits))
-    for bucket in (DEFINITIONS, KEYS, MODELS):
+    for bucket in (DEFINITIONS, KEYS, MODELS, HISTORY):
         await _ensure_bucket(js, bucket, limits)
     await _ensure_blobs(js, limits)
 

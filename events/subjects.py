@@ -4,6 +4,7 @@
 one token and `decode` turns it back.
 """
 
+import base64
 import re
 from dataclasses import dataclass
 
@@ -171,6 +172,11 @@ def record(tenant: str, log: str, kind: str, *tokens: str) -> str:
 def blob_metas(bucket: str) -> str:
     """A filter for what the server's object store knows of each object. Source: ADR-20."""
     return f"$O.{bucket}.M.>"
+
+
+def blob_meta(bucket: str, name: str) -> str:
+    """Where the object store keeps what it knows of one object. Source: ADR-20."""
+    return f"$O.{bucket}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
 
 
 def blob_chunks(bucket: str, nuid: str) -> str:

@@ -1,7 +1,7 @@
 """Tell whether a service of this machine is well: `python -m services.health URL`.
 
 For health checks in containers, which have no curl. A `/metrics` address is well when the bus
-answers that service; any other one when its answer is 200.
+answers that service and it does not refuse the event log; any other one when its answer is 200.
 """
 
 import sys
@@ -21,8 +21,13 @@ def well(url: str) -> bool:
         return False
     if not url.endswith("/metrics"):
         return True
-    lines = [line for line in text.splitlines() if line.startswith("clawdbot_bus_connected{")]
-    return bool(lines) and all(line.endswith(" 1.0") for line in lines)
+    return _well(text.splitlines())
+
+
+def _well(metrics: list[str]) -> bool:
+    bus = [line for line in metrics if line.startswith("clawdbot_bus_connected{")]
+    refused = 'clawdbot_history_regressed{scope="log"} 1.0' in metrics
+    return bool(bus) and all(line.endswith(" 1.0") for line in bus) and not refused
 
 
 if __name__ == "__main__":

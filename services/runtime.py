@@ -45,6 +45,7 @@ RECONNECT_WAIT_S = 0.25
 PATIENCE_S = 0.5
 """Between two tries of a start to reach the bus."""
 REQUEST_TIMEOUT_S = 5.0
+STOP_PATIENCE_S = 3.0
 
 
 class Clock(Protocol):
@@ -95,11 +96,22 @@ Handler = Callable[[Delivery], Awaitable[Sequence[Outgoing]]]
 """Maps a message to messages; its exceptions decide the outcome (`services.consumer`)."""
 
 
-def _broker(url: str, name: str, on_reconnect: Callable[[], None]) -> NatsBroker:
+@dataclass(frozen=True)
+class Link:
+    """What happens to the connection."""
+
+    on_loss: list[Callable[[], None]] = field(default_factory=list)
+    """Called when it is lost, before any other server is asked."""
+    came_back: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def _broker(url: str, name: str, link: Link) -> NatsBroker:
     """Return a broker that reconnects for ever and notices a silent server within seconds."""
     said = ""
 
     async def disconnected() -> None:
+        for call in link.on_loss:
+            call()
         BUS_CONNECTED.labels(name).set(0)
         log.warning("bus_disconnected")
 
@@ -108,7 +120,7 @@ def _broker(url: str, name: str, on_reconnect: Callable[[], None]) -> NatsBroker
         said = ""
         BUS_CONNECTED.labels(name).set(1)
         log.info("bus_reconnected")
-        on_reconnect()
+        link.came_back.set()
 
     async def errored(error: Exception) -> None:
         nonlocal said
@@ -141,27 +153,40 @@ class Bus:
     same connection directly (`nc`), which costs a seventh of the CPU per message (ADR 0004).
     """
 
-    def __init__(
-        self, broker: NatsBroker, nc: Nats, limits: StreamLimits, reconnected: asyncio.Event
-    ) -> None:
+    def __init__(self, broker: NatsBroker, nc: Nats, limits: StreamLimits, link: Link) -> None:
         self.broker = broker
         self.nc = nc
         self._js = nc.jetstream(timeout=REQUEST_TIMEOUT_S)
         self._limits = limits
-        self._reconnected = reconnected
+        self._link = link
 
     @classmethod
     async def connect(cls, url: str, name: str, limits: StreamLimits) -> "Bus":
         """Connect, trying for as long as it takes."""
-        reconnected = asyncio.Event()
-        broker = _broker(url, name, reconnected.set)
+        link = Link()
+        broker = _broker(url, name, link)
         nc = await broker.connect()
         BUS_CONNECTED.labels(name).set(1)
-        return cls(broker, nc, limits, reconnected)
+        return cls(broker, nc, limits, link)
 
     async def close(self) -> None:
         """Let what FastStream serves finish, then disconnect."""
         await self.broker.stop()
+
+    def when_lost(self, call: Callable[[], None]) -> None:
+        """Have something called whenever the connection is lost, before it comes back."""
+        self._link.on_loss.append(call)
+
+    async def ensure(self) -> None:
+        """Make the streams, buckets and consumers that are missing.
+
+        Raises:
+            BusUnavailable: The server does not answer.
+        """
+        try:
+            await ensure(self.nc, self._limits)
+        except (NatsError, TimeoutError) as error:
+            raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
 
     async def generation(self) -> str:
         """Return when the memory streams were made, making them (and all others) if missing.
@@ -173,7 +198,7 @@ class Bus:
             try:
                 return await self._created()
             except NotFoundError:
-                await ensure(self.nc, self._limits)
+                await self.ensure()
                 return await self._created()
         except (NatsError, TimeoutError) as error:
             raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
@@ -267,9 +292,10 @@ class Bus:
     async def changed(self, timeout_s: float) -> bool:
         """Wait until the connection came back, at most `timeout_s`; tell whether it did."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._reconnected.wait(), timeout_s)
-        came_back = self._reconnected.is_set()
-        self._reconnected.clear()
+            async with asyncio.timeout(timeout_s):
+                await self._link.came_back.wait()
+        came_back = self._link.came_back.is_set()
+        self._link.came_back.clear()
         return came_back
 
     async def _created(self) -> str:
@@ -326,14 +352,28 @@ def main(kind: type[S], build: Callable[[S], Service]) -> None:
 
 
 def _run(serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Serve until told to stop, then cancel it and let it finish what it holds."""
+    """Serve until told to stop, then cancel it and let it finish what it holds.
+
+    `asyncio.wait_for`, which the client of the bus uses, may lose a cancellation before Python
+    3.12; so whatever still runs after a while is cancelled again.
+    """
 
     async def supervised() -> None:
         task = asyncio.current_task()
         assert task is not None
         loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            task.cancel()
+            loop.call_later(STOP_PATIENCE_S, insist)
+
+        def insist() -> None:
+            for other in asyncio.all_tasks(loop) - {task}:
+                other.cancel()
+            loop.call_later(STOP_PATIENCE_S, insist)
+
         for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, task.cancel)
+            loop.add_signal_handler(signum, stop)
         with contextlib.suppress(asyncio.CancelledError):
             await serve()
         log.info("stopped")

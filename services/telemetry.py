@@ -22,6 +22,21 @@ HANDLE_SECONDS = Histogram(
 IN_FLIGHT = Gauge("clawdbot_in_flight", "Messages being handled.", ["service", "kind"])
 BUS_CONNECTED = Gauge("clawdbot_bus_connected", "1 while the bus answers.", ["service"])
 
+HISTORY_REGRESSED = Gauge(
+    "clawdbot_history_regressed",
+    "1 while the event log is refused (scope `log`); runs known to be damaged (scope `runs`).",
+    ["scope"],
+)
+SWEPT = Counter(
+    "clawdbot_swept_total", "What retention did, and what it could not do.", ["kind", "outcome"]
+)
+SWEEP_SECONDS = Histogram(
+    "clawdbot_sweep_seconds",
+    "Time of one sweep.",
+    ["kind"],
+    buckets=(0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800),
+)
+
 get_logger = structlog.get_logger
 
 

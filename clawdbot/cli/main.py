@@ -88,13 +88,21 @@ def doctor(
     data_dir: Annotated[
         Path | None, typer.Option(help="That of `clawdbot up`; .clawdbot by default.")
     ] = None,
+    accept_history: Annotated[
+        bool,
+        typer.Option(
+            "--accept-history",
+            help="First accept the event log as it stands, although it lacks what was seen of it.",
+        ),
+    ] = False,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """Look for what could go wrong: server, streams, disk, clock, ports, weights."""
+    """Look for what could go wrong: server, streams, history, disk, clock, ports, weights."""
     screen = Screen(as_json)
     try:
-        findings = examination.examine(url, data_dir)
+        findings = [examination.accept_history(data_dir)] if accept_history else []
+        findings += examination.examine(url, data_dir)
     except ClawdbotError as error:
         raise fail(screen, error) from None
     for finding in findings:

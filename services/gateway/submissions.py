@@ -146,7 +146,7 @@ class Submissions:
             return
         async with self.bus.prompt(self.request_s):
             for name, ref in refs.items():
-                if not await self.blobs.has(DEFAULT_TENANT, ref.sha256):
+                if not await self.blobs.renew(DEFAULT_TENANT, ref.sha256):
                     raise InvalidArgument(
                         f"no blob {ref.sha256}; POST it to /v1/blobs first", field=f"inputs.{name}"
                     )

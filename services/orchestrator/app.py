@@ -9,11 +9,14 @@ from faststream import AckPolicy, Path
 from faststream.exceptions import NackMessage
 from faststream.nats import JStream, PullSub
 
+from events.archive import DirectoryArchive
 from events.blobs import JetStreamBlobStore
 from events.definitions import DefinitionStore
 from events.index import RunIndex
 from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
+from events.marks import MarksFile
+from events.retention import Stores
 from events.schedules import Schedules
 from events.snapshots import JetStreamSnapshotStore
 from events.streams import (
@@ -34,10 +37,13 @@ from schemas.messages import Control
 from services import micro
 from services.consumer import Consumer, Pull
 from services.orchestrator.handlers import Handlers
+from services.orchestrator.history import HistoryAccepted, HistoryWatch
+from services.orchestrator.housekeeping import Housekeeping
 from services.orchestrator.reconciler import Reconciler
 from services.orchestrator.runs import Runs
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.starters import Starters
+from services.orchestrator.verifier import Pace, Verifier
 from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 
@@ -55,58 +61,93 @@ class Orchestrator:
     settings: OrchestratorSettings
 
     async def run(self) -> None:
-        """Serve until cancelled."""
+        """Serve until cancelled; start over when an operator accepts another history."""
         settings = self.settings
         configure(SERVICE, settings.log_format)
         serve_metrics(settings.metrics_host, settings.metrics_port)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                await self._serve()
+            except* HistoryAccepted:
+                log.warning("starting_over")
+
+    async def _serve(self) -> None:
+        settings = self.settings
         bus = await Bus.connect(settings.nats_url, SERVICE, settings.limits())
-        await bus.patiently(bus.generation)
-        js = bus.nc.jetstream()
-        keys = JetStreamKeyRing(js, settings.master_key_bytes())
-        await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
+        await bus.patiently(bus.ensure)
         index = RunIndex(settings.data_dir / f"orchestrator-{settings.instance}.sqlite")
-        runs = Runs(
-            JetStreamEventStore(bus.nc, keys),
-            JetStreamSnapshotStore(bus.nc, keys),
-            index,
-            cached_max=settings.runs_cached_max,
-            snapshot_every=settings.snapshot_every,
-        )
-        clock = SystemClock()
-        blobs = JetStreamBlobStore(bus.nc, keys)
-        handlers = Handlers(
-            runs,
-            DefinitionStore(js),
-            settings.load_catalogue(),
-            blobs,
-            clock,
-            random.SystemRandom(),
-        )
-        starters = Starters(DefinitionStore(js), Schedules(js))
-        reconciler = Reconciler(bus, index, handlers, clock, settings.clock_interval_s)
-        caught_up = asyncio.Event()
+        marks = MarksFile(settings.data_dir / f"history-{settings.instance}.json")
+        history = HistoryWatch(bus, index, marks, settings.history_check_s)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(index.follow(bus.nc, ready=caught_up))
-                await caught_up.wait()
-                group.create_task(reconciler.watch())
-                group.create_task(reconciler.tick())
-                submit = self._pull("submit", COMMANDS, SUBMIT_CONSUMER)
-                result = self._pull("result", RESULTS, RESULT_CONSUMER)
-                due = self._pull("due", TIMERS, DUE_CONSUMER)
-                topic = self._pull("topic", TOPICS, TOPIC_CONSUMER)
-                group.create_task(Consumer(bus.nc, submit, handlers.submit).run())
-                group.create_task(Consumer(bus.nc, result, handlers.result).run())
-                group.create_task(Consumer(bus.nc, due, starters.due).run())
-                group.create_task(Consumer(bus.nc, topic, starters.topic).run())
-                await bus.patiently(starters.put_schedules)
-                await self._serve_control(bus, handlers)
-                await micro.announce(bus.nc, SERVICE, settings.instance, DESCRIPTION)
+                group.create_task(history.watch())
+                group.create_task(history.keep())
+                if not await history.judged():
+                    log.info("ready", refuses="the event log")
+                await history.sound()
+                await self._work(bus, index, history, group)
                 log.info("ready")
         finally:
             index.close()
             await bus.close()
+
+    async def _work(
+        self, bus: Bus, index: RunIndex, history: HistoryWatch, group: asyncio.TaskGroup
+    ) -> None:
+        """Start everything that reads or writes the log."""
+        settings, clock = self.settings, SystemClock()
+        stores = self._stores(bus)
+        # Is the master key the right one?
+        await bus.patiently(lambda: stores.keys.cipher(DEFAULT_TENANT))
+        runs = Runs(
+            stores.log,
+            stores.snapshots,
+            index,
+            history,
+            cached_max=settings.runs_cached_max,
+            snapshot_every=settings.snapshot_every,
+        )
+        definitions = DefinitionStore(bus.nc.jetstream())
+        handlers = Handlers(
+            runs,
+            definitions,
+            settings.load_catalogue(),
+            stores.blobs,
+            clock,
+            random.SystemRandom(),
+        )
+        reconciler = Reconciler(bus, index, handlers, clock, settings.clock_interval_s)
+        pace = Pace(settings.verify_runs_per_s, settings.verify_interval_s)
+        verifier = Verifier(history, index, stores, runs, clock, pace)
+        housekeeping = Housekeeping(stores, settings, clock, lambda: verifier.intact)
+        caught_up = asyncio.Event()
+        group.create_task(index.follow(bus.nc, ready=caught_up))
+        await caught_up.wait()
+        for task in (reconciler.watch(), reconciler.tick(), verifier.run(), housekeeping.run()):
+            group.create_task(task)
+        starters = Starters(definitions, Schedules(bus.nc.jetstream()))
+        for pull, handle in (
+            (self._pull("submit", COMMANDS, SUBMIT_CONSUMER), handlers.submit),
+            (self._pull("result", RESULTS, RESULT_CONSUMER), handlers.result),
+            (self._pull("due", TIMERS, DUE_CONSUMER), starters.due),
+            (self._pull("topic", TOPICS, TOPIC_CONSUMER), starters.topic),
+        ):
+            group.create_task(Consumer(bus.nc, pull, handle).run())
+        await bus.patiently(starters.put_schedules)
+        await self._serve_control(bus, handlers)
+        await micro.announce(bus.nc, SERVICE, settings.instance, DESCRIPTION)
+
+    def _stores(self, bus: Bus) -> Stores:
+        keys = JetStreamKeyRing(bus.nc.jetstream(), self.settings.master_key_bytes())
+        return Stores(
+            nc=bus.nc,
+            log=JetStreamEventStore(bus.nc, keys),
+            snapshots=JetStreamSnapshotStore(bus.nc, keys),
+            blobs=JetStreamBlobStore(bus.nc, keys),
+            keys=keys,
+            archive=DirectoryArchive(self.settings.archive()),
+        )
 
     async def _serve_control(self, bus: Bus, handlers: Handlers) -> None:
         """Take control messages through FastStream: they are rare, so its comfort costs nothing."""

@@ -4,7 +4,7 @@ import asyncio
 
 from events.index import RunIndex
 from events.subjects import RunKey
-from schemas.errors import ClawdbotError
+from schemas.errors import ClawdbotError, RetryableError
 from services.orchestrator.handlers import Handlers
 from services.runtime import Bus, Clock
 from services.telemetry import get_logger
@@ -36,6 +36,8 @@ class Reconciler:
         self._clock = clock
         self._interval_s = interval_s
         self._generation = ""
+        self._refused: set[RunKey] = set()
+        """Due runs that cannot be mended by trying again; the next `reconcile` looks at them."""
 
     async def watch(self) -> None:
         """Reconcile now, and again whenever the memory streams were made anew."""
@@ -53,6 +55,7 @@ class Reconciler:
     async def reconcile(self) -> int:
         """Publish the open tasks of every unfinished run; return how many runs there are."""
         keys = self._index.unfinished()
+        self._refused.clear()
         gate = asyncio.Semaphore(CONCURRENT_MAX)
         failures: list[ClawdbotError] = []
 
@@ -77,7 +80,14 @@ class Reconciler:
         while True:
             await asyncio.sleep(self._interval_s)
             for key in self._index.due(self._clock.now()):
-                try:
-                    await self._bus.publish(await self._handlers.check_clock(key))
-                except ClawdbotError as error:
-                    log.info("clock_postponed", run_id=key.run_id, error=error.message)
+                if key not in self._refused:
+                    await self._look(key)
+
+    async def _look(self, key: RunKey) -> None:
+        try:
+            await self._bus.publish(await self._handlers.check_clock(key))
+        except RetryableError as error:
+            log.info("clock_postponed", run_id=key.run_id, error=error.message)
+        except ClawdbotError as error:
+            self._refused.add(key)
+            log.warning("run_refused", run_id=key.run_id, error=error.message, **error.context)

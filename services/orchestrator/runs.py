@@ -3,6 +3,7 @@
 import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from events.catalog import (
     CleanupStarted,
@@ -23,7 +24,8 @@ from events.snapshots import Snapshot, SnapshotStore, due, load_state
 from events.state import RunState
 from events.store import EMPTY, Append, EventStore, Head
 from events.subjects import RunKey
-from schemas.errors import ClawdbotError, VersionConflict
+from events.verify import check_end
+from schemas.errors import ClawdbotError, DataLoss, VersionConflict
 from schemas.ids import new_id
 from services.telemetry import get_logger
 
@@ -66,13 +68,40 @@ class Decision:
     """Attempts under way that nobody waits for any more: path and number of each."""
 
 
+class Witness(Protocol):
+    """Knows whether the log is still the one that was seen (`services.orchestrator.history`)."""
+
+    async def sound(self) -> None:
+        """Return when the log may be trusted."""
+
+    def saw(self, key: RunKey, head: Head) -> None:
+        """Take note of a commit that was stored."""
+
+    def damaged(self, key: RunKey, reason: str) -> None:
+        """Take note of a run whose log is altered or lacks commits."""
+
+
+class Trusting:
+    """A witness for a log that cannot change behind one's back."""
+
+    async def sound(self) -> None:
+        """Return at once."""
+
+    def saw(self, key: RunKey, head: Head) -> None:
+        """Forget it."""
+
+    def damaged(self, key: RunKey, reason: str) -> None:
+        """Leave it to whoever catches the error."""
+
+
 class Runs:
     """Folds, decides and commits, with a cache of folded states.
 
     Args:
         store: The log.
         snapshots: Where long runs are kept folded.
-        index: Told of every commit at once.
+        index: Told of every commit at once; knows how many commits each run had.
+        witness: Asked before anything is read, told of what was written.
         cached_max: Runs kept in memory.
         snapshot_every: Commits between two snapshots.
     """
@@ -82,6 +111,7 @@ class Runs:
         store: EventStore,
         snapshots: SnapshotStore,
         index: RunIndex,
+        witness: Witness | None = None,
         *,
         cached_max: int = 4096,
         snapshot_every: int = 32,
@@ -89,6 +119,7 @@ class Runs:
         self._store = store
         self._snapshots = snapshots
         self._index = index
+        self._witness = witness or Trusting()
         self._cached_max = cached_max
         self._snapshot_every = snapshot_every
         self._slots: OrderedDict[RunKey, Slot] = OrderedDict()
@@ -114,13 +145,15 @@ class Runs:
         Raises:
             StoreUnavailable: The log cannot be reached; nothing is known about the commit.
             StoreFull: No room.
-            DataLoss: The run's log is altered.
+            DataLoss: The run's log is altered, or lacks commits that were seen.
             VersionConflict: Others were faster CONFLICTS_MAX times in a row.
         """
         slot = self._slot(key)
         async with slot.lock:
             read = False
+            fresh = fresh and not self._index.commits(key)
             for _ in range(CONFLICTS_MAX):
+                await self._witness.sound()
                 if not slot.known and not fresh:
                     await self._load(key, slot)
                     read = True
@@ -147,9 +180,11 @@ class Runs:
 
         Raises:
             StoreUnavailable: The log cannot be reached.
+            DataLoss: The run's log is altered, or lacks commits that were seen.
         """
         slot = self._slot(key)
         async with slot.lock:
+            await self._witness.sound()
             if not _final(slot.state):
                 await self._load(key, slot)
             return slot.state
@@ -160,6 +195,7 @@ class Runs:
         append = Append(key, new_id(), events, slot.head, state, traceparent)
         slot.head = await self._store.append(append)
         slot.state, slot.known = state, True
+        self._witness.saw(key, slot.head)
         headers = commit_headers(append, slot.head.version)
         self._index.apply(key, slot.head.sequence, headers, state.updated_at)
         if due(slot.head, slot.snapshot_version, self._snapshot_every) and not state.terminal:
@@ -169,8 +205,21 @@ class Runs:
             except ClawdbotError as error:
                 log.info("snapshot_skipped", run_id=key.run_id, error=error.message)
 
+    def forget(self, key: RunKey) -> None:
+        """Read a run from the log before the next decision."""
+        slot = self._slots.get(key)
+        if slot is not None:
+            slot.known = False
+
     async def _load(self, key: RunKey, slot: Slot) -> None:
-        loaded = await load_state(self._store, self._snapshots, key)
+        seen = max(slot.head.version, self._index.commits(key))
+        try:
+            loaded = await load_state(self._store, self._snapshots, key)
+            await check_end(self._store, key, loaded.head, seen)
+        except DataLoss as error:
+            slot.known = False
+            self._witness.damaged(key, error.message)
+            raise
         if loaded.origin == "bad_snapshot":
             log.warning("snapshot_ignored", run_id=key.run_id)
         slot.state, slot.head, slot.known = loaded.state, loaded.head, True

@@ -76,6 +76,17 @@ def key() -> RunKey:
     return RunKey("default", new_id())
 
 
+async def test_head_is_where_the_log_ends(store: EventStore) -> None:
+    """It equals what `append` returned; it is empty before, and an error once retired."""
+    key = RunKey("default", new_id())
+    assert EMPTY == await store.head(key)
+    head = await store.append(first(key))
+    assert head == await store.head(key)
+    await store.retire(key, head, 5.0)
+    with pytest.raises(NotFound, match="retired"):
+        await store.head(key)
+
+
 async def test_unknown_run_is_empty(store: EventStore, key: RunKey) -> None:
     """A run nobody wrote has no commits and the empty head."""
     history = await store.load(key)

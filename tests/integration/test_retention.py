@@ -11,12 +11,13 @@ import nats
 import orjson
 import pytest
 
+from events import retention
 from events.archive import DirectoryArchive, MemoryArchive
 from events.blobs import JetStreamBlobStore
 from events.catalog import Event, RunCancelled, RunStarted
 from events.evolve import fold
 from events.export import export_run, restore, unpack
-from events.jetstream import JetStreamEventStore
+from events.jetstream import JetStreamEventStore, read_subject
 from events.keys import JetStreamKeyRing
 from events.retention import (
     DAY_S,
@@ -30,8 +31,8 @@ from events.retention import (
 from events.snapshots import JetStreamSnapshotStore, Snapshot
 from events.state import RunState
 from events.store import EMPTY, RETIRED, Append, Head
-from events.streams import EVENTS, KEYS, StreamLimits, ensure
-from events.subjects import RunKey, event
+from events.streams import BLOBS, EVENTS, KEYS, StreamLimits, ensure
+from events.subjects import RunKey, blob_metas, event
 from schemas.errors import (
     AlreadyExists,
     DataLoss,
@@ -280,6 +281,34 @@ async def test_uncited_blobs_go_after_grace(stores: Stores) -> None:
     assert (1, 1) == (done.seen, len(done.deleted))
     again = await stores.blobs.put("default", b"orphan", "text/plain")
     assert (b"orphan", "text/plain") == await stores.blobs.get("default", again.sha256)
+
+
+@pytest.mark.parametrize("how", ["put", "renew"])
+async def test_a_blob_that_is_wanted_again_escapes_the_sweep(stores: Stores, how: str) -> None:
+    """Between finding an old blob and deleting it, somebody may send or cite it: then it stays."""
+    data = new_id().encode()
+    ref = await stores.blobs.put("default", data, "text/plain")
+    metas = await read_subject(stores.nc, f"OBJ_{BLOBS}", blob_metas(BLOBS))
+    found = [item for item in metas if ref.sha256 in item.data.decode()]
+    if how == "put":
+        await stores.blobs.put("default", data, "text/plain")
+    else:
+        assert await stores.blobs.renew("default", ref.sha256)
+    assert not await retention._delete_blob(stores.nc, found[0])
+    assert (data, "text/plain") == await stores.blobs.get("default", ref.sha256)
+    newer = await read_subject(stores.nc, f"OBJ_{BLOBS}", found[0].subject)
+    assert await retention._delete_blob(stores.nc, newer[0])
+    assert not await stores.blobs.renew("default", ref.sha256)
+
+
+async def test_a_run_too_large_for_a_bundle_stays(stores: Stores) -> None:
+    """It is counted as failed, with the reason, and nothing of it is touched."""
+    key, _, _ = await write(stores, blob=b"wav" * 1000)
+    small = replace(LIMITS, bundle_bytes_max=2000)
+    done = await sweep(stores, POLICY, small, now=await later(stores, 31))
+    assert ([], [key]) == (done.retired, list(done.failed))
+    assert "too large" in done.failed[key]
+    assert 2 == await messages(stores, key)
 
 
 async def test_unreadable_commits_protect_their_tenants_blobs(stores: Stores) -> None:

@@ -3,7 +3,9 @@
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from events.marks import refusal
 from schemas.api import Health
+from schemas.errors import StoreUnavailable
 from services.gateway.routes import ERRORS, Wanted, answer
 
 
@@ -18,9 +20,12 @@ async def livez() -> Response:
 
 @router.get("/readyz", response_model=Health, responses={503: ERRORS["503"]})
 async def readyz(parts: Wanted) -> Response:
-    """Tell that the bus answers."""
+    """Tell that the bus answers and that the event log is not refused."""
     async with parts.bus.prompt(parts.settings.request_s_max):
         await parts.bus.ping()
+        refused = await refusal(parts.bus.nc)
+    if refused:
+        raise StoreUnavailable(f"{refused}; submissions wait until it is mended or accepted")
     return answer(Health())
 
 

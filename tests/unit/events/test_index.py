@@ -1,0 +1,53 @@
+"""The run index as evidence: how far each run and the whole log were seen."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from events.index import RunIndex
+from events.store import RETIRED
+from events.subjects import RunKey
+from schemas.messages import Header
+
+
+@pytest.fixture
+def index() -> Iterator[RunIndex]:
+    """An empty index in memory."""
+    index = RunIndex(":memory:")
+    yield index
+    index.close()
+
+
+def record(index: RunIndex, key: RunKey, sequence: int, version: int) -> None:
+    """Record a commit."""
+    headers = {Header.VERSION: str(version), Header.STATUS: "running", Header.WORKFLOW: "w"}
+    index.apply(key, sequence, headers, float(sequence))
+
+
+def test_it_knows_how_far_each_run_was_seen(index: RunIndex) -> None:
+    """An older commit changes nothing; a retired run is forgotten, its sequence is not."""
+    key = RunKey("default", "r")
+    assert (0, 0) == (index.commits(key), index.position)
+    record(index, key, 7, 2)
+    record(index, key, 3, 1)
+    assert (2, 7) == (index.commits(key), index.position)
+    index.apply(key, 9, {RETIRED: "5.0"}, 5.0)
+    assert (0, 9) == (index.commits(key), index.position)
+
+
+def test_runs_are_walked_backwards(index: RunIndex) -> None:
+    """Every run once, over tenants, in pages."""
+    keys = [RunKey(tenant, f"r{number}") for tenant in ("a", "b") for number in range(3)]
+    for sequence, key in enumerate(keys, start=1):
+        record(index, key, sequence, 1)
+    walked: list[RunKey] = []
+    while page := index.backwards(walked[-1] if walked else None, 4):
+        walked += page
+    assert keys[::-1] == walked
+
+
+def test_reset_forgets_everything(index: RunIndex) -> None:
+    """As before the first commit."""
+    record(index, RunKey("default", "r"), 7, 2)
+    index.reset()
+    assert ([], 0, ("", 0)) == (index.runs("default"), index.position, index.checkpoint())
