@@ -1,4 +1,4 @@
-"""High-water marks: what was seen of the event log, kept outside of it (ADR 0009).
+"""High-water marks: what was seen of the event log, kept outside of it (ADR 0012).
 
 The server loses messages silently when a file of it is damaged or replaced by an older copy, and
 then gives their sequences out again. Marks tell: when the stream was created, the last sequence

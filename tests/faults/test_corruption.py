@@ -310,9 +310,14 @@ async def test_an_older_copy_is_noticed_by_all_and_may_be_accepted(
     case.server.start()
     assert "was seen" in await case.alarmed("history_regressed")
     newcomer = case.mesh.add("orchestrator-1", "services.orchestrator")
+    gateway = case.mesh.add("gateway", "services.gateway", http_port="0")
     newcomer.start()
+    gateway.start()
     await case.alarmed("history_regressed", "orchestrator-1")
     await refuses_everything(case)
+    await asyncio.to_thread(gateway.wait_ready)
+    readyz = f"http://127.0.0.1:{gateway.fact('listening', 'port')}/readyz"
+    assert (503, True) == (ask(readyz).status_code, "; submissions wait" in ask(readyz).text)
 
     monkeypatch.setenv("CLAWDBOT_NATS_URL", case.server.url)
     findings = {finding.subject: finding for finding in await asyncio.to_thread(examine)}
@@ -326,9 +331,14 @@ async def test_an_older_copy_is_noticed_by_all_and_may_be_accepted(
     await until(taken_up, what="the submission that had to wait", timeout_s=NOTICED_S)
     await case.submit(lost[0])
     await case.commits(lost[:1], 1)
-    assert 0.0 == case.regressed("log")
+    assert (0.0, 200) == (case.regressed("log"), ask(readyz).status_code)
     findings = {finding.subject: finding for finding in await asyncio.to_thread(examine)}
     assert "ok" == findings["history"].level
+
+
+def ask(url: str) -> httpx.Response:
+    """Return an answer."""
+    return httpx.get(url)
 
 
 def examine() -> list[doctor.Finding]:

@@ -160,8 +160,8 @@ async def test_the_checker_sees_what_optimistic_concurrency_prevents(
     plan = compile_plan(definition, load())
     command = StartRun("chain", 1, "d", plan, {"text": "x"}, "i", "c", 1.0)
     store = JetStreamEventStore(nc, JetStreamKeyRing(nc.jetstream(), MASTER))
-    index = RunIndex(tmp_path / "index.sqlite")
-    desks = [Runs(store, MemorySnapshotStore(), index) for _ in range(2)]
+    indexes = [RunIndex(tmp_path / f"{number}.sqlite") for number in range(2)]
+    desks = [Runs(store, MemorySnapshotStore(), index) for index in indexes]
 
     async def start_twice(key: RunKey) -> None:
         for desk in desks:
@@ -179,4 +179,5 @@ async def test_the_checker_sees_what_optimistic_concurrency_prevents(
         await store.load(forked)
     commits = [await store.decode_one(item) for item in await store.stored(forked)]
     assert violations([event for commit in commits for event in commit.events]) != []
-    index.close()
+    for index in indexes:
+        index.close()
