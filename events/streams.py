@@ -28,6 +28,8 @@ SUBMIT_CONSUMER, CONTROL_CONSUMER = "orchestrator-submit", "orchestrator-control
 RESULT_CONSUMER = "orchestrator-result"
 
 MIB = 1024 * 1024
+CARD_TTL_S = 60.0
+"""The card of a worker that was killed goes by itself; a living worker renews its own."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class StreamLimits:
     """TASKS and RESULTS each; kept in memory, rebuilt from the log."""
     dead_bytes_max: int = 256 * MIB
     blobs_bytes_max: int = 8192 * MIB
+    bucket_bytes_max: int = 256 * MIB
+    """Each of the key-value buckets."""
     message_bytes_max: int = 8 * MIB
     ack_wait_s: float = 30.0
     max_ack_pending: int = 2048
@@ -123,8 +127,8 @@ async def ensure(nc: Nats, limits: StreamLimits) -> None:
         js, COMMANDS, work_consumer(SUBMIT_CONSUMER, every("submit", "*"), limits)
     )
     await ensure_consumer(js, RESULTS, work_consumer(RESULT_CONSUMER, every("result"), limits))
-    for bucket in (DEFINITIONS, KEYS, MODELS):
-        await _ensure_bucket(js, bucket, limits)
+    for bucket, ttl_s in ((DEFINITIONS, None), (KEYS, None), (MODELS, CARD_TTL_S)):
+        await _ensure_bucket(js, bucket, limits, ttl_s)
     await _ensure_blobs(js, limits)
 
 
@@ -150,13 +154,22 @@ async def ensure_consumer(js: JetStreamContext, stream: str, config: ConsumerCon
         await js.add_consumer(stream, config)
 
 
-async def _ensure_bucket(js: JetStreamContext, bucket: str, limits: StreamLimits) -> None:
+async def _ensure_bucket(
+    js: JetStreamContext, bucket: str, limits: StreamLimits, ttl_s: float | None
+) -> None:
     try:
         await js.key_value(bucket)
     except NotFoundError:
         try:
             await js.create_key_value(
-                KeyValueConfig(bucket=bucket, history=1, replicas=limits.replicas, direct=True)
+                KeyValueConfig(
+                    bucket=bucket,
+                    history=1,
+                    replicas=limits.replicas,
+                    direct=True,
+                    ttl=ttl_s,
+                    max_bytes=limits.bucket_bytes_max,
+                )
             )
         except BadRequestError as error:
             if error.err_code != 10058:  # noqa: PLR2004 - somebody else was first
