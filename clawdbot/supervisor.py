@@ -127,18 +127,24 @@ class Supervised:
             process, begun = self._process, time.monotonic()
             assert process is not None
             code = await self._ended(process)
-            failures = 0 if time.monotonic() - begun > STEADY_S else failures + 1
-            delay_s = BACKOFF_S[min(failures, len(BACKOFF_S)) - 1]
+            failures = failures_after(failures, time.monotonic() - begun)
+            delay_s = backoff_s(failures)
             self._report(self.program.name, f"ended with {_word(code)}; again in {delay_s:g} s")
             await asyncio.sleep(delay_s)
-            await self._spawn()
+            try:
+                await self._spawn()
+            except OSError as error:  # no memory, no room for the log: it will be tried again
+                self._report(self.program.name, f"cannot be started: {error.strerror}")
 
     async def _ended(self, process: asyncio.subprocess.Process) -> int:
         """Wait for a process's end; keep its log within bounds meanwhile."""
         while True:
             with contextlib.suppress(TimeoutError):
                 return await asyncio.wait_for(process.wait(), LOG_CHECK_S)
-            await asyncio.to_thread(turn_over, self.log, LOG_BYTES_MAX)
+            try:
+                await asyncio.to_thread(turn_over, self.log, LOG_BYTES_MAX)
+            except OSError as error:
+                self._report(self.program.name, f"cannot turn its log over: {error.strerror}")
 
     async def _spawn(self) -> None:
         with self.log.open("ab") as log:
@@ -157,6 +163,16 @@ class Supervised:
 
     def _ready(self) -> bool:
         return self.pid is not None and self.program.ready(self.pid, self.since_start())
+
+
+def failures_after(failures: int, ran_s: float) -> int:
+    """Return how many failures in a row there are after one more, of a run of `ran_s` seconds."""
+    return 1 if ran_s > STEADY_S else failures + 1
+
+
+def backoff_s(failures: int) -> float:
+    """Return how long to wait before a start, seconds, after so many failures in a row, >= 1."""
+    return BACKOFF_S[min(failures, len(BACKOFF_S)) - 1]
 
 
 def turn_over(log: Path, bytes_max: int) -> None:

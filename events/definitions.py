@@ -6,6 +6,7 @@ from nats.js.errors import APIError, KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 from pydantic import Field
 
+from events.buckets import entries
 from events.jetstream import BUS_ERRORS
 from events.streams import DEFINITIONS
 from schemas.errors import Aborted, NotFound, StoreUnavailable
@@ -136,17 +137,8 @@ class DefinitionStore:
         Raises:
             StoreUnavailable: The bucket does not answer.
         """
-        found: list[DeployedWorkflow] = []
-        try:
-            bucket = await self._js.key_value(DEFINITIONS)
-            watcher = await bucket.watch(f"{tenant}.*", ignore_deletes=True)
-            async for entry in watcher:
-                if entry is None:  # the end of what is there now
-                    break
-                found.append(_read(entry.value))
-            await watcher.stop()  # type: ignore[no-untyped-call]
-        except (APIError, *BUS_ERRORS) as error:
-            raise StoreUnavailable("the definitions bucket does not answer") from error
+        newest = await entries(self._js, DEFINITIONS, f"{tenant}.*")
+        found = [_read(body) for body in newest.values()]
         return sorted(found, key=lambda workflow: workflow.name)
 
 

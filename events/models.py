@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import orjson
 from nats.js import JetStreamContext
-from nats.js.errors import APIError, KeyNotFoundError, NoKeysError
+from nats.js.errors import APIError
 from pydantic import ValidationError
 
+from events.buckets import entries
 from events.jetstream import BUS_ERRORS
 from events.streams import MODELS
 from schemas.errors import StoreUnavailable
@@ -74,17 +75,11 @@ class ModelDirectory:
             StoreUnavailable: The bucket does not answer.
         """
         found: list[WorkerCard] = []
-        try:
-            bucket = await self.js.key_value(MODELS)
-            for key in await bucket.keys():
-                entry = await bucket.get(key)
-                card = WorkerCard.model_validate(orjson.loads(entry.value or b"{}"))
-                if now - card.at <= FRESH_S:
-                    found.append(card)
-        except NoKeysError:
-            return []
-        except (KeyNotFoundError, ValidationError):
-            return found  # a card was withdrawn, or is newer than us
-        except (APIError, *BUS_ERRORS) as error:
-            raise StoreUnavailable("the models bucket does not answer") from error
-        return found
+        for body in (await entries(self.js, MODELS)).values():
+            try:
+                card = WorkerCard.model_validate(orjson.loads(body))
+            except (orjson.JSONDecodeError, ValidationError):
+                continue  # of a worker that is newer than us
+            if now - card.at <= FRESH_S:
+                found.append(card)
+        return sorted(found, key=lambda card: card.worker)

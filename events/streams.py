@@ -31,6 +31,8 @@ RESULT_CONSUMER = "orchestrator-result"
 DUE_CONSUMER, TOPIC_CONSUMER = "orchestrator-due", "orchestrator-topic"
 
 MIB = 1024 * 1024
+CARD_TTL_S = 60.0
+"""The card of a worker that was killed goes by itself; a living worker renews its own."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class StreamLimits:
     """TASKS and RESULTS each; kept in memory, rebuilt from the log."""
     dead_bytes_max: int = 256 * MIB
     blobs_bytes_max: int = 8192 * MIB
+    bucket_bytes_max: int = 256 * MIB
+    """Each of the key-value buckets."""
     message_bytes_max: int = 8 * MIB
     ack_wait_s: float = 30.0
     max_ack_pending: int = 2048
@@ -139,8 +143,9 @@ async def ensure(nc: Nats, limits: StreamLimits) -> None:
     await ensure_consumer(js, RESULTS, work_consumer(RESULT_CONSUMER, every("result"), limits))
     await ensure_consumer(js, TIMERS, work_consumer(DUE_CONSUMER, every("due"), limits))
     await ensure_consumer(js, TOPICS, work_consumer(TOPIC_CONSUMER, every("topic"), limits))
-    for bucket in (DEFINITIONS, KEYS, MODELS, HISTORY):
-        await _ensure_bucket(js, bucket, limits)
+    for bucket in (DEFINITIONS, KEYS, HISTORY):
+        await _ensure_bucket(js, bucket, limits, None)
+    await _ensure_bucket(js, MODELS, limits, CARD_TTL_S)
     await _ensure_blobs(js, limits)
 
 
@@ -166,13 +171,22 @@ async def ensure_consumer(js: JetStreamContext, stream: str, config: ConsumerCon
         await js.add_consumer(stream, config)
 
 
-async def _ensure_bucket(js: JetStreamContext, bucket: str, limits: StreamLimits) -> None:
+async def _ensure_bucket(
+    js: JetStreamContext, bucket: str, limits: StreamLimits, ttl_s: float | None
+) -> None:
     try:
         await js.key_value(bucket)
     except NotFoundError:
         try:
             await js.create_key_value(
-                KeyValueConfig(bucket=bucket, history=1, replicas=limits.replicas, direct=True)
+                KeyValueConfig(
+                    bucket=bucket,
+                    history=1,
+                    replicas=limits.replicas,
+                    direct=True,
+                    ttl=ttl_s,
+                    max_bytes=limits.bucket_bytes_max,
+                )
             )
         except BadRequestError as error:
             if error.err_code != 10058:  # noqa: PLR2004 - somebody else was first

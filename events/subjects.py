@@ -184,6 +184,11 @@ def blob_chunks(bucket: str, nuid: str) -> str:
     return f"$O.{bucket}.C.{nuid}"
 
 
+def bucket_keys(bucket: str, pattern: str) -> str:
+    """A filter for the keys of the server's key-value store. Source: ADR-8."""
+    return f"$KV.{bucket}.{pattern}"
+
+
 def every(kind: str, tail: str = ">") -> str:
     """A filter for one kind over all tenants: `every("submit", "*")`."""
     return f"{ROOT}.*.{kind}.{tail}"

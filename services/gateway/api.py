@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
 
@@ -34,6 +35,7 @@ def build_api(parts: Parts | None = None) -> FastAPI:
         description=DESCRIPTION,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=_operation_id,
     )
     app.state.parts = parts
     for module in (workflows, runs, blobs, health):
@@ -63,5 +65,13 @@ def openapi_document(app: FastAPI | None = None) -> dict[str, Any]:
         for path in document["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)  # ours are 400, and say so under 4XX
+                summary, _, rest = operation["description"].partition("\n\n")
+                operation["summary"] = " ".join(summary.split()).rstrip(".")
+                operation["description"] = rest
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _operation_id(route: APIRoute) -> str:
+    """Name an operation as a client in another language should."""
+    return route.name

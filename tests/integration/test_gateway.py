@@ -271,6 +271,7 @@ def test_models_docs_probes_and_metrics(http: httpx.Client) -> None:
     }
     page = http.get("/docs").text
     assert "https://" not in page, "the page must work without the internet"
+    assert http.get("/").headers["location"] == "/docs"
     assert http.get("/static-offline-docs/swagger-ui-bundle.js").status_code == 200
     assert "clawdbot_http_requests_total" in http.get("/metrics").text
 

@@ -25,7 +25,7 @@ _BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string"}}
     status_code=201,
     openapi_extra={"requestBody": {"required": True, **_BYTES}},
 )
-async def put(
+async def put_blob(
     request: Request, parts: Wanted, content_type: Annotated[str | None, Header()] = None
 ) -> Response:
     """Keep bytes; the same bytes again are the same blob."""
@@ -45,7 +45,7 @@ async def put(
     response_class=Response,
     responses={200: _BYTES, 206: {**_BYTES, "description": "The range asked for"}},
 )
-async def get(
+async def get_blob(
     request: Request,
     parts: Wanted,
     sha256: str,

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import RedirectResponse
 
 from events.marks import refusal
 from schemas.api import Health
@@ -10,6 +11,12 @@ from services.gateway.routes import ERRORS, Wanted, answer
 
 
 router = APIRouter(tags=["operations"])
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> Response:
+    """Lead whoever opens the gateway in a browser to the documentation."""
+    return RedirectResponse("/docs")
 
 
 @router.get("/livez", response_model=Health)

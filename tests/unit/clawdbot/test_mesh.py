@@ -8,7 +8,7 @@ import pytest
 from clawdbot import ports
 from clawdbot.embedded import complaint
 from clawdbot.mesh import Mesh, MeshOptions
-from clawdbot.supervisor import turn_over
+from clawdbot.supervisor import backoff_s, failures_after, turn_over
 from schemas.errors import FailedPrecondition
 
 
@@ -89,3 +89,12 @@ async def test_a_malformed_address_is_no_server() -> None:
     """The error shows one that would do."""
     with pytest.raises(FailedPrecondition, match="nats://host:4222"):
         await ports.check_reachable("nats://host:port")
+
+
+def test_what_ran_steadily_is_started_again_at_once() -> None:
+    """What fails again and again waits longer and longer, up to a bound."""
+    failures, waits = 0, []
+    for ran_s in (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 3600.0, 1.0):
+        failures = failures_after(failures, ran_s)
+        waits.append(backoff_s(failures))
+    assert [0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 10.0, 0.2, 0.5] == waits
