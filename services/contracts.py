@@ -147,7 +147,9 @@ def asyncapi_document() -> dict[str, Any]:
         description="The messages of the mesh. Tenants are `default` until there are accounts.",
     )
     app = FastStream(broker, specification=specification)
-    document: dict[str, Any] = json.loads(app.schema.to_specification().to_json())
+    # FastStream keeps its publishers in a set: without an order of ours each machine has its own.
+    unordered = json.loads(app.schema.to_specification().to_json())
+    document: dict[str, Any] = json.loads(json.dumps(unordered, sort_keys=True))
     return document
 
 
