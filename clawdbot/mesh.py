@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clawdbot import embedded
-from clawdbot.client import AsyncClient
+from clawdbot.async_client import AsyncClient
 from clawdbot.supervisor import Program, Report, Supervised
 from schemas.api import WorkflowView
 from schemas.catalogue import load as load_catalogue

@@ -25,7 +25,6 @@ from schemas.errors import InvalidArgument, NotFound
 from schemas.plan import RUN_INPUT, Binding, NodeKind, Plan, PlanNode
 from schemas.structures import (
     SIGNAL_TIMEOUT_S,
-    WAIT_S_MAX,
     DelayParams,
     DynamicParams,
     EmitParams,
@@ -40,12 +39,11 @@ from schemas.structures import (
     read_params,
     reference,
 )
-from schemas.workflow import NodeType
+from schemas.workflow import WAIT_S_MAX, NodeType
 
 
 HTTP_MODEL = "http"
 EMIT_TIMEOUT_S = 30.0
-GRAPH_TIMEOUT_S = 30.0
 
 
 def plan_set(place: Place) -> Planned:
@@ -165,7 +163,7 @@ def plan_dynamic(place: Place) -> Planned:
         "formulas": {"graph": place.check(params.graph, "params.graph")},
         "max_nodes": params.max_nodes,
     }
-    return _control(place, "dynamic", settings, timeout_s=GRAPH_TIMEOUT_S), None
+    return _control(place, "dynamic", settings), None
 
 
 def plan_delay(place: Place) -> Planned:
@@ -178,7 +176,7 @@ def plan_delay(place: Place) -> Planned:
         settings["formulas"] = {"seconds": place.check(params.seconds, "params.seconds")}
     elif params.until is not None:
         settings["formulas"] = {"until": place.check(params.until, "params.until")}
-    return _control(place, "delay", settings, timeout_s=WAIT_S_MAX), ()
+    return _control(place, "delay", settings), ()
 
 
 def plan_signal(place: Place) -> Planned:

@@ -34,6 +34,8 @@ NodeKind = Literal[
 ]
 DISPATCHED: frozenset[NodeKind] = frozenset({"model", "dynamic", "emit"})
 """Kinds whose attempts somebody outside the decision carries out."""
+EXPAND_S = 30.0
+"""Time for an attempt to compile the graph that a dynamic node was given."""
 
 
 class Binding(Message):
@@ -101,6 +103,11 @@ class PlanNode(Message):
     """Ask another way too after this long; 0 never."""
     bodies: dict[str, "Plan"] = Field(default_factory=dict, exclude_if=not_)
     """Graphs of its own by name: body, catch, finally, compensate."""
+
+    @property
+    def attempt_s(self) -> float:
+        """Time for one attempt, or for a wait, seconds."""
+        return min(self.timeout_s, EXPAND_S) if self.kind == "dynamic" else self.timeout_s
 
     @property
     def routes(self) -> tuple[Route, ...]:

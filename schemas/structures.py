@@ -8,14 +8,13 @@ from pydantic import Field, ValidationError, model_validator
 from schemas.errors import InvalidArgument
 from schemas.expressions import CHARS_MAX
 from schemas.ids import TOKEN, WorkflowName
-from schemas.message import UserInput
-from schemas.workflow import Node, WorkflowDefinition
+from schemas.message import UserInput, expected
+from schemas.workflow import WAIT_S_MAX, Node, NodeType, WorkflowDefinition, invalid
 
 
 ITERATIONS_MAX = 100_000
 PARALLEL_MAX = 256
 VARIABLES_MAX = 64
-WAIT_S_MAX = 365 * 86_400.0
 SIGNAL_TIMEOUT_S = 7 * 86_400.0
 
 Formula = Annotated[str, Field(min_length=1, max_length=CHARS_MAX)]
@@ -122,7 +121,10 @@ class DynamicParams(UserInput):
 class DelayParams(UserInput):
     """`delay`: waits."""
 
-    seconds: Annotated[float, Field(ge=0, le=WAIT_S_MAX, strict=False)] | Formula | None = None
+    seconds: Annotated[
+        Annotated[float, Field(ge=0, le=WAIT_S_MAX, strict=False)] | Formula | None,
+        expected(f"a number of seconds up to {WAIT_S_MAX:g}, or an expression"),
+    ] = None
     until: Formula | None = None
     """Its value is a time, seconds since the epoch."""
 
@@ -154,6 +156,22 @@ class HttpParams(UserInput):
     url: Annotated[str, Field(max_length=2048)] = ""
     """Where to; or else the input `url`."""
     headers: Annotated[dict[str, str], Field(max_length=32)] = Field(default_factory=dict)
+
+
+PARAMS: dict[NodeType, type[UserInput]] = {
+    "set": SetParams,
+    "switch": SwitchParams,
+    "loop": LoopParams,
+    "foreach": ForeachParams,
+    "try": TryParams,
+    "workflow": WorkflowParams,
+    "dynamic": DynamicParams,
+    "delay": DelayParams,
+    "signal": SignalParams,
+    "emit": EmitParams,
+    "http": HttpParams,
+}
+"""What each kind of control node takes."""
 
 
 def workflows_named(document: Any) -> Iterator[str]:
@@ -197,6 +215,6 @@ def read_params(kind: type[P], params: dict[str, Any], where: str) -> P:
     try:
         return kind.model_validate(params)
     except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join([where, *(str(part) for part in first["loc"])])
-        raise InvalidArgument(first["msg"].removeprefix("Value error, "), field=path) from error
+        wrong = invalid(error)
+        path = f"{where}.{wrong.field}" if wrong.field else where
+        raise InvalidArgument(wrong.message, field=path) from error
