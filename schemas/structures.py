@@ -174,28 +174,28 @@ PARAMS: dict[NodeType, type[UserInput]] = {
 """What each kind of control node takes."""
 
 
-def workflows_named(document: Any) -> Iterator[str]:
-    """Yield `name` or `name@version` of every workflow that a definition's nodes name.
+def every_node(document: Any) -> Iterator[tuple[object, dict[str, Any]]]:
+    """Yield type and params of every node of a definition, of graphs inside nodes too.
 
     Args:
-        document: A definition, or a graph inside one as JSON types.
+        document: A definition, or a graph as JSON types that nobody has checked.
     """
     nodes = document.nodes if isinstance(document, WorkflowDefinition) else document.get("nodes")
     for node in nodes if isinstance(nodes, list | tuple) else ():
-        kind, params, undo = (
-            (node.type, node.params, node.compensate)
-            if isinstance(node, Node)
-            else (node.get("type"), node.get("params"), node.get("compensate"))
-            if isinstance(node, dict)
-            else (None, None, None)
-        )
-        if not isinstance(params, dict):
-            continue
+        known = node if isinstance(node, dict) else vars(node) if isinstance(node, Node) else {}
+        params = known.get("params")
+        params = params if isinstance(params, dict) else {}
+        yield known.get("type"), params
+        for graph in (*(params.get(name) for name in GRAPHS), known.get("compensate")):
+            if isinstance(graph, dict):
+                yield from every_node(graph)
+
+
+def workflows_named(document: Any) -> Iterator[str]:
+    """Yield `name` or `name@version` of every workflow that a definition's nodes name."""
+    for kind, params in every_node(document):
         if kind == "workflow":
             yield reference(params.get("workflow"), params.get("version"))
-        for graph in (*(params.get(name) for name in GRAPHS), undo):
-            if isinstance(graph, dict):
-                yield from workflows_named(graph)
 
 
 def reference(name: object, version: object) -> str:

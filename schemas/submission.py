@@ -58,13 +58,8 @@ def check_inputs(inputs: Wire, plan: Plan) -> None:
         InvalidArgument: Names the input.
     """
     known = plan.run_inputs()
-    takes_any = any(
-        binding.node == "input" and not binding.output
-        for node in plan.nodes
-        for binding in node.bindings.values()
-    )
     for name in inputs:
-        if name not in known and not takes_any:
+        if name not in known and not plan.takes_any:
             wanted = ", ".join(sorted(known)) or "no inputs"
             raise InvalidArgument(
                 f"the workflow has no input '{name}'; it takes {wanted}", field=f"inputs.{name}"

@@ -3,7 +3,7 @@
 import enum
 import json
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,9 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from events.paths import node_id_of, owner_of, scope_of
 from schemas.api import EventView, NodeView, RunView
 from schemas.errors import (
     AlreadyExists,
@@ -26,8 +28,10 @@ from schemas.errors import (
 
 
 TEXT_CHARS_MAX = 160
-HIDDEN = {"plan", "digest", "inputs_digest", "deadline", "timings", "correlation_id"}
+HIDDEN = {"plan", "digest", "inputs_digest", "deadline", "timings", "correlation_id", "route"}
 """What the lines of events leave out; --json has it."""
+STYLES = {"skipped": "bright_black", "pending": "bright_black", "failed": "red"}
+"""How the steps of a run are shown that did not complete."""
 
 
 class ExitCode(enum.IntEnum):
@@ -110,7 +114,7 @@ def run_exit_code(run: RunView) -> ExitCode:
     match run.status:
         case "completed":
             return ExitCode.OK
-        case "accepted" | "running":
+        case "accepted" | "running" | "paused":
             return ExitCode.TIMEOUT
         case _:
             return ExitCode.RUN_FAILED
@@ -129,34 +133,66 @@ def fail(screen: Screen, error: ClawdbotError) -> typer.Exit:
 
 
 def run_table(run: RunView) -> Table:
-    """Return a run's steps and their milliseconds as a table."""
+    """Return a run's steps and their milliseconds as a table, what is inside a node below it."""
     table = Table(title=f"{run.workflow} version {run.version}: {run.status}", title_justify="left")
     for column in ("step", "model"):
         table.add_column(column, no_wrap=True)
     for column in ("at", "queue", "load", "compute", "total"):
         table.add_column(f"{column} ms", justify="right", no_wrap=True)
-    for node in run.nodes:
-        table.add_row(*_row(node, run))
+    for node in nested(run.nodes):
+        table.add_row(*_row(node, run), style=STYLES.get(node.status))
     return table
 
 
-def _row(node: NodeView, run: RunView) -> list[str]:
+def nested(nodes: Sequence[NodeView]) -> Iterator[NodeView]:
+    """Yield nodes so that what is inside a control node comes right after it."""
+    scopes: dict[str, list[NodeView]] = {}
+    owned: dict[str, list[str]] = {}
+    for node in nodes:
+        scope = scope_of(node.id)
+        if scope and scope not in scopes:
+            owned.setdefault(owner_of(scope)[0], []).append(scope)
+        scopes.setdefault(scope, []).append(node)
+
+    def steps(scope: str) -> Iterator[NodeView]:
+        for node in scopes.get(scope, ()):
+            yield node
+            for inside in owned.get(node.id, ()):
+                yield from steps(inside)
+
+    yield from steps("")
+
+
+def step_name(path: str) -> str:
+    """Return a node's path as it stands below its control node: `  [3] ocr`."""
+    scope = scope_of(path)
+    if not scope:
+        return path
+    return f"{'  ' * path.count('/')}[{scope[:-1].rpartition('[')[2]}] {node_id_of(path)}"
+
+
+def _row(node: NodeView, run: RunView) -> list[Text | str]:
     begun, ended, timings = node.scheduled_at, node.finished_at, node.timings
-    step = node.id if node.attempt <= 1 else f"{node.id} (attempt {node.attempt})"
-    if begun is None:
-        return [step, node.model]
+    step = step_name(node.id)
+    if node.attempt > 1:
+        step += f" (attempt {node.attempt})"
     times = ["", "", ""]
     if timings is not None:
         parts = (timings.queue_ms, timings.load_ms, timings.compute_ms)
         times = [f"{part:.1f}" for part in parts]
-    total = node.status if ended is None or node.error else _ms(ended - begun)
-    return [step, node.model, _ms(begun - run.started_at), *times, total]
+    at = "" if begun is None else _ms(begun - run.started_at)
+    total: str = node.status
+    if node.status == "completed" and begun is not None and ended is not None:
+        total = _ms(ended - begun)
+    return [Text(step), node.model, at, *times, total]  # a step's brackets are no markup
 
 
 def event_line(event: EventView, started_at: float) -> str:
-    """Return one event as a line."""
+    """Return one event as a line: when, what, of which node or scope, and its facts."""
     facts = {name: value for name, value in event.data.items() if name not in HIDDEN and value}
-    return f"{event.id:>4}  {_ms(event.at - started_at):>9} ms  {event.type:<14} {brief(facts)}"
+    where = facts.pop("node_id", None) or facts.pop("scope", None) or facts.pop("name", "")
+    what = f"{event.type:<15} {where}".rstrip()
+    return f"{event.id:>4}  {_ms(event.at - started_at):>9} ms  {what:<32} {brief(facts)}".rstrip()
 
 
 def brief(document: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from clawdbot.cli.options import Json, Url, guarded
+from clawdbot.cli.options import Json, Url, guarded, named_values
 from clawdbot.cli.output import ExitCode, Screen, brief, event_line, run_exit_code, run_table
 from clawdbot.client import Client
 from clawdbot.results import Run, value_of
@@ -190,17 +190,6 @@ def replay(
     guarded(screen, url, action)
 
 
-def cancel(
-    run_id: RunId,
-    reason: Annotated[str, typer.Option(help="Goes into the log.")] = "",
-    as_json: Json = False,
-    url: Url = None,
-) -> None:
-    """Call a run off."""
-    screen = Screen(as_json)
-    guarded(screen, url, lambda client: client.cancel(run_id, reason))
-
-
 def _show_run(screen: Screen, found: Run) -> None:
     if screen.as_json:
         screen.json(found)
@@ -236,18 +225,7 @@ def _text(value: Any) -> str:
 
 
 def _inputs(texts: list[str] | None, files: list[str] | None) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for item in texts or ():
-        name, equals, text = item.partition("=")
-        if not equals:
-            raise InvalidArgument(f"'{item}' is not NAME=TEXT or NAME:=JSON", field="--input")
-        if not name.endswith(":"):
-            found[name] = text
-            continue
-        try:
-            found[name[:-1]] = json.loads(text)
-        except ValueError as error:
-            raise InvalidArgument(f"'{text}' is not JSON: {error}", field=name[:-1]) from error
+    found = named_values(texts or (), "--input")
     for item in files or ():
         name, equals, path = item.partition("=")
         if not equals:

@@ -11,6 +11,7 @@ from schemas.api import ApiError, ErrorBody
 from schemas.errors import (
     BusUnavailable,
     ClawdbotError,
+    FailedPrecondition,
     InvalidArgument,
     RetryableError,
     StoreFull,
@@ -57,6 +58,10 @@ class UnsupportedMediaType(InvalidArgument):
     """A content type this address cannot read."""
 
 
+class WrongState(FailedPrecondition):
+    """What is asked for does not fit the state that the run, or its node, is in."""
+
+
 class RangeNotSatisfiable(InvalidArgument):
     """The range begins behind the last byte."""
 
@@ -70,6 +75,7 @@ _KINDS: dict[type[ClawdbotError], int] = {
     BodyTooLarge: 413,
     UnsupportedMediaType: 415,
     RangeNotSatisfiable: 416,
+    WrongState: 409,
     StoreFull: 507,
 }
 

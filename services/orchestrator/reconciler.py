@@ -1,12 +1,13 @@
 """Puts back what the server's memory lost, and lets time pass for waiting runs."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 
 from events.index import RunIndex
 from events.subjects import RunKey
 from schemas.errors import ClawdbotError
 from services.orchestrator.handlers import Handlers
-from services.runtime import Bus, Clock
+from services.runtime import Bus, Clock, Outgoing
 from services.telemetry import get_logger
 
 
@@ -36,6 +37,7 @@ class Reconciler:
         self._clock = clock
         self._interval_s = interval_s
         self._generation = ""
+        self._owed: set[RunKey] = set()
 
     async def watch(self) -> None:
         """Reconcile now, and again whenever the memory streams were made anew."""
@@ -76,8 +78,21 @@ class Reconciler:
         """Look for runs whose time has come, for ever."""
         while True:
             await asyncio.sleep(self._interval_s)
+            for key in [*self._owed]:
+                await self._try(key, self._handlers.republish)
             for key in self._index.due(self._clock.now()):
-                try:
-                    await self._bus.publish(await self._handlers.check_clock(key))
-                except ClawdbotError as error:
-                    log.info("clock_postponed", run_id=key.run_id, error=error.message)
+                await self._try(key, self._handlers.check_clock)
+
+    async def _try(
+        self, key: RunKey, handle: Callable[[RunKey], Awaitable[Sequence[Outgoing]]]
+    ) -> None:
+        """Publish what a run needs; what was decided and could not be published is owed."""
+        try:
+            await self._bus.publish(await handle(key))
+            self._owed.discard(key)
+        except ClawdbotError as error:
+            if error.retryable:
+                self._owed.add(key)
+            else:
+                self._owed.discard(key)
+            log.info("clock_postponed", run_id=key.run_id, error=error.message)
