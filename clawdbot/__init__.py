@@ -7,8 +7,9 @@ wf.connect("asr", "nlu").deploy(name="understand")
 run = Client().run("understand", {"audio": Path("hello.wav")})
 """
 
+from clawdbot.async_client import AsyncClient
 from clawdbot.builder import WorkflowBuilder
-from clawdbot.client import AsyncClient, Client
+from clawdbot.client import Client
 from clawdbot.results import Run
 from schemas.errors import ClawdbotError
 from schemas.values import Binary, BlobRef, Tensor

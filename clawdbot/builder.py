@@ -1,16 +1,19 @@
 """Writing workflows in Python."""
 
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
 from pydantic import ValidationError
+from typing_extensions import override
 
 from clawdbot.client import Client
+from clawdbot.graphs import Graph, GraphBuilder, given
 from schemas.api import WorkflowView
 from schemas.errors import InvalidArgument
-from schemas.workflow import Deployment, Edge, Node, RetryPolicy, WorkflowDefinition, invalid
+from schemas.workflow import Alternative, Deployment, RetryPolicy, invalid
 
 
-class WorkflowBuilder:
+class WorkflowBuilder(GraphBuilder):
     """Builds a workflow step by step; every method returns the builder itself.
 
     wf = (
@@ -19,11 +22,21 @@ class WorkflowBuilder:
         .add_node("reply", template="You said {{asr.text}}.")
         .connect("asr", "reply")
     )
+
+    Args:
+        timeout_s: Time for a whole run, seconds.
+        on_failure: What a node that failed for good does to the run: `fail` ends it, `pause` waits
+            until somebody retries or skips the node.
     """
 
-    def __init__(self) -> None:
-        self._nodes: dict[str, Node] = {}
-        self._edges: list[Edge] = []
+    def __init__(
+        self,
+        *,
+        timeout_s: float | None = None,
+        on_failure: Literal["fail", "pause"] | None = None,
+    ) -> None:
+        super().__init__()
+        self._limits = given(timeout_s=timeout_s, on_failure=on_failure)
 
     def add_node(  # noqa: PLR0913 - one keyword for each thing a node may have
         self,
@@ -32,9 +45,15 @@ class WorkflowBuilder:
         model: str | None = None,
         template: str | None = None,
         template_id: str | None = None,
-        inputs: dict[str, str] | None = None,
+        inputs: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
         retry: RetryPolicy | None = None,
+        join: Literal["all", "any"] | int | None = None,
+        compensate: Graph | None = None,
+        pool: str | None = None,
+        alternatives: Sequence[Alternative] | None = None,
+        prefer: Literal["order", "fastest"] | None = None,
+        hedge_after_s: float | None = None,
         **params: Any,
     ) -> Self:
         """Add a node: a model, a template of your own, or a named template.
@@ -44,61 +63,38 @@ class WorkflowBuilder:
             model: Name of a model in the catalogue.
             template: Text with `{{...}}`.
             template_id: Name of a template in the catalogue.
-            inputs: Explicit sources, `{"text": "asr.text"}` or `{"audio": "input.question"}`; what
-                is not named is matched along the edges.
+            inputs: Explicit sources, `{"text": "asr.text"}`, `{"audio": "input.question"}` or
+                `{"text": "= lower(asr.text)"}`; what is not named is matched along the edges.
             timeout_s: Time for one attempt, seconds.
             retry: How often and how patiently a failure is tried again.
+            join: How many taken edges it waits for.
+            compensate: Undoes it when the run fails or is cancelled later.
+            pool: Whose workers take it.
+            alternatives: Other models or pools that may do it, best first.
+            prefer: Among the ways that are well: the first, or the fastest.
+            hedge_after_s: Ask another way too after this long, seconds.
             params: For the model, for instance `grammar=...`.
 
         Raises:
             InvalidArgument: Names what cannot work.
         """
-        what = {"model": model, "template": template, "template_id": template_id}
-        given = {name: value for name, value in what.items() if value is not None}
-        if len(given) != 1:
+        what = given(model=model, template=template, template_id=template_id)
+        if len(what) != 1:
             raise InvalidArgument(
                 f"node '{node_id}' needs exactly one of model, template, template_id"
             )
-        if node_id in self._nodes:
-            raise InvalidArgument(f"node id '{node_id}' is used twice", field="node_id")
-        rest = {"timeout_s": timeout_s, "retry": retry}
-        try:
-            self._nodes[node_id] = Node(
-                id=node_id,
-                type="model" if model is not None else "template",
-                params=given | params,
-                inputs=inputs or {},
-                **{name: value for name, value in rest.items() if value is not None},  # type: ignore[arg-type]
-            )
-        except ValidationError as error:
-            raise invalid(error) from error
-        return self
-
-    def connect(self, source: str, target: str) -> Self:
-        """Let data flow from one node to another.
-
-        Raises:
-            InvalidArgument: One of the two does not exist.
-        """
-        for end in (source, target):
-            if end not in self._nodes:
-                known = ", ".join(self._nodes) or "none yet"
-                raise InvalidArgument(f"no node '{end}'; add it first (there are: {known})")
-        self._edges.append(Edge(source=source, target=target))
-        return self
-
-    def definition(self) -> WorkflowDefinition:
-        """Return the definition.
-
-        Raises:
-            InvalidArgument: No nodes, a repeated edge, or a cycle.
-        """
-        try:
-            built = WorkflowDefinition(nodes=tuple(self._nodes.values()), edges=tuple(self._edges))
-        except ValidationError as error:
-            raise invalid(error) from error
-        built.check_graph()
-        return built
+        rest = given(
+            inputs=inputs,
+            timeout_s=timeout_s,
+            retry=retry,
+            join=join,
+            compensate=compensate,
+            pool=pool,
+            alternatives=None if alternatives is None else tuple(alternatives),
+            prefer=prefer,
+            hedge_after_s=hedge_after_s,
+        )
+        return self._add(node_id, "model" if model is not None else "template", what | params, rest)
 
     def deploy(self, name: str, *, replicas: int = 1, client: Client | None = None) -> WorkflowView:
         """Deploy the workflow.
@@ -121,3 +117,7 @@ class WorkflowBuilder:
             return client.deploy(deployment)
         with Client() as own:
             return own.deploy(deployment)
+
+    @override
+    def _whole(self) -> dict[str, Any]:
+        return self._limits

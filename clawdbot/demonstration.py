@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from clawdbot.async_client import AsyncClient
 from clawdbot.cli.output import Screen, event_line, run_table
-from clawdbot.client import AsyncClient
 from clawdbot.results import Run
 from schemas.errors import EngineFailed, FailedPrecondition
 from schemas.values import Binary

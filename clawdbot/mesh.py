@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from clawdbot import embedded, ports
-from clawdbot.client import AsyncClient
+from clawdbot.async_client import AsyncClient
 from clawdbot.supervisor import Program, Report, Supervised
 from schemas.api import WorkflowView
 from schemas.catalogue import Catalogue
 from schemas.catalogue import load as load_catalogue
 from schemas.errors import ClawdbotError, FailedPrecondition, NotFound
+from schemas.structures import every_node
 
 
 MODALITIES = ("text", "audio", "vision")
@@ -248,11 +249,11 @@ def wanted_workers(
     """Return how many workers each modality should have: the most that any workflow wishes."""
     wanted: Counter[str] = Counter(dict.fromkeys(MODALITIES, 1))
     for workflow in workflows:
-        for node in workflow.definition.nodes:
+        for kind, params in every_node(workflow.definition):
             modality = "text"
             with contextlib.suppress(NotFound):  # a catalogue of the services' own
-                if node.type == "model":
-                    modality = catalogue.model(str(node.params.get("model"))).modality
+                if kind == "model":
+                    modality = catalogue.model(str(params.get("model"))).modality
             wanted[modality] = max(wanted[modality], workflow.replicas)
     return {modality: min(count, workers_max) for modality, count in wanted.items()}
 

@@ -30,8 +30,8 @@ from schemas.errors import ClawdbotError, InvalidArgument, RetryableError, Unava
 from schemas.ids import new_id
 from schemas.messages import Control, Header
 from schemas.submission import MSGPACK, pack_inputs
-from schemas.values import INLINE_BYTES_MAX, Binary, BlobRef, Wire, to_wire
-from schemas.workflow import Deployment
+from schemas.values import INLINE_BYTES_MAX, Binary, BlobRef, Wire, to_json, to_wire
+from schemas.workflow import Deployment, invalid
 
 
 T = TypeVar("T")
@@ -40,6 +40,10 @@ RETRY_DELAY_S = 0.5
 RETRY_DELAY_MAX_S = 10.0
 ANSWER_S = 30.0
 """Patience for an answer, on top of what the server was asked to wait."""
+WAIT_S = 60.0
+"""How long a run is waited for unless somebody says otherwise."""
+STREAM_SILENCE_S = 45.0
+TERMINAL = {"RunCompleted", "RunFailed", "RunRejected", "RunCancelled"}
 RETRYABLE = {429, 502, 503, 504}
 
 
@@ -121,13 +125,39 @@ def runs(
     return Call("GET", "/v1/runs", _model(RunPage), params)
 
 
-def control(run_id: str, command: Control) -> Call[None]:
-    """Do something to a run."""
-    body = orjson.dumps(command.model_dump())
+def control(run_id: str, action: str, **details: Any) -> Call[None]:
+    """Do something to a run.
+
+    Args:
+        run_id: The run.
+        action: What to do.
+        details: Other fields of `schemas.messages.Control`.
+
+    Raises:
+        InvalidArgument: A field is missing or wrong.
+    """
+    try:
+        command = Control.model_validate({"action": action, **details})
+    except ValidationError as error:
+        raise invalid(error) from error
+    body = orjson.dumps(command.model_dump(exclude_defaults=True))
     headers = {"Content-Type": "application/json"}
     return Call(
         "POST", f"{_run_path(run_id)}/control", lambda _: None, headers=headers, content=body
     )
+
+
+def signal(run_id: str, name: str, payload: Any, signal_id: str | None) -> Call[None]:
+    """Send a run a signal; its id, chosen here, makes it safe to send again."""
+    return control(run_id, "signal", name=name, payload=payload, id=signal_id or new_id())
+
+
+def skip(run_id: str, node: str, outputs: Mapping[str, Any] | None, reason: str) -> Call[None]:
+    """Do without a node, or put its outputs in place of its work."""
+    values = None
+    if outputs is not None:
+        values = to_json({name: to_wire(value) for name, value in outputs.items()})
+    return control(run_id, "skip", node=node, outputs=values, reason=reason)
 
 
 def events(run_id: str) -> Call[tuple[EventView, ...]]:
@@ -248,6 +278,20 @@ def with_data(line: str, event: dict[str, str]) -> EventView | None:
     found = EventView.model_validate_json(event["data"]) if "data" in event else None
     event.clear()
     return found
+
+
+def request(
+    http: httpx.Client | httpx.AsyncClient, call: Call[Any], patience_s: float | None = None
+) -> httpx.Request:
+    """Return the request that carries a call out."""
+    return http.build_request(
+        call.method,
+        call.path,
+        params=dict(call.params),
+        headers=dict(call.headers),
+        content=call.content,
+        timeout=patience_s or call.patience_s,
+    )
 
 
 def _model(kind: type[Any]) -> Callable[[httpx.Response], Any]:

@@ -9,8 +9,8 @@ from events.view import evaluate
 from schemas.errors import FailedPrecondition, InvalidArgument
 from schemas.messages import Fault
 from schemas.plan import PlanNode
-from schemas.structures import WAIT_S_MAX
 from schemas.values import Wire
+from schemas.workflow import WAIT_S_MAX
 
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _open(turn: "Turn", path: str, node: PlanNode, *, attempt: int = 1, plan: An
             at=turn.at,
             node_id=path,
             attempt=attempt,
-            deadline=turn.at + node.timeout_s if plan is None else turn.at + WAIT_S_MAX,
+            deadline=turn.at + node.timeout_s,
             total=total,
             variables=variables,
             plan=plan,

@@ -34,7 +34,7 @@ from events.commands import (
 )
 from events.evolve import started
 from events.paths import ROOT, scope_of
-from events.state import TIMED, NodeState, RunState
+from events.state import DECIDED, TIMED, NodeState, RunState
 from events.turn import Turn
 from schemas.messages import Fault
 from schemas.plan import DISPATCHED
@@ -225,12 +225,15 @@ def _signal(state: RunState, command: SignalRun, advice: Advice) -> list[Event]:
 
 
 def _skip(state: RunState, command: SkipNode, advice: Advice) -> list[Event]:
-    node = state.node(command.node_id)
-    if node is None or node.status in {"completed", "skipped"}:
+    if not state.is_under_way(command.node_id):
         return []
-    turn = _woken(state, command.at, advice, failed=node.status == "failed")
+    node = state.node(command.node_id)
+    if node is not None and node.status in DECIDED:
+        return []
+    turn = _woken(state, command.at, advice, failed=node is not None and node.status == "failed")
     if command.outputs is not None:
-        turn.complete(command.node_id, command.outputs, by=BY_HAND, attempt=max(1, node.attempt))
+        attempt = 1 if node is None else max(1, node.attempt)
+        turn.complete(command.node_id, command.outputs, by=BY_HAND, attempt=attempt)
     else:
         reason = command.reason or "skipped by hand"
         turn.happen(NodeSkipped(at=command.at, node_id=command.node_id, reason=reason))

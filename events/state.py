@@ -159,6 +159,13 @@ class RunState:
         """Return a node's state, unless it has none or its scope is over."""
         return self.nodes_of(scope_of(path)).get(node_id_of(path))
 
+    def is_under_way(self, path: str) -> bool:
+        """Tell whether a path is that of a node of a graph under way."""
+        scope = scope_of(path)
+        if scope != ROOT and scope not in self.scopes:
+            return False
+        return node_id_of(path) in self.plan_of(scope).by_id
+
     def inputs_of(self, scope: str) -> Wire:
         """Return the inputs of a scope."""
         return self.inputs if scope == ROOT else self.scopes[scope].inputs

@@ -110,8 +110,10 @@ class Turn:
         planned, node = self.state.planned(path), self.state.node(path)
         attempt = 1 if node is None else max(1, node.attempt)
         retry = planned.retry
+        opened = node is not None and node.status == "open"  # its graph failed, no attempt did
         if (
             planned.kind in DISPATCHED
+            and not opened
             and retry.retries(error.code, retryable=error.retryable)
             and attempt < retry.max_attempts
         ):
@@ -312,7 +314,7 @@ class Turn:
         hedge: bool = False,
     ) -> None:
         """Schedule an attempt of a node, or a wait."""
-        deadline = self.at + (timeout_s or node.timeout_s)
+        deadline = self.at + (timeout_s or node.attempt_s)
         if self.state.deadline is not None and ROOT not in self.state.cleanups:
             deadline = min(deadline, self.state.deadline)
         before = self.state.node(path)

@@ -18,8 +18,10 @@ from schemas.workflow import Node, WorkflowDefinition
 DEPTH_MAX = 8
 """Graphs inside graphs."""
 
-Offers = dict[str, tuple[Port, ...] | None]
-"""What each node gives; None where that shows only when it runs."""
+Ports = tuple[Port, ...] | None
+"""What a node gives, or a graph's own inputs; None where that shows only when it runs."""
+Offers = dict[str, Ports]
+"""What each node gives."""
 
 
 @dataclass(frozen=True)
@@ -34,22 +36,26 @@ class Surroundings:
     calling: tuple[str, ...] = ()
     """The workflows we are in the middle of."""
     depth: int = 0
+    given: Ports = None
+    """The graph's own inputs, where they are known."""
 
-    def inside(self, seen: Offers, calling: str = "") -> "Surroundings":
+    def inside(self, seen: Offers, given: Ports) -> "Surroundings":
         """Return the surroundings of a graph inside a node.
 
         Args:
-            seen: Nodes it can see.
-            calling: The workflow it is, if it is one; that one sees nothing outside.
+            seen: Nodes outside that it can see.
+            given: Its own inputs.
 
         Raises:
             InvalidArgument: Too deep.
         """
         if self.depth >= DEPTH_MAX:
             raise InvalidArgument(f"graphs nest at most {DEPTH_MAX} deep")
-        outer = {} if calling else {**self.outer, **seen}
-        names = (*self.calling, calling) if calling else self.calling
-        return replace(self, outer=outer, calling=names, depth=self.depth + 1)
+        return replace(self, outer=seen, given=given, depth=self.depth + 1)
+
+    def called(self, workflow: str) -> "Surroundings":
+        """Return the surroundings of another workflow, which sees nothing outside."""
+        return replace(self.inside({}, None), calling=(*self.calling, workflow))
 
 
 @dataclass(frozen=True)
@@ -71,18 +77,33 @@ class Place:
         """Everything the node can see by name."""
         return {**self.around.outer, **{name: self.offers[name] for name in self.upstream}}
 
+    def is_given(self, name: str) -> bool:
+        """Tell whether the graph's own inputs may hold a name."""
+        given = self.around.given
+        return given is None or name in {port.name for port in given}
+
+    @property
+    def named(self) -> Offers:
+        """Everything that an expression of the node may name, `input` among it."""
+        return {**self.seen, RUN_INPUT: self.around.given, RUN: None}
+
     def check(self, formula: str, field_name: str, *, also: Offers | None = None) -> str:
-        """Return an expression that is well-formed and names only what the node can see.
+        """Return an expression that is well-formed and names only what there is.
+
+        Args:
+            formula: The expression.
+            field_name: Where it stands in the node.
+            also: What it may name besides what the node sees.
 
         Raises:
             InvalidArgument: It is not; names the field.
         """
         where = f"{self.where}.{field_name}"
-        return check_expression(formula, {**self.seen, **(also or {})}, where, self.node.id)
+        return check_expression(formula, {**self.named, **(also or {})}, where, self.node.id)
 
 
-def check_expression(formula: str, seen: Offers, where: str, node_id: str) -> str:
-    """Return an expression that is well-formed and names only what can be seen.
+def check_expression(formula: str, named: Offers, where: str, node_id: str) -> str:
+    """Return an expression that is well-formed and names only what there is.
 
     Raises:
         InvalidArgument: It is not; names the field.
@@ -92,17 +113,23 @@ def check_expression(formula: str, seen: Offers, where: str, node_id: str) -> st
     except InvalidArgument as error:
         raise InvalidArgument(f"node '{node_id}': {error.message}", field=where) from error
     for name in sorted(expression.names()):
-        if name not in seen and name not in {RUN_INPUT, RUN}:
-            known = ", ".join([RUN_INPUT, RUN, *sorted(seen)])
+        if name not in named:
+            known = ", ".join(sorted(named))
             raise InvalidArgument(
                 f"node '{node_id}' cannot see '{name}' here; it sees {known}", field=where
             )
     for name, key in expression.paths():
-        ports = seen.get(name)
-        if ports is not None and key not in {port.name for port in ports}:
-            gives = ", ".join(sorted(port.name for port in ports))
-            raise InvalidArgument(f"node '{name}' gives {gives}, not '{key}'", field=where)
+        _check_key(name, key, named, where)
     return formula
+
+
+def _check_key(name: str, key: str, named: Offers, where: str) -> None:
+    ports = named.get(name)
+    if ports is None or key in {port.name for port in ports}:
+        return
+    has = ", ".join(sorted(port.name for port in ports)) or "nothing"
+    what = f"'{name}' holds {has} here" if name == RUN_INPUT else f"node '{name}' gives {has}"
+    raise InvalidArgument(f"{what}, not '{key}'", field=where)
 
 
 def bind(place: Place, ports: Iterable[Port]) -> dict[str, Binding]:
@@ -123,7 +150,7 @@ def bind(place: Place, ports: Iterable[Port]) -> dict[str, Binding]:
     bindings: dict[str, Binding] = {}
     for port in wanted.values():
         found = bind_explicit(place, port.name) or _find(port, place)
-        if found is None and place.sources and port.required:
+        if found is None and port.required and (place.sources or not place.is_given(port.name)):
             raise InvalidArgument(
                 f"node '{node.id}': nothing upstream gives its input '{port.name}' ({port.kind}); "
                 f'connect a node that does, or say where from in "inputs"',
@@ -147,17 +174,14 @@ def bind_explicit(place: Place, name: str) -> Binding | None:
         return Binding(node="", output="", expression=formula)
     origin, dot, output = source.partition(".")
     where = f"{place.where}.inputs.{name}"
-    seen = place.seen
-    if not dot or not output or (origin not in {RUN_INPUT, RUN} and origin not in seen):
+    named = place.named
+    if not dot or not output or origin not in named:
         raise InvalidArgument(
             f"node '{place.node.id}': '{source}' is neither input.<name> nor "
             f"<node upstream>.<output>, nor an expression after '='",
             field=where,
         )
-    ports = seen.get(origin)
-    if ports is not None and output not in {port.name for port in ports}:
-        gives = ", ".join(sorted(port.name for port in ports))
-        raise InvalidArgument(f"node '{origin}' gives {gives}, not '{output}'", field=where)
+    _check_key(origin, output, named, where)
     return Binding(node=origin, output=output)
 
 

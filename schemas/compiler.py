@@ -4,13 +4,13 @@ How inputs find their sources stands in `schemas.bindings`, each kind of control
 `schemas.controls`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from schemas import mustache
-from schemas.bindings import Offers, Place, Surroundings, bind, check_expression
+from schemas.bindings import Offers, Place, Ports, Surroundings, bind, check_expression
 from schemas.catalogue import (
     TEMPLATE_CHARS_MAX,
     Catalogue,
@@ -20,7 +20,7 @@ from schemas.catalogue import (
     signature,
 )
 from schemas.errors import InvalidArgument, NotFound
-from schemas.expressions import parse
+from schemas.inputs import mentioned_inputs
 from schemas.plan import (
     DEFAULT_POOL,
     RUN,
@@ -32,7 +32,7 @@ from schemas.plan import (
     PlanNode,
     Route,
 )
-from schemas.workflow import WorkflowDefinition, invalid
+from schemas.workflow import Edge, WorkflowDefinition, invalid
 
 
 TEMPLATE_TIMEOUT_S = 10.0
@@ -70,8 +70,9 @@ def compile_plan(
 def compile_whole(definition: WorkflowDefinition, around: Surroundings) -> tuple[Plan, Offers]:
     """Compile a graph that has inputs of its own: a run's, or a `workflow` node's."""
     plan, offers = compile_graph(definition, around, "")
-    mentioned = tuple(sorted(_mentioned(plan, root=True)))
-    return plan.model_copy(update={"mentioned": mentioned}), offers
+    mentioned = mentioned_inputs(plan)
+    update = {"mentioned": tuple(sorted(mentioned - {""})), "takes_any": "" in mentioned}
+    return plan.model_copy(update=update), offers
 
 
 def compile_graph(
@@ -112,9 +113,16 @@ def compile_graph(
 
 
 def compile_body(
-    place: Place, document: Any, field_name: str, *, seen: Offers | None = None
+    place: Place, document: Any, field_name: str, given: Ports, *, blind: bool = False
 ) -> tuple[Plan, Offers]:
     """Compile a graph that stands in a node's parameters.
+
+    Args:
+        place: The node.
+        document: The graph.
+        field_name: Where it stands in the node.
+        given: Its own inputs.
+        blind: It sees nothing outside: what is there may be gone when it runs.
 
     Raises:
         InvalidArgument, NotFound: Names the offending place inside it.
@@ -130,7 +138,7 @@ def compile_body(
             "timeout_s and on_failure belong to the outermost graph", field=where.rstrip(".")
         )
     try:
-        around = place.around.inside(place.seen if seen is None else seen)
+        around = place.around.inside({} if blind else place.seen, given)
         return compile_graph(graph, around, where)
     except (InvalidArgument, NotFound) as error:
         if error.field is None or not error.field.startswith(where):
@@ -232,15 +240,14 @@ def _finish(planned: PlanNode, place: Place, graph: WorkflowDefinition, where: s
     """Add what every kind of node has: sources, conditions of its edges, join, compensation."""
     node = place.node
     guards: list[PlanEdge] = []
-    types = {item.id: item.type for item in graph.nodes}
     for index, edge in enumerate(graph.edges):
         if edge.target != node.id or (edge.when is None and edge.case is None):
             continue
         at = f"{where}edges[{index}]"
-        if edge.case is not None and types[edge.source] != "switch":
-            raise InvalidArgument(f"node '{edge.source}' is no switch", field=f"{at}.case")
+        if edge.case is not None:
+            _check_case(graph, edge, at)
         if edge.when is not None:
-            check_expression(edge.when, place.seen, f"{at}.when", node.id)
+            check_expression(edge.when, place.named, f"{at}.when", node.id)
         guards.append(PlanEdge(source=edge.source, when=edge.when or "", case=edge.case or ""))
     join = JOINS[node.join] if isinstance(node.join, str) else node.join
     if join > len(place.sources) and node.join != "any":
@@ -249,7 +256,10 @@ def _finish(planned: PlanNode, place: Place, graph: WorkflowDefinition, where: s
         )
     bodies = dict(planned.bodies)
     if node.compensate is not None:
-        bodies["compensate"], _ = compile_body(place, node.compensate, "compensate", seen={})
+        given = (Port(name="outputs", kind="json"), Port(name="error", kind="json"))
+        bodies["compensate"], _ = compile_body(
+            place, node.compensate, "compensate", given, blind=True
+        )
     return planned.model_copy(
         update={
             "sources": tuple(place.sources),
@@ -258,6 +268,19 @@ def _finish(planned: PlanNode, place: Place, graph: WorkflowDefinition, where: s
             "bodies": bodies,
         }
     )
+
+
+def _check_case(graph: WorkflowDefinition, edge: Edge, where: str) -> None:
+    source = next(node for node in graph.nodes if node.id == edge.source)
+    if source.type != "switch":
+        raise InvalidArgument(f"node '{edge.source}' is no switch", field=f"{where}.case")
+    cases, default = source.params.get("cases"), source.params.get("default", "default")
+    if isinstance(cases, dict) and edge.case not in {*cases, default}:
+        known = ", ".join([*cases, default])
+        raise InvalidArgument(
+            f"switch '{edge.source}' has no case '{edge.case}'; it has {known}",
+            field=f"{where}.case",
+        )
 
 
 def _check_id(place: Place) -> None:
@@ -309,30 +332,3 @@ def _template_text(place: Place) -> str:
             f"node '{node.id}': {error.message}", field=f"{where}.params.template"
         ) from error
     return text
-
-
-def formulas(node: PlanNode) -> Iterable[str]:
-    """Yield every expression that is evaluated where a node stands, not inside its bodies."""
-    yield from (guard.when for guard in node.guards if guard.when)
-    yield from (item.expression for item in node.bindings.values() if item.expression)
-    if node.kind != "model":
-        for value in node.params.get("formulas", {}).values():
-            yield from value.values() if isinstance(value, dict) else (value,)
-
-
-def _mentioned(plan: Plan, *, root: bool) -> set[str]:
-    """Return the run inputs that expressions use."""
-    names = {RUN, RUN_INPUT} if root else {RUN}
-    found = {
-        key
-        for node in plan.nodes
-        for formula in formulas(node)
-        for name, key in parse(formula).paths()
-        if name in names
-    }
-    for node in plan.nodes:
-        found.update(binding.output for binding in node.bindings.values() if binding.node == RUN)
-        if node.kind != "graph":  # a workflow of its own has a `run` of its own
-            for body in node.bodies.values():
-                found |= _mentioned(body, root=False)
-    return found - {""}

@@ -8,6 +8,7 @@ Control nodes keep in `params`
 and their graphs in `bodies`.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from schemas.bindings import Offers, Place, bind, bind_explicit
@@ -22,10 +23,10 @@ from schemas.compiler import (
     plan_template,
 )
 from schemas.errors import InvalidArgument, NotFound
+from schemas.inputs import input_ports
 from schemas.plan import RUN_INPUT, Binding, NodeKind, Plan, PlanNode
 from schemas.structures import (
     SIGNAL_TIMEOUT_S,
-    WAIT_S_MAX,
     DelayParams,
     DynamicParams,
     EmitParams,
@@ -40,21 +41,18 @@ from schemas.structures import (
     read_params,
     reference,
 )
-from schemas.workflow import NodeType
+from schemas.workflow import WAIT_S_MAX, NodeType
 
 
 HTTP_MODEL = "http"
 EMIT_TIMEOUT_S = 30.0
-GRAPH_TIMEOUT_S = 30.0
 
 
 def plan_set(place: Place) -> Planned:
     """Plan a `set` node."""
     params = _params(place, SetParams)
     values = _formulas(place, "values", params.values)
-    ports = tuple(Port(name=name.lower(), kind="json") for name in values)
-    known = all(name == name.lower() and name[0].isalpha() for name in values)
-    return _control(place, "set", {"formulas": {"values": values}}), ports if known else None
+    return _control(place, "set", {"formulas": {"values": values}}), _values(values)
 
 
 def plan_switch(place: Place) -> Planned:
@@ -72,14 +70,16 @@ def plan_switch(place: Place) -> Planned:
 def plan_loop(place: Place) -> Planned:
     """Plan a `loop` node."""
     params = _params(place, LoopParams)
-    body, inside = compile_body(place, params.body, "params.body")
+    given = _values({**params.init, **params.next}, "index")
+    body, inside = compile_body(place, params.body, "params.body", given)
+    also = {**inside, RUN_INPUT: given}
     inner: dict[str, Any] = {}
     if params.while_ is not None:
-        inner["while"] = place.check(params.while_, "params.while")
+        inner["while"] = place.check(params.while_, "params.while", also={RUN_INPUT: given})
     if params.until is not None:
-        inner["until"] = place.check(params.until, "params.until", also=inside)
+        inner["until"] = place.check(params.until, "params.until", also=also)
     inner["next"] = {
-        name: place.check(formula, f"params.next.{name}", also=inside)
+        name: place.check(formula, f"params.next.{name}", also=also)
         for name, formula in params.next.items()
     }
     settings = {
@@ -94,9 +94,10 @@ def plan_loop(place: Place) -> Planned:
 def plan_foreach(place: Place) -> Planned:
     """Plan a `foreach` node."""
     params = _params(place, ForeachParams)
-    body, inside = compile_body(place, params.body, "params.body")
+    given = _values((params.as_,), "index")
+    body, inside = compile_body(place, params.body, "params.body", given)
     inner = {
-        name: place.check(formula, f"params.{name}", also=inside)
+        name: place.check(formula, f"params.{name}", also={**inside, RUN_INPUT: given})
         for name, formula in (("collect", params.collect), ("until", params.until))
         if formula is not None
     }
@@ -114,12 +115,14 @@ def plan_foreach(place: Place) -> Planned:
 def plan_try(place: Place) -> Planned:
     """Plan a `try` node."""
     params = _params(place, TryParams)
+    around = place.around.given
+    with_error = None if around is None else (*around, *(_values((), "error")))
     bodies = {
-        name: compile_body(place, graph, f"params.{name}")[0]
-        for name, graph in (
-            ("body", params.body),
-            ("catch", params.catch),
-            ("finally", params.finally_),
+        name: compile_body(place, graph, f"params.{name}", given)[0]
+        for name, graph, given in (
+            ("body", params.body, around),
+            ("catch", params.catch, with_error),
+            ("finally", params.finally_, with_error),
         )
         if graph is not None
     }
@@ -141,13 +144,14 @@ def plan_workflow(place: Place) -> Planned:
             f"node '{place.node.id}': no workflow '{params.workflow}'{version}", field=where
         )
     try:
-        around = place.around.inside({}, calling=params.workflow)
-        body, inside = compile_whole(definition, around)
+        body, inside = compile_whole(definition, place.around.called(params.workflow))
     except (InvalidArgument, NotFound) as error:
         text = f"workflow '{params.workflow}', {error.field}: {error.message}"
         raise InvalidArgument(text, field=where) from error
+    known = input_ports(body, place.around.catalogue)
     ports = [
-        Port(name=name, kind="json", required=needed) for name, needed in body.run_inputs().items()
+        Port(name=name, kind=known[name].kind if name in known else "json", required=needed)
+        for name, needed in body.run_inputs().items()
     ]
     planned = _control(place, "graph", {}, body=body).model_copy(
         update={
@@ -165,7 +169,7 @@ def plan_dynamic(place: Place) -> Planned:
         "formulas": {"graph": place.check(params.graph, "params.graph")},
         "max_nodes": params.max_nodes,
     }
-    return _control(place, "dynamic", settings, timeout_s=GRAPH_TIMEOUT_S), None
+    return _control(place, "dynamic", settings), None
 
 
 def plan_delay(place: Place) -> Planned:
@@ -178,7 +182,7 @@ def plan_delay(place: Place) -> Planned:
         settings["formulas"] = {"seconds": place.check(params.seconds, "params.seconds")}
     elif params.until is not None:
         settings["formulas"] = {"until": place.check(params.until, "params.until")}
-    return _control(place, "delay", settings, timeout_s=WAIT_S_MAX), ()
+    return _control(place, "delay", settings), ()
 
 
 def plan_signal(place: Place) -> Planned:
@@ -227,6 +231,11 @@ def _params(place: Place, kind: Any) -> Any:
     if place.node.type == "signal":
         document.setdefault("name", place.node.id)
     return read_params(kind, document, f"{place.where}.params")
+
+
+def _values(names: Iterable[str], *more: str) -> tuple[Port, ...]:
+    """Return what a graph's `input` holds, as ports."""
+    return tuple(Port.model_construct(name=name, kind="json") for name in [*names, *more])
 
 
 def _formulas(place: Place, name: str, formulas: dict[str, str]) -> dict[str, str]:

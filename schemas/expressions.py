@@ -111,10 +111,20 @@ class Expression:
         )
 
     def paths(self) -> Iterator[tuple[str, str]]:
-        """Yield each (name, key) it looks up as `name.key`."""
+        """Yield each (name, key) it looks up as `name.key` or `name["key"]`."""
         for part in ast.walk(self.tree):
-            if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
-                yield part.value.id, part.attr
+            match part:
+                case ast.Attribute(value=ast.Name(id=name), attr=key):
+                    yield name, key
+                case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str(key))):
+                    yield name, key
+                case _:
+                    pass  # no key that could be known before it is evaluated
+
+    def uses_whole(self, name: str) -> bool:
+        """Tell whether it uses a name other than by a key that is written in it."""
+        uses = sum(isinstance(part, ast.Name) and part.id == name for part in ast.walk(self.tree))
+        return uses > sum(found == name for found, _ in self.paths())
 
     def evaluate(self, values: Values) -> Any:
         """Return its value.

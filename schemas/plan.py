@@ -1,6 +1,7 @@
 """A definition compiled against the catalogue: what the orchestrator needs and nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from operator import not_
 from typing import Any, Literal
@@ -34,6 +35,8 @@ NodeKind = Literal[
 ]
 DISPATCHED: frozenset[NodeKind] = frozenset({"model", "dynamic", "emit"})
 """Kinds whose attempts somebody outside the decision carries out."""
+EXPAND_S = 30.0
+"""Time for an attempt to compile the graph that a dynamic node was given."""
 
 
 class Binding(Message):
@@ -103,6 +106,11 @@ class PlanNode(Message):
     """Graphs of its own by name: body, catch, finally, compensate."""
 
     @property
+    def attempt_s(self) -> float:
+        """Time for one attempt, or for a wait, seconds."""
+        return min(self.timeout_s, EXPAND_S) if self.kind == "dynamic" else self.timeout_s
+
+    @property
     def routes(self) -> tuple[Route, ...]:
         """Every way to do it, the node's own first."""
         own = Route(model=self.model, modality=self.modality, pool=self.pool, params=self.params)
@@ -120,6 +128,8 @@ class Plan(Message):
     pause_on_failure: bool = Field(default=False, exclude_if=not_)
     mentioned: tuple[str, ...] = Field(default=(), exclude_if=not_)
     """Run inputs that only expressions use; none of them must be there."""
+    takes_any: bool = Field(default=False, exclude_if=not_)
+    """Whether inputs that nothing names are of use, to a template for instance."""
 
     @cached_property
     def by_id(self) -> Mapping[str, PlanNode]:
@@ -130,14 +140,43 @@ class Plan(Message):
         """Return one node by id."""
         return self.by_id[node_id]
 
+    def worked_on(self) -> Iterator[PlanNode]:
+        """Yield every node, inside control nodes too, that a worker runs."""
+        for node in self.nodes:
+            if node.kind == "model":
+                yield node
+            for body in node.bodies.values():
+                yield from body.worked_on()
+
+    def feeds(self, *, root: bool = True, needed: bool = True) -> Iterator["Feed"]:
+        """Yield every input of a node that is bound to an input of the run."""
+        for node in self.nodes:
+            for name, binding in node.bindings.items():
+                if binding.output and (binding.node == RUN or (root and binding.node == RUN_INPUT)):
+                    yield Feed(node, name, binding.output, needed and name not in node.optional)
+            if node.kind == "graph":
+                continue  # a workflow of its own has a `run` of its own
+            for label, body in node.bodies.items():
+                yield from body.feeds(
+                    root=root and node.kind == "try", needed=needed and label == "body"
+                )
+
     def run_inputs(self) -> dict[str, bool]:
         """Return the names of the inputs a run must bring (True) or may bring (False)."""
         names: dict[str, bool] = {}
-        for node in self.nodes:
-            for name, binding in node.bindings.items():
-                if binding.node == RUN_INPUT and binding.output:
-                    needed = name not in node.optional
-                    names[binding.output] = names.get(binding.output, False) or needed
+        for feed in self.feeds():
+            names[feed.source] = names.get(feed.source, False) or feed.required
         for name in self.mentioned:
             names.setdefault(name, False)
         return names
+
+
+@dataclass(frozen=True)
+class Feed:
+    """An input of a node that an input of the run feeds."""
+
+    node: PlanNode
+    name: str
+    source: str
+    """The run's input."""
+    required: bool

@@ -8,14 +8,13 @@ from pydantic import Field, ValidationError, model_validator
 from schemas.errors import InvalidArgument
 from schemas.expressions import CHARS_MAX
 from schemas.ids import TOKEN, WorkflowName
-from schemas.message import UserInput
-from schemas.workflow import Node, WorkflowDefinition
+from schemas.message import UserInput, expected
+from schemas.workflow import WAIT_S_MAX, Node, NodeType, WorkflowDefinition, invalid
 
 
 ITERATIONS_MAX = 100_000
 PARALLEL_MAX = 256
 VARIABLES_MAX = 64
-WAIT_S_MAX = 365 * 86_400.0
 SIGNAL_TIMEOUT_S = 7 * 86_400.0
 
 Formula = Annotated[str, Field(min_length=1, max_length=CHARS_MAX)]
@@ -122,7 +121,10 @@ class DynamicParams(UserInput):
 class DelayParams(UserInput):
     """`delay`: waits."""
 
-    seconds: Annotated[float, Field(ge=0, le=WAIT_S_MAX, strict=False)] | Formula | None = None
+    seconds: Annotated[
+        Annotated[float, Field(ge=0, le=WAIT_S_MAX, strict=False)] | Formula | None,
+        expected(f"a number of seconds up to {WAIT_S_MAX:g}, or an expression"),
+    ] = None
     until: Formula | None = None
     """Its value is a time, seconds since the epoch."""
 
@@ -156,28 +158,44 @@ class HttpParams(UserInput):
     headers: Annotated[dict[str, str], Field(max_length=32)] = Field(default_factory=dict)
 
 
-def workflows_named(document: Any) -> Iterator[str]:
-    """Yield `name` or `name@version` of every workflow that a definition's nodes name.
+PARAMS: dict[NodeType, type[UserInput]] = {
+    "set": SetParams,
+    "switch": SwitchParams,
+    "loop": LoopParams,
+    "foreach": ForeachParams,
+    "try": TryParams,
+    "workflow": WorkflowParams,
+    "dynamic": DynamicParams,
+    "delay": DelayParams,
+    "signal": SignalParams,
+    "emit": EmitParams,
+    "http": HttpParams,
+}
+"""What each kind of control node takes."""
+
+
+def every_node(document: Any) -> Iterator[tuple[object, dict[str, Any]]]:
+    """Yield type and params of every node of a definition, of graphs inside nodes too.
 
     Args:
-        document: A definition, or a graph inside one as JSON types.
+        document: A definition, or a graph as JSON types that nobody has checked.
     """
     nodes = document.nodes if isinstance(document, WorkflowDefinition) else document.get("nodes")
     for node in nodes if isinstance(nodes, list | tuple) else ():
-        kind, params, undo = (
-            (node.type, node.params, node.compensate)
-            if isinstance(node, Node)
-            else (node.get("type"), node.get("params"), node.get("compensate"))
-            if isinstance(node, dict)
-            else (None, None, None)
-        )
-        if not isinstance(params, dict):
-            continue
+        known = node if isinstance(node, dict) else vars(node) if isinstance(node, Node) else {}
+        params = known.get("params")
+        params = params if isinstance(params, dict) else {}
+        yield known.get("type"), params
+        for graph in (*(params.get(name) for name in GRAPHS), known.get("compensate")):
+            if isinstance(graph, dict):
+                yield from every_node(graph)
+
+
+def workflows_named(document: Any) -> Iterator[str]:
+    """Yield `name` or `name@version` of every workflow that a definition's nodes name."""
+    for kind, params in every_node(document):
         if kind == "workflow":
             yield reference(params.get("workflow"), params.get("version"))
-        for graph in (*(params.get(name) for name in GRAPHS), undo):
-            if isinstance(graph, dict):
-                yield from workflows_named(graph)
 
 
 def reference(name: object, version: object) -> str:
@@ -197,6 +215,6 @@ def read_params(kind: type[P], params: dict[str, Any], where: str) -> P:
     try:
         return kind.model_validate(params)
     except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join([where, *(str(part) for part in first["loc"])])
-        raise InvalidArgument(first["msg"].removeprefix("Value error, "), field=path) from error
+        wrong = invalid(error)
+        path = f"{where}.{wrong.field}" if wrong.field else where
+        raise InvalidArgument(wrong.message, field=path) from error

@@ -70,12 +70,7 @@ def check_inputs(inputs: Wire, plan: Plan) -> None:
     Raises:
         InvalidArgument: Names the input.
     """
-    takes_any = any(
-        binding.node == "input" and not binding.output
-        for node in plan.nodes
-        for binding in node.bindings.values()
-    )
-    check_names(inputs, plan.run_inputs(), "workflow", takes_any=takes_any)
+    check_names(inputs, plan.run_inputs(), "workflow", takes_any=plan.takes_any)
 
 
 def check_names(

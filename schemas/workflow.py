@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from schemas.errors import InvalidArgument
 from schemas.expressions import CHARS_MAX
 from schemas.ids import TOKEN, ModelName, NodeId, WorkflowName
-from schemas.message import UserInput
+from schemas.message import UserInput, expected
 
 
 NODES_MAX = 256
@@ -19,7 +19,10 @@ EDGES_MAX = 1024
 DEFINITION_BYTES_MAX = 256 * 1024
 ATTEMPTS_MAX = 10
 CRON = r"^(@every [1-9][0-9]{0,6}(s|m|h)|([0-9*/,A-Za-z-]+ ){4,5}[0-9*/,A-Za-z-]+)$"
-RUN_TIMEOUT_S_MAX = 365 * 86_400.0
+ATTEMPT_S_MAX = 3600.0
+"""Time for an attempt of a worker."""
+WAIT_S_MAX = 365 * 86_400.0
+"""Time for a whole run, a wait, or a control node."""
 
 
 ScheduleName = Annotated[str, Field(pattern=TOKEN)]
@@ -74,6 +77,10 @@ NodeType = Literal[
 ]
 
 
+ATTEMPTED: frozenset[NodeType] = frozenset({"model", "template", "http", "emit"})
+"""Types whose `timeout_s` is for one attempt."""
+
+
 class Alternative(UserInput):
     """Another way to do what a model node does."""
 
@@ -94,9 +101,14 @@ class Node(UserInput):
     inputs: dict[str, str] = Field(default_factory=dict)
     """Explicit sources, `input name -> "node.output"`, `"input.name"` or `"= an expression"`; the
     rest is matched by name, then by kind, along the edges."""
-    timeout_s: float | None = Field(default=None, gt=0, le=3600, strict=False)
+    timeout_s: float | None = Field(default=None, gt=0, le=WAIT_S_MAX, strict=False)
+    """Time for an attempt, an hour at most where a worker does it; of a control node, for all of
+    it."""
     retry: RetryPolicy = RetryPolicy()
-    join: Literal["all", "any"] | Annotated[int, Field(ge=1, le=EDGES_MAX)] = "all"
+    join: Annotated[
+        Literal["all", "any"] | Annotated[int, Field(ge=1, le=EDGES_MAX)],
+        expected(f"all, any or a number from 1 to {EDGES_MAX}"),
+    ] = "all"
     """When to begin: `all` waits until every incoming edge is decided and needs one that is taken,
     `any` begins with the first taken edge, a number with that many."""
     compensate: dict[str, Any] | None = None
@@ -128,7 +140,7 @@ class WorkflowDefinition(UserInput):
 
     nodes: tuple[Node, ...] = Field(min_length=1, max_length=NODES_MAX, strict=False)
     edges: tuple[Edge, ...] = Field(default=(), max_length=EDGES_MAX, strict=False)
-    timeout_s: float | None = Field(default=None, gt=0, le=RUN_TIMEOUT_S_MAX, strict=False)
+    timeout_s: float | None = Field(default=None, gt=0, le=WAIT_S_MAX, strict=False)
     """Time for a whole run; past it the run fails. Of the outermost graph only."""
     on_failure: Literal["fail", "pause"] = "fail"
     """What a node that failed for good does to the run: end it, or pause it until somebody retries
@@ -143,16 +155,25 @@ class WorkflowDefinition(UserInput):
         """Return the node ids in topological order.
 
         Raises:
-            InvalidArgument: Duplicate id, dangling or repeated edge, self edge or cycle; names
-                the offending node or edge.
+            InvalidArgument: Duplicate id, dangling or repeated edge, self edge, cycle, or an
+                attempt without end; names the offending node or edge.
         """
         ids = [node.id for node in self.nodes]
         for node_id, count in Counter(ids).items():
             if count > 1:
                 where = f"nodes[{len(ids) - 1 - ids[::-1].index(node_id)}].id"
                 raise InvalidArgument(f"node id '{node_id}' is used twice", field=where)
+        self._check_times()
         self._check_edges(set(ids))
         return self._topological_order()
+
+    def _check_times(self) -> None:
+        for index, node in enumerate(self.nodes):
+            if node.type in ATTEMPTED and (node.timeout_s or 0) > ATTEMPT_S_MAX:
+                raise InvalidArgument(
+                    f"an attempt of a {node.type} node has at most {ATTEMPT_S_MAX:g} seconds",
+                    field=f"nodes[{index}].timeout_s",
+                )
 
     def _check_edges(self, known: set[str]) -> None:
         seen: set[tuple[str, str]] = set()
@@ -253,4 +274,4 @@ def invalid(error: ValidationError) -> InvalidArgument:
     where = ""
     for part in first["loc"]:
         where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
-    return InvalidArgument(first["msg"], field=where or None)
+    return InvalidArgument(first["msg"].removeprefix("Value error, "), field=where or None)

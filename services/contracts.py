@@ -57,7 +57,9 @@ CHANNELS = (
         "control",
         pattern("control", "run_id"),
         Control,
-        "Any client -> orchestrator, JetStream (COMMANDS). Calls a run off.",
+        "Any client -> orchestrator, JetStream (COMMANDS). Cancels, pauses, resumes, signals a "
+        "run; skips or retries one of its nodes. A signal without an id gets one from its "
+        "sequence.",
     ),
     Channel(
         "call",

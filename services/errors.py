@@ -3,7 +3,7 @@
 import orjson
 
 from schemas.api import ApiError, ErrorBody
-from schemas.errors import ClawdbotError, InvalidArgument, StoreFull
+from schemas.errors import ClawdbotError, FailedPrecondition, InvalidArgument, StoreFull
 
 
 STATUS = {
@@ -37,6 +37,10 @@ class UnsupportedMediaType(InvalidArgument):
     """A content type this address cannot read."""
 
 
+class WrongState(FailedPrecondition):
+    """What is asked for does not fit the state that the run, or its node, is in."""
+
+
 class RangeNotSatisfiable(InvalidArgument):
     """The range begins behind the last byte."""
 
@@ -50,6 +54,7 @@ _KINDS: dict[type[ClawdbotError], int] = {
     BodyTooLarge: 413,
     UnsupportedMediaType: 415,
     RangeNotSatisfiable: 416,
+    WrongState: 409,
     StoreFull: 507,
 }
 

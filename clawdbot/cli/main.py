@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from clawdbot import doctor as examination
-from clawdbot.cli import local, runs
+from clawdbot.cli import controls, local, runs
 from clawdbot.cli.options import Json, Url, guarded
 from clawdbot.cli.output import ExitCode, Screen, fail
 from clawdbot.client import Client
@@ -152,7 +152,12 @@ for command in (
     runs.show,
     runs.events,
     runs.replay,
-    runs.cancel,
+    controls.cancel,
+    controls.pause,
+    controls.resume,
+    controls.signal,
+    controls.skip,
+    controls.retry,
     models,
     doctor,
 ):

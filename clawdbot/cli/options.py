@@ -1,7 +1,8 @@
 """What every command that talks to a gateway shares."""
 
-from collections.abc import Callable
-from typing import Annotated
+import json
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
 
 import typer
 
@@ -32,3 +33,33 @@ def guarded(screen: Screen, url: str | None, action: Callable[[Client], int | No
         unwritten = InvalidArgument(f"cannot write {error.filename}: {error.strerror}")
         raise fail(screen, unwritten) from None
     raise typer.Exit(code or ExitCode.OK)
+
+
+def named_values(items: Iterable[str], option: str) -> dict[str, Any]:
+    """Read `NAME=TEXT` and `NAME:=JSON`.
+
+    Raises:
+        InvalidArgument: One is neither; names it.
+    """
+    found: dict[str, Any] = {}
+    for item in items:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise InvalidArgument(f"'{item}' is not NAME=TEXT or NAME:=JSON", field=option)
+        if name.endswith(":"):
+            found[name[:-1]] = json_value(text, name[:-1])
+        else:
+            found[name] = text
+    return found
+
+
+def json_value(text: str, option: str) -> Any:
+    """Read JSON.
+
+    Raises:
+        InvalidArgument: It is none; names the option.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidArgument(f"'{text}' is not JSON: {error}", field=option) from error

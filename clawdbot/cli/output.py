@@ -4,7 +4,7 @@ import enum
 import json
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -13,7 +13,9 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from events.paths import node_id_of, owner_of, scope_of
 from schemas.api import EventView, NodeView, RunView
 from schemas.errors import (
     AlreadyExists,
@@ -30,8 +32,19 @@ TEXT_CHARS_MAX = 160
 DAY_S = 86_400
 PIPE_COLUMNS = 240
 """Tables for other programs are as wide as they like."""
-HIDDEN = {"plan", "digest", "inputs_digest", "deadline", "timings", "correlation_id", "worker"}
+HIDDEN = {
+    "plan",
+    "digest",
+    "inputs_digest",
+    "deadline",
+    "timings",
+    "correlation_id",
+    "worker",
+    "route",
+}
 """What the lines of events leave out; --json has it."""
+STYLES = {"skipped": "bright_black", "pending": "bright_black", "failed": "red"}
+"""How the steps of a run are shown that did not complete."""
 
 
 class ExitCode(enum.IntEnum):
@@ -136,7 +149,7 @@ def run_exit_code(run: RunView) -> ExitCode:
     match run.status:
         case "completed":
             return ExitCode.OK
-        case "accepted" | "running":
+        case "accepted" | "running" | "paused":
             return ExitCode.TIMEOUT
         case _:
             return ExitCode.RUN_FAILED
@@ -149,35 +162,65 @@ def fail(screen: Screen, error: ClawdbotError) -> typer.Exit:
 
 
 def run_table(run: RunView) -> Table:
-    """Return a run's steps and their milliseconds as a table."""
+    """Return a run's steps and their milliseconds as a table, what is inside a node below it."""
     title = f"{run.workflow} version {run.version}: {run.status} (times in milliseconds)"
     table = Table(title=title, title_justify="left")
     for column in ("step", "model"):
         table.add_column(column, no_wrap=True)
     for column in ("at", "queue", "load", "compute", "total"):
         table.add_column(column, justify="right", no_wrap=True)
-    for node in run.nodes:
-        table.add_row(*_row(node, run))
+    for node in nested(run.nodes):
+        table.add_row(*_row(node, run), style=STYLES.get(node.status))
     return table
 
 
-def _row(node: NodeView, run: RunView) -> list[str]:
+def nested(nodes: Sequence[NodeView]) -> Iterator[NodeView]:
+    """Yield nodes so that what is inside a control node comes right after it."""
+    scopes: dict[str, list[NodeView]] = {}
+    owned: dict[str, list[str]] = {}
+    for node in nodes:
+        scope = scope_of(node.id)
+        if scope and scope not in scopes:
+            owned.setdefault(owner_of(scope)[0], []).append(scope)
+        scopes.setdefault(scope, []).append(node)
+
+    def steps(scope: str) -> Iterator[NodeView]:
+        for node in scopes.get(scope, ()):
+            yield node
+            for inside in owned.get(node.id, ()):
+                yield from steps(inside)
+
+    yield from steps("")
+
+
+def step_name(path: str) -> str:
+    """Return a node's path as it stands below its control node: `  [3] ocr`."""
+    scope = scope_of(path)
+    if not scope:
+        return path
+    return f"{'  ' * path.count('/')}[{scope[:-1].rpartition('[')[2]}] {node_id_of(path)}"
+
+
+def _row(node: NodeView, run: RunView) -> list[Text | str]:
     begun, ended, timings = node.scheduled_at, node.finished_at, node.timings
-    step = node.id if node.attempt <= 1 else f"{node.id} (attempt {node.attempt})"
-    if begun is None:
-        return [step, node.model]
+    step = step_name(node.id)
+    if node.attempt > 1:
+        step += f" (attempt {node.attempt})"
     times = ["", "", ""]
     if timings is not None:
         parts = (timings.queue_ms, timings.load_ms, timings.compute_ms)
         times = [f"{part:.1f}" for part in parts]
-    total = node.status if ended is None or node.error else _ms(ended - begun)
-    return [step, node.model, _ms(begun - run.started_at), *times, total]
+    at = "" if begun is None else _ms(begun - run.started_at)
+    total: str = node.status
+    if node.status == "completed" and begun is not None and ended is not None:
+        total = _ms(ended - begun)
+    return [Text(step), node.model, at, *times, total]  # a step's brackets are no markup
 
 
 def event_line(event: EventView, started_at: float) -> str:
     """Return one event as a line: its number, when, what, of which node, and what it says."""
     facts = {name: value for name, value in event.data.items() if name not in HIDDEN and value}
-    words = [str(facts.pop("node_id", ""))]
+    words = [str(facts.pop("node_id", None) or facts.pop("scope", None) or facts.pop("name", ""))]
     if facts.pop("attempt", 1) > 1:
         words.append(f"attempt {event.data['attempt']}")
     if "model" in facts:
@@ -190,7 +233,7 @@ def event_line(event: EventView, started_at: float) -> str:
     values = {**facts.pop("inputs", {}), **facts.pop("outputs", {})}
     words += [f"{name}={brief(value)}" for name, value in {**facts, **values}.items()]
     text = "  ".join(word for word in words if word)
-    return _cut(f"{event.id:>4}  {_ms(event.at - started_at):>9} ms  {event.type:<13}  {text}")
+    return _cut(f"{event.id:>4}  {_ms(event.at - started_at):>9} ms  {event.type:<14}  {text}")
 
 
 def when(at: float) -> str:

@@ -208,25 +208,6 @@ def replay(
     guarded(screen, url, action)
 
 
-def cancel(
-    run_id: RunId,
-    reason: Annotated[str, typer.Option(help="Goes into the log.")] = "",
-    as_json: Json = False,
-    url: Url = None,
-) -> None:
-    """Call a run off."""
-    screen = Screen(as_json)
-
-    def action(client: Client) -> None:
-        client.cancel(run_id, reason)
-        if as_json:
-            screen.json({"run_id": run_id, "asked": "cancel"})
-        else:
-            screen.print(f"asked run {run_id} to stop; clawdbot show {run_id} tells what it did")
-
-    guarded(screen, url, action)
-
-
 def _run(
     screen: Screen,
     client: Client,

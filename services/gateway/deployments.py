@@ -1,7 +1,8 @@
 """Deploying workflows: compile, ask the workers who can serve, store."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -9,12 +10,13 @@ from events.definitions import DefinitionStore, DeployedWorkflow, called
 from events.models import ModelDirectory, Offer, WorkerCard
 from events.schedules import Schedules
 from schemas.api import InputView, WorkflowView
-from schemas.catalogue import Catalogue, Port
+from schemas.catalogue import Catalogue
 from schemas.compiler import compile_plan
 from schemas.errors import FailedPrecondition, InvalidArgument, NotFound
 from schemas.expressions import parse
 from schemas.ids import DEFAULT_TENANT
-from schemas.plan import RUN_INPUT, TEMPLATE_ENGINE, Plan, PlanNode
+from schemas.inputs import input_ports
+from schemas.plan import Plan, PlanNode
 from schemas.workflow import Deployment, WorkflowDefinition
 from services.runtime import Clock
 
@@ -120,10 +122,8 @@ class Deployments:
     def _warnings(
         self, definition: WorkflowDefinition, plan: Plan, cards: list[WorkerCard]
     ) -> list[str]:
-        places = {node.id: index for index, node in enumerate(definition.nodes)}
         found: list[str] = []
-        for node in plan.nodes:
-            where = f"definition.nodes[{places[node.id]}].params.model"
+        for node, where in _worked_on(plan, definition.model_dump(), "definition"):
             text = self._warning(node, cards, where)
             if text and text not in found:
                 found.append(text)
@@ -166,18 +166,20 @@ def check_starts(deployment: Deployment) -> None:
                 raise InvalidArgument("a trigger sees nothing but `event`", field=where)
 
 
-def input_ports(plan: Plan, catalogue: Catalogue) -> dict[str, Port]:
-    """Return the port that each run input feeds; inputs of templates have none."""
-    found: dict[str, Port] = {}
+def _worked_on(plan: Plan, document: dict[str, Any], where: str) -> Iterator[tuple[PlanNode, str]]:
+    """Yield every node that a worker runs, inside control nodes too, and where its model stands."""
+    places = {node["id"]: place for place, node in enumerate(document["nodes"])}
     for node in plan.nodes:
-        spec = catalogue.models.get(node.model)
-        if spec is None or node.model == TEMPLATE_ENGINE:
-            continue
-        ports = {port.name: port for port in spec.inputs}
-        for name, binding in node.bindings.items():
-            if binding.node == RUN_INPUT and binding.output and name in ports:
-                found.setdefault(binding.output, ports[name])
-    return found
+        written, at = document["nodes"][places[node.id]], f"{where}.nodes[{places[node.id]}]"
+        if node.kind == "model":
+            yield node, f"{at}.params.model"
+        for label, body in node.bodies.items():
+            if label == "compensate":
+                yield from _worked_on(body, written["compensate"], f"{at}.compensate")
+            elif node.kind == "graph":
+                yield from ((inner, f"{at}.params.workflow") for inner in body.worked_on())
+            else:
+                yield from _worked_on(body, written["params"][label], f"{at}.params.{label}")
 
 
 def _within(field: str | None) -> str:

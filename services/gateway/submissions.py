@@ -16,13 +16,13 @@ from schemas.api import RunView
 from schemas.catalogue import Catalogue, Port
 from schemas.errors import AlreadyExists, InvalidArgument, NotFound
 from schemas.ids import DEFAULT_TENANT, new_id
+from schemas.inputs import input_ports
 from schemas.messages import Header
 from schemas.plan import Plan
 from schemas.submission import MSGPACK, inputs_digest, pack_inputs
 from schemas.values import BlobRef, Wire, from_wire
 from services.errors import BodyTooLarge
 from services.gateway.admission import Admission
-from services.gateway.deployments import input_ports
 from services.gateway.views import Tape, accepted_view, run_view
 from services.gateway.waiters import Feed, Waiters
 from services.runtime import Bus, Clock, Outgoing

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from faststream import AckPolicy, Path
 from faststream.exceptions import NackMessage
-from faststream.nats import JStream, PullSub
+from faststream.nats import JStream, NatsMessage, PullSub
 
 from events.archive import DirectoryArchive
 from events.blobs import JetStreamBlobStore
@@ -31,7 +31,7 @@ from events.streams import (
     TOPICS,
 )
 from events.subjects import RunKey, pattern
-from schemas.errors import RetryableError
+from schemas.errors import NotFound, RetryableError
 from schemas.ids import DEFAULT_TENANT
 from schemas.messages import Control
 from services import micro
@@ -51,6 +51,8 @@ from services.telemetry import configure, get_logger, serve_metrics
 SERVICE = "orchestrator"
 DESCRIPTION = "decides what runs do; takes no requests but those of the streams"
 RETRY_S = 1
+STARTS_IN = 5
+"""Deliveries of a control message within which its run must have begun."""
 log = get_logger()
 
 
@@ -160,11 +162,19 @@ class Orchestrator:
             ack_policy=AckPolicy.REJECT_ON_ERROR,
         )
         async def control(
-            command: Control, tenant: Annotated[str, Path()], run_id: Annotated[str, Path()]
+            command: Control,
+            tenant: Annotated[str, Path()],
+            run_id: Annotated[str, Path()],
+            message: NatsMessage,
         ) -> None:
+            meta = message.raw_message.metadata
+            key = RunKey(tenant, run_id)
             try:
-                await bus.publish(await handlers.control(RunKey(tenant, run_id), command))
-            except RetryableError as error:
+                await bus.publish(await handlers.control(key, command, meta.sequence.stream))
+            except (RetryableError, NotFound) as error:
+                if isinstance(error, NotFound) and meta.num_delivered >= STARTS_IN:
+                    log.info("control_dropped", run_id=run_id, error=error.message)
+                    return
                 log.info("control_postponed", run_id=run_id, error=error.message)
                 raise NackMessage(delay=RETRY_S) from error
 

@@ -31,7 +31,7 @@ from events.view import evaluate, node_inputs
 from schemas.catalogue import Catalogue
 from schemas.compiler import compile_plan
 from schemas.errors import AlreadyExists, InvalidArgument, NotFound, TerminalError
-from schemas.ids import new_id, valid_token
+from schemas.ids import valid_token
 from schemas.messages import Abandoned, Control, Fault, Header, Task, TaskResult, pack, unpack
 from schemas.plan import Plan
 from schemas.submission import inputs_digest, parse_submission
@@ -131,13 +131,24 @@ class Handlers:
         decision = await self._obey(key, CheckClock(self._clock.now()))
         return await self._follow(key, decision, child_traceparent(None))
 
-    async def control(self, key: RunKey, command: Control) -> Sequence[Outgoing]:
-        """Do to a run what a client asked for; nothing if the run is unknown or over."""
-        decision = await self._obey(key, _order(command, self._clock.now()))
+    async def control(self, key: RunKey, command: Control, sequence: int) -> Sequence[Outgoing]:
+        """Do to a run what a client asked for; nothing if the run is over.
+
+        Args:
+            key: The run.
+            command: What to do.
+            sequence: Of the message; names a signal that has no id.
+
+        Raises:
+            NotFound: There is no such run, or not yet.
+        """
+        decision = await self._obey(key, _order(command, sequence, self._clock.now()))
+        if decision.state is None:
+            raise NotFound(f"no run {key.run_id}", field="run_id")
         log.info(
             "control_handled", action=command.action, run_id=key.run_id, done=bool(decision.events)
         )
-        return await self._follow(key, decision, child_traceparent(None))
+        return await self._follow(key, decision, child_traceparent(None), stale=True)
 
     async def republish(self, key: RunKey) -> Sequence[Outgoing]:
         """Return the tasks of every open node, as after a loss of the TASKS stream."""
@@ -289,7 +300,7 @@ def _open(state: RunState | None) -> list[str]:
     return [] if state is None else state.open_nodes()
 
 
-def _order(command: Control, at: float) -> Command:
+def _order(command: Control, sequence: int, at: float) -> Command:
     """Return the command behind a control message."""
     match command.action:
         case "cancel":
@@ -299,7 +310,8 @@ def _order(command: Control, at: float) -> Command:
         case "resume":
             return ResumeRun(at)
         case "signal":
-            return SignalRun(command.name, command.id or new_id(), command.payload, at)
+            signal_id = command.id or f"COMMANDS-{sequence}"
+            return SignalRun(command.name, signal_id, command.payload, at)
         case "skip":
             outputs = None if command.outputs is None else from_json(command.outputs)
             return SkipNode(command.node, outputs, command.reason, at)

@@ -1,12 +1,13 @@
 """Puts back what the server's memory lost, and lets time pass for waiting runs."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 
 from events.index import RunIndex
 from events.subjects import RunKey
 from schemas.errors import ClawdbotError, RetryableError
 from services.orchestrator.handlers import Handlers
-from services.runtime import Bus, Clock
+from services.runtime import Bus, Clock, Outgoing
 from services.telemetry import get_logger
 
 
@@ -38,6 +39,8 @@ class Reconciler:
         self._generation = ""
         self._refused: set[RunKey] = set()
         """Due runs that cannot be mended by trying again; the next `reconcile` looks at them."""
+        self._owed: set[RunKey] = set()
+        """Runs whose decided tasks could not be published yet."""
 
     async def watch(self) -> None:
         """Reconcile now, and again whenever the memory streams were made anew."""
@@ -79,15 +82,23 @@ class Reconciler:
         """Look for runs whose time has come, for ever."""
         while True:
             await asyncio.sleep(self._interval_s)
+            for key in [*self._owed]:
+                await self._try(key, self._handlers.republish)
             for key in self._index.due(self._clock.now()):
                 if key not in self._refused:
-                    await self._look(key)
+                    await self._try(key, self._handlers.check_clock)
 
-    async def _look(self, key: RunKey) -> None:
+    async def _try(
+        self, key: RunKey, handle: Callable[[RunKey], Awaitable[Sequence[Outgoing]]]
+    ) -> None:
+        """Publish what a run needs; what was decided and could not be published is owed."""
         try:
-            await self._bus.publish(await self._handlers.check_clock(key))
+            await self._bus.publish(await handle(key))
+            self._owed.discard(key)
         except RetryableError as error:
+            self._owed.add(key)
             log.info("clock_postponed", run_id=key.run_id, error=error.message)
         except ClawdbotError as error:
+            self._owed.discard(key)
             self._refused.add(key)
             log.warning("run_refused", run_id=key.run_id, error=error.message, **error.context)

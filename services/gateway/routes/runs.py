@@ -1,4 +1,4 @@
-"""Runs: submit them, look at them, follow them, replay them, call them off."""
+"""Runs: submit them, look at them, follow them, replay them, steer them."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -9,11 +9,13 @@ import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.responses import StreamingResponse
 
+from events.evolve import fold
 from events.subjects import RunKey, control
-from schemas.api import EventPage, RunPage, RunSummary, RunView
-from schemas.errors import ClawdbotError, FailedPrecondition, InvalidArgument, NotFound
+from schemas.api import ErrorBody, EventPage, RunPage, RunSummary, RunView
+from schemas.errors import ClawdbotError, InvalidArgument, NotFound
 from schemas.ids import DEFAULT_TENANT, valid_token
 from schemas.messages import Control
+from services.gateway.controls import check, is_done, with_id
 from services.gateway.inputs import read_body, read_inputs
 from services.gateway.routes import ERRORS, Parts, Wanted, answer
 from services.gateway.submissions import Ask
@@ -25,7 +27,7 @@ from services.telemetry import get_logger
 log = get_logger()
 router = APIRouter(prefix="/v1", tags=["runs"], responses=ERRORS)
 
-CONTROL_BYTES_MAX = 16 * 1024
+CONTROL_BYTES_MAX = 64 * 1024
 PAGE_MAX = 500
 KEY_CHARS_MAX = 255
 SEQUENCE_MAX = 2**53
@@ -157,22 +159,48 @@ async def replay(
     return answer(run_view(key, records[:until]))
 
 
-@router.post("/runs/{run_id}/control", status_code=202, openapi_extra=_CONTROL_BODY)
-async def control_run(request: Request, parts: Wanted, run_id: str) -> Response:
-    """Ask for something to be done to a run that is under way: `{"action": "cancel"}`.
+@router.post(
+    "/runs/{run_id}/control",
+    status_code=202,
+    responses={
+        202: {"description": "Stored; the run's events tell what came of it"},
+        404: {"model": ErrorBody, "description": "No such run, or no such node under way"},
+        409: {"model": ErrorBody, "description": "The run is over, or the node cannot take it now"},
+    },
+    openapi_extra=_CONTROL_BODY,
+)
+async def control_run(
+    request: Request,
+    parts: Wanted,
+    run_id: str,
+    idempotency_key: Annotated[str | None, Header(max_length=KEY_CHARS_MAX)] = None,
+) -> Response:
+    """Ask for something to be done to a run that is under way.
 
-    What was cancelled may be cancelled again; what ended otherwise takes no orders.
+    - `{"action": "cancel", "reason": "..."}` calls it off; what it did is undone first where its
+      nodes say how, and workers stop.
+    - `{"action": "pause", "reason": "..."}` begins nothing new; results are still taken.
+    - `{"action": "resume"}` lets it go on.
+    - `{"action": "signal", "name": "approved", "payload": ..., "id": "..."}` hands a signal to the
+      node that waits for it, or keeps it until one does. The same `id`, or the same
+      `Idempotency-Key`, is the same signal.
+    - `{"action": "skip", "node": "each[3]/ocr", "outputs": {...}}` does without a node, or puts
+      `outputs` in place of its work.
+    - `{"action": "retry", "node": "ocr"}` tries a node again that failed, or that waits for its
+      next attempt.
     """
     key = _key(run_id)
-    command = await read_body(request, CONTROL_BYTES_MAX, Control)
-    tape = await _tape(parts, key)
-    view = run_view(key, tape.records)
-    if tape.terminal and view.status != "cancelled":
-        raise FailedPrecondition(f"the run is over: {view.status}", field="run_id")
-    body = orjson.dumps(command.model_dump())
-    headers = {"content-type": "application/json"}
-    async with parts.bus.prompt(parts.settings.request_s_max):
-        await parts.bus.submit(Outgoing(control(key), body, headers))
+    command = with_id(await read_body(request, CONTROL_BYTES_MAX, Control), idempotency_key)
+    state = fold(record.event for record in (await _tape(parts, key)).records)
+    if state is None and parts.submissions.recent(key) is None:
+        raise NotFound(f"no run {run_id}", field="run_id")
+    if state is None or not is_done(state, command):
+        if state is not None:
+            check(state, command)
+        body = orjson.dumps(command.model_dump(exclude_defaults=True))
+        headers = {"content-type": "application/json"}
+        async with parts.bus.prompt(parts.settings.request_s_max):
+            await parts.bus.submit(Outgoing(control(key), body, headers))
     return Response(status_code=202, headers={"Location": f"/v1/runs/{run_id}"})
 
 

@@ -3,11 +3,20 @@
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from clawdbot.cli.output import ExitCode, brief, event_line, exit_code
+from clawdbot.cli.output import (
+    ExitCode,
+    brief,
+    event_line,
+    exit_code,
+    nested,
+    run_table,
+    step_name,
+)
 from clawdbot.mesh import wanted_workers
 from clawdbot.protocol import delay_before, with_data
-from schemas.api import EventView, WorkflowView
+from schemas.api import EventView, NodeView, NodeViewStatus, RunView, WorkflowView
 from schemas.catalogue import load
 from schemas.errors import (
     AlreadyExists,
@@ -54,15 +63,15 @@ def event(number: int, kind: str, at: float, **data: Any) -> EventView:
     [
         (
             event(1, "RunStarted", 1.0, workflow="w", version=2, inputs={"text": "hi"}, plan={}),
-            '   1        0.0 ms  RunStarted     workflow="w"  version=2  text="hi"',
+            '   1        0.0 ms  RunStarted      workflow="w"  version=2  text="hi"',
         ),
         (
             event(2, "NodeScheduled", 1.0, node_id="a", attempt=2, deadline=9.0),
-            "   2        0.0 ms  NodeScheduled  a  attempt 2",
+            "   2        0.0 ms  NodeScheduled   a  attempt 2",
         ),
         (
             event(3, "NodeCompleted", 1.5, node_id="a", attempt=1, model="m", outputs={"n": 1}),
-            "   3      500.0 ms  NodeCompleted  a  by m  n=1",
+            "   3      500.0 ms  NodeCompleted   a  by m  n=1",
         ),
         (
             event(
@@ -74,7 +83,7 @@ def event(number: int, kind: str, at: float, **data: Any) -> EventView:
                 error={"code": "UNAVAILABLE", "message": "no worker"},
                 retry_at=2.0,
             ),
-            "   4      500.0 ms  NodeFailed     a  UNAVAILABLE: no worker  again at 1000.0 ms",
+            "   4      500.0 ms  NodeFailed      a  UNAVAILABLE: no worker  again at 1000.0 ms",
         ),
     ],
 )
@@ -125,3 +134,66 @@ def test_replicas_are_the_most_that_any_workflow_wishes() -> None:
     workflows = (view(3, "pocketsphinx"), view(2, "pocketsphinx", "echo"))
     assert wanted_workers(workflows, load(), 8) == {"text": 2, "audio": 3, "vision": 1}
     assert wanted_workers((view(64, "rapidocr"),), load(), 8)["vision"] == 8
+
+
+def node(path: str, status: NodeViewStatus = "completed") -> NodeView:
+    """Return a step of a run."""
+    return NodeView(id=path, status=status, model="m", scheduled_at=1.0, finished_at=1.5)
+
+
+def test_steps_inside_a_node_stand_below_it() -> None:
+    """In the order they began, two columns deeper at each level."""
+    paths = ["out", "z", "out[0]/in", "out[1]/in", "out[0]/in[0]/m", "out[1]/in[2]/m", "out[0]/n"]
+    shown = [(view.id, step_name(view.id)) for view in nested([node(path) for path in paths])]
+    assert [
+        ("out", "out"),
+        ("out[0]/in", "  [0] in"),
+        ("out[0]/in[0]/m", "    [0] m"),
+        ("out[0]/n", "  [0] n"),
+        ("out[1]/in", "  [1] in"),
+        ("out[1]/in[2]/m", "    [2] m"),
+        ("z", "z"),
+    ] == shown
+
+
+def test_a_table_shows_paths_and_what_did_not_complete() -> None:
+    """Brackets are no markup; skipped steps are grey."""
+    run = RunView(
+        run_id="r",
+        status="completed",
+        workflow="w",
+        version=1,
+        inputs={},
+        nodes=(node("guard"), node("guard[body]/m"), node("z", "skipped")),
+        started_at=0.0,
+        updated_at=2.0,
+        duration_ms=2000.0,
+    )
+    console = Console(width=120, force_terminal=True, color_system="standard")
+    with console.capture() as capture:
+        console.print(run_table(run))
+    text = capture.get()
+    assert "[body] m" in text
+    assert "500.0" in text
+    [grey] = [line for line in text.splitlines() if "skipped" in line]
+    assert "\x1b[90m" in grey
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "wanted"),
+    [
+        ("NodeScheduled", {"node_id": "each[3]/ocr", "attempt": 2}, "each[3]/ocr  attempt 2"),
+        ("ScopeOpened", {"scope": "each[3]", "inputs": {"x": 1}}, "each[3]"),
+        ("SignalReceived", {"name": "ok", "signal_id": "s", "payload": 1}, "SignalReceived  ok"),
+        ("RunPaused", {"reason": "look"}, 'reason="look"'),
+        ("CleanupStarted", {"scope": "", "ending": "cancelled", "steps": ["a[compensate]"]}, "["),
+        ("NodeOpened", {"node_id": "d", "plan": {"nodes": []}}, "NodeOpened      d"),
+    ],
+)
+def test_every_kind_of_event_is_a_line(kind: str, data: dict[str, Any], wanted: str) -> None:
+    """When, what, of which node or scope, and its facts."""
+    event = EventView(id=7, sequence=1, commit=1, type=kind, at=1.25, data=data)
+    line = event_line(event, 1.0)
+    assert line.startswith("   7      250.0 ms  ")
+    assert " ".join(wanted.split()) in " ".join(line.split())
+    assert "plan" not in line

@@ -401,3 +401,18 @@ def test_an_expression_that_cannot_be_computed_fails_its_node() -> None:
     state = Play(graph(control("s", "set", values={"x": "input.text + 1"}))).run(text="a")
     assert state.error is not None
     assert ("INVALID_ARGUMENT", True) == (state.error.code, "input.text + 1" in state.error.message)
+
+
+def test_a_control_node_has_its_own_time_for_all_of_it() -> None:
+    """A graph made by a node too: its limit is for running it, not only for compiling it."""
+    made = graph(control("nap", "delay", seconds=60))
+    for node in (
+        control("n", "dynamic", graph="input.graph"),
+        control("n", "try", body=made, finally_=graph(control("s", "set", values={"x": "1"}))),
+        control("n", "foreach", items="[1, 2]", body=made),
+    ):
+        play = Play(graph({**node, "timeout_s": 5}))
+        state = play.run(graph=made)
+        assert ("failed", "DEADLINE_EXCEEDED") == (state.status, state.error and state.error.code)
+        assert 5.0 == play.at
+        assert "completed" == Play(graph({**node, "timeout_s": 4000})).run(graph=made).status

@@ -1,0 +1,195 @@
+"""`Client` for asyncio."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from clawdbot import protocol
+from clawdbot.client import address
+from clawdbot.protocol import Call
+from clawdbot.results import Run
+from schemas.api import EventView, ModelView, RunPage, WorkflowView
+from schemas.errors import RetryableError
+from schemas.values import Binary, BlobRef, Tensor, to_wire
+from schemas.workflow import Deployment
+
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """`Client` for asyncio; see there."""
+
+    def __init__(self, url: str | None = None) -> None:
+        self.url = address(url)
+        self._http = httpx.AsyncClient(base_url=self.url)
+
+    async def __aenter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the connections."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def deploy(self, deployment: Deployment) -> WorkflowView:
+        """Deploy a workflow; the same again changes nothing."""
+        return await self._do(protocol.deploy(deployment))
+
+    async def workflows(self) -> tuple[WorkflowView, ...]:
+        """Return every workflow's newest version."""
+        return await self._do(protocol.workflows())
+
+    async def workflow(self, name: str, version: int | None = None) -> WorkflowView:
+        """Return one workflow."""
+        return await self._do(protocol.workflow(name, version))
+
+    async def run(
+        self,
+        workflow: str,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        wait_s: float = protocol.WAIT_S,
+        idempotency_key: str | None = None,
+    ) -> Run:
+        """Start a run and wait for its end, as `Client.run` does."""
+        wire, uploads = await asyncio.to_thread(protocol.prepare, inputs or {})
+        for upload in uploads:
+            wire[upload.name] = to_wire(await self.put_blob(upload.data, upload.media_type))
+        return await self._do(protocol.submit(workflow, wire, wait_s, idempotency_key))
+
+    async def get(self, run_id: str) -> Run:
+        """Return a run as it is now."""
+        return await self._do(protocol.run(run_id))
+
+    async def runs(
+        self,
+        *,
+        workflow: str | None = None,
+        status: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> RunPage:
+        """Return a page of runs, newest first."""
+        return await self._do(protocol.runs(workflow, status, limit, cursor))
+
+    async def cancel(self, run_id: str, reason: str = "") -> None:
+        """Call a run off; what it did is undone first where its nodes say how."""
+        await self._do(protocol.control(run_id, "cancel", reason=reason))
+
+    async def pause(self, run_id: str, reason: str = "") -> None:
+        """Begin nothing new in a run until it is resumed."""
+        await self._do(protocol.control(run_id, "pause", reason=reason))
+
+    async def resume(self, run_id: str) -> None:
+        """Let a paused run go on."""
+        await self._do(protocol.control(run_id, "resume"))
+
+    async def signal(
+        self,
+        run_id: str,
+        name: str,
+        payload: Any = None,
+        *,
+        id: str | None = None,  # noqa: A002 - its name on the wire
+    ) -> None:
+        """Send a run a signal; it is kept until a node asks for it."""
+        await self._do(protocol.signal(run_id, name, payload, id))
+
+    async def skip(
+        self,
+        run_id: str,
+        node: str,
+        *,
+        outputs: Mapping[str, Any] | None = None,
+        reason: str = "",
+    ) -> None:
+        """Do without a node of a run, or put outputs in place of its work."""
+        await self._do(protocol.skip(run_id, node, outputs, reason))
+
+    async def retry(self, run_id: str, node: str) -> None:
+        """Try a node again that failed, or that waits for its next attempt."""
+        await self._do(protocol.control(run_id, "retry", node=node))
+
+    async def events(self, run_id: str) -> tuple[EventView, ...]:
+        """Return a run's events so far."""
+        return await self._do(protocol.events(run_id))
+
+    async def follow(self, run_id: str, after: int = 0) -> AsyncGenerator[EventView, None]:
+        """Yield a run's events as they happen, to its end; a broken connection is resumed."""
+        attempt = 0
+        while True:
+            try:
+                async for event in self._stream(protocol.follow(run_id, after)):
+                    after, attempt = event.id, 0
+                    yield event
+                    if event.type in protocol.TERMINAL:
+                        return
+            except RetryableError:
+                if attempt + 1 >= protocol.ATTEMPTS_MAX:
+                    raise
+            await asyncio.sleep(protocol.delay_before(attempt, None))
+            attempt += 1
+
+    async def replay(self, run_id: str, until: int | None = None) -> Run:
+        """Return a run folded from its log, up to an event; no model is called."""
+        return await self._do(protocol.replay(run_id, until))
+
+    async def put_blob(self, data: bytes, media_type: str = "application/octet-stream") -> BlobRef:
+        """Keep bytes."""
+        return await self._do(protocol.put_blob(data, media_type))
+
+    async def fetch(self, value: BlobRef | Binary | Tensor) -> bytes:
+        """Return the bytes of a value, from wherever they are."""
+        if isinstance(value, BlobRef):
+            return await self._do(protocol.get_blob(value.sha256))
+        return value.data
+
+    async def models(self) -> tuple[ModelView, ...]:
+        """Return the catalogue and who serves it."""
+        return await self._do(protocol.models())
+
+    async def _do(self, call: Call[T]) -> T:
+        attempt = 0
+        while True:
+            last = attempt + 1 >= protocol.ATTEMPTS_MAX
+            answer: httpx.Response | None = None
+            try:
+                answer = await self._http.send(protocol.request(self._http, call))
+                if answer.status_code not in protocol.RETRYABLE or last:
+                    break
+            except httpx.TransportError as error:
+                if last:
+                    raise protocol.unreachable(self.url, error) from error
+            await asyncio.sleep(protocol.delay_before(attempt, answer))
+            attempt += 1
+        protocol.check(answer)
+        return call.read(answer)
+
+    async def _stream(self, call: Call[None]) -> AsyncGenerator[EventView, None]:
+        event: dict[str, str] = {}
+        try:
+            request = protocol.request(self._http, call, protocol.STREAM_SILENCE_S)
+            async with contextlib.aclosing(await self._http.send(request, stream=True)) as answer:
+                if not answer.is_success:
+                    await answer.aread()
+                    protocol.check(answer)
+                async for line in answer.aiter_lines():
+                    found = protocol.with_data(line, event)
+                    if found is not None:
+                        yield found
+        except httpx.TransportError as error:
+            raise protocol.unreachable(self.url, error) from error
