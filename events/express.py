@@ -20,6 +20,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import (
     ConnectionClosedError,
+    ConnectionReconnectingError,
     MaxPayloadError,
     NoRespondersError,
     OutboundBufferLimitError,
@@ -138,7 +139,7 @@ class Express:
         self.timeout_s = ASK_TIMEOUT_S
         """How long an answer may take, seconds."""
         self._inbox = nc.new_inbox()
-        self._asked = 0
+        self._asked = self._sent = 0
         self._unanswered: dict[str, tuple[asyncio.Future[bytes], float]] = {}
         self._sweeping = False
         self._out: list[bytes] = []
@@ -205,8 +206,9 @@ class Express:
     def ask(self, subject: str, data: bytes, head: bytes = b"") -> "asyncio.Future[bytes]":
         """Publish and return the answer to come.
 
-        The future raises what `publish` raises, NoRespondersError, or NatsTimeout after
-        `timeout_s`: then nothing is known about the message.
+        The future raises what `publish` raises, NoRespondersError, ConnectionReconnectingError
+        when the connection ends before the answer, or NatsTimeout after `timeout_s`: then nothing
+        is known about the message.
         """
         self._asked += 1
         token = str(self._asked)
@@ -231,6 +233,15 @@ class Express:
         else:
             future.set_result(frame.data)
 
+    def connection_lost(self) -> None:
+        """Give up what was sent: the answers went to the connection that is no more."""
+        for token, (future, _) in list(self._unanswered.items()):
+            if int(token) > self._sent:
+                break
+            del self._unanswered[token]
+            if not future.done():
+                future.set_exception(ConnectionReconnectingError())
+
     def _sweep(self) -> None:
         """Give up what was asked too long ago; the oldest come first."""
         now = self._loop.time()
@@ -252,6 +263,7 @@ class Express:
         if nc.is_connected and nc._transport is not None:  # noqa: SLF001
             nc._transport.write(b"".join(nc._pending))  # noqa: SLF001
             nc._pending, nc._pending_data_size = [], 0  # noqa: SLF001
+            self._sent = self._asked
         else:
             nc._pending_data_size = sum(map(len, nc._pending))  # noqa: SLF001
 
@@ -266,6 +278,7 @@ class _Cutter(Parser):
     @override
     def reset(self) -> None:
         super().reset()
+        self.express.connection_lost()
         self._held = bytearray()
         self._wanted = 0
 

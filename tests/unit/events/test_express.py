@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,7 @@ STREAM = b"".join(b"+OK\r\n" + on_the_wire(frame) for frame in FRAMES)
 def test_frames_are_cut_out_however_the_bytes_arrive(cuts: list[int]) -> None:
     """The same frames come out wherever reads split them."""
     edges = [0, *sorted(cuts), len(STREAM)]
-    pieces = [STREAM[left:right] for left, right in zip(edges, edges[1:], strict=False)]
+    pieces = [STREAM[left:right] for left, right in itertools.pairwise(edges)]
     assert FRAMES == asyncio.run(frames_of(pieces))
 
 
