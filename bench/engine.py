@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nats.aio.client import Client as Nats
-from nats.aio.msg import Msg
 
 from bench import relay
+from events.express import Express, Frame, encode_head, pub_ack
 from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
 from events.subjects import RunKey, every, run_key, submit
@@ -57,7 +57,8 @@ class Driver:
         over = self.waiting[run_id] = asyncio.get_running_loop().create_future()
         begun = time.perf_counter()
         await self.submit(run_id)
-        await asyncio.wait_for(over, PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            await over
         return time.perf_counter() - begun
 
     async def load(self, runs: int, in_flight: int) -> float:
@@ -78,7 +79,7 @@ class Driver:
 async def mesh_driver(nc: Nats) -> Driver:
     """Return the driver of the product over NATS."""
     await deploy(nc.jetstream(), "chain", echo_chain(STEPS))
-    js = nc.jetstream()
+    express = await Express.of(nc)
     body = pack_inputs({"text": "hi"})
     subject = submit(DEFAULT_TENANT, "chain")
 
@@ -88,37 +89,38 @@ async def mesh_driver(nc: Nats) -> Driver:
             Header.CONTENT_TYPE: "application/msgpack",
             Header.VERSION: "1",
         }
-        await js.publish(subject, body, headers=headers)
+        pub_ack(await express.ask(subject, body, encode_head(headers)))
 
     driver = Driver(nc, send)
+    running = f"\r\n{Header.STATUS}: running\r\n".encode()
 
-    async def on_live(message: Msg) -> None:
-        if (message.headers or {}).get(Header.STATUS) != "running":
-            driver.ended(run_key(message.subject).run_id)
+    def on_live(frame: Frame) -> None:
+        if running not in frame.head:
+            driver.ended(run_key(frame.subject).run_id)
 
-    await nc.subscribe(every("live", "*.*"), cb=on_live)
+    await express.subscribe(every("live", "*.*"), on_live)
     return driver
 
 
 async def floor_driver(nc: Nats, size: int) -> Driver:
     """Return the driver of the relays."""
-    js = nc.jetstream()
+    express = await Express.of(nc)
     body = bytes(size)
 
     async def send(run_id: str) -> None:
-        await js.publish(f"floor.submit.{run_id}", body, headers={"Run": run_id})
+        pub_ack(await express.ask(f"floor.submit.{run_id}", body, encode_head({"Run": run_id})))
 
     driver = Driver(nc, send)
     seen: dict[str, int] = {}
 
-    async def on_live(message: Msg) -> None:
-        run_id = message.subject.rpartition(".")[2]
+    def on_live(frame: Frame) -> None:
+        run_id = frame.subject.rpartition(".")[2]
         seen[run_id] = seen.get(run_id, 0) + 1
         if seen[run_id] == COMMITS:
             del seen[run_id]
             driver.ended(run_id)
 
-    await nc.subscribe("floor.live.*", cb=on_live)
+    await express.subscribe("floor.live.*", on_live)
     return driver
 
 

@@ -61,7 +61,14 @@ BUNDLE_BYTES_MAX = 512 * 1024 * 1024
 _MANIFEST, _COMMITS, _VIEW, _BLOBS = "manifest.json", "commits.ndjson", "view.json", "blobs/"
 _TIME_STAMP = ("Nats-Time-Stamp",)
 """Kept in the bundle as evidence; a restored commit gets a new one."""
-_OF_THE_SERVER = ("Nats-Subject", "Nats-Sequence", "Nats-Stream", "Nats-Num-Pending", "Nats-Last-")
+_OF_THE_SERVER = (
+    "Nats-Subject",
+    "Nats-Sequence",
+    "Nats-Stream",
+    "Nats-Num-Pending",
+    "Nats-Last-",
+    "Nats-Batch-",
+)
 
 
 class Manifest(Message):

@@ -8,13 +8,20 @@ import orjson
 from eventsourcing.persistence import MapperDeserialisationError, StoredEvent
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
-from nats.errors import ConnectionClosedError, NoRespondersError, OutboundBufferLimitError
+from nats.errors import (
+    ConnectionClosedError,
+    ConnectionReconnectingError,
+    NoRespondersError,
+    OutboundBufferLimitError,
+)
 from nats.errors import TimeoutError as NatsTimeout
 from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 from typing_extensions import override
 
 from events.chain import check_head, check_link
 from events.codec import COMMIT_TOPIC, Commit, CommitMapper
+from events.express import Express, Refused
+from events.group_commit import GroupCommit
 from events.keys import KeyRing
 from events.store import EMPTY, RETIRED, Append, EventStore, Head, History, retired
 from events.streams import EVENTS
@@ -30,12 +37,14 @@ from schemas.messages import Header
 
 
 WRONG_LAST_SEQUENCE = 10071
+SERVICE_UNAVAILABLE = 503
 STREAM_FULL = {10077, 10047, 10023, 10122}
 APPEND_TIMEOUT_S = 5.0
 READ_BATCH = 256
 BUS_ERRORS = (
     NatsTimeout,
     ConnectionClosedError,
+    ConnectionReconnectingError,
     NoRespondersError,
     OutboundBufferLimitError,
     ServiceUnavailableError,
@@ -85,6 +94,7 @@ class JetStreamEventStore(EventStore):
         self._nc = nc
         self._js = nc.jetstream(timeout=APPEND_TIMEOUT_S)
         self._keys = keys
+        self._commits: GroupCommit | None = None
 
     @override
     async def append(self, append: Append) -> Head:
@@ -107,15 +117,19 @@ class JetStreamEventStore(EventStore):
             return await self._settle(append, subject, body, headers)
         return Head(sequence, commit.originator_version, hashlib.sha256(body).hexdigest())
 
-    async def _publish(self, subject: str, body: bytes, headers: dict[str, str]) -> int:
+    async def _publish(
+        self, subject: str, body: bytes, headers: dict[str, str], *, alone: bool = False
+    ) -> int:
+        if self._commits is None:
+            self._commits = GroupCommit(await Express.of(self._nc))
         try:
-            return (await self._js.publish(subject, body, headers=headers)).seq
-        except APIError as error:
-            if error.err_code == WRONG_LAST_SEQUENCE:
+            return await self._commits.append(subject, headers, body, alone=alone)
+        except Refused as error:
+            if error.code == WRONG_LAST_SEQUENCE:
                 raise VersionConflict("somebody else appended to the run first") from error
-            if error.err_code in STREAM_FULL:
+            if error.code in STREAM_FULL:
                 raise StoreFull("the event log is full; free space or raise its limit") from error
-            if isinstance(error, ServiceUnavailableError):
+            if error.status == SERVICE_UNAVAILABLE:
                 raise _Unknown from error
             raise StoreUnavailable("the event log refused the append", cause=str(error)) from error
         except BUS_ERRORS as error:
@@ -130,7 +144,7 @@ class JetStreamEventStore(EventStore):
         resolved by reading whose commit is the last.
         """
         try:
-            sequence = await self._publish(subject, body, headers)
+            sequence = await self._publish(subject, body, headers, alone=True)
         except VersionConflict:
             return await self._reread(append, subject)
         except _Unknown as error:

@@ -6,19 +6,19 @@ The table of errors to bus outcomes lives here (`Consumer._handle`) and nowhere 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
 from nats.aio.client import Client as Nats
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from events.express import Express, Frame, delivered
 from events.subjects import dead
 from schemas.errors import ClawdbotError, InvalidArgument, RetryableError, TerminalError
 from schemas.messages import Header
 from services.runtime import Delivery, Handler, Outgoing, publish
-from services.telemetry import HANDLE_SECONDS, IN_FLIGHT, MESSAGES, get_logger
+from services.telemetry import MessageMeter, get_logger
 
 
 log = get_logger()
@@ -59,40 +59,44 @@ class Consumer:
         exhausted: Callable[[Delivery], Sequence[Outgoing]] | None = None,
     ) -> None:
         self._nc = nc
+        self._express: Express
+        """Of the connection, once it runs."""
         self._pull = pull
         self._handler = handler
         self._exhausted = exhausted or (lambda _: ())
+        self._meter = MessageMeter(pull.service, pull.kind)
         self._inbox = nc.new_inbox()
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{pull.stream}.{pull.consumer}"
         self._requested = 0
-        self._working: dict[int, Msg] = {}
+        self._working: dict[int, Frame] = {}
         self._serial = 0
         self._seen_at = 0.0
         self._wanted = asyncio.Event()
 
     async def run(self) -> None:
         """Pull and handle until cancelled; what is in work then goes back to the queue at once."""
+        self._express = await Express.of(self._nc)
         async with asyncio.TaskGroup() as group:
 
-            async def on_message(message: Msg) -> None:
+            def on_frame(frame: Frame) -> None:
                 self._seen_at = time.monotonic()
-                if message.reply and message.reply.startswith("$JS.ACK"):
+                if frame.reply.startswith("$JS.ACK"):
                     self._requested = max(0, self._requested - 1)
                     self._serial += 1
-                    self._working[self._serial] = message
-                    group.create_task(self._work(self._serial, message))
+                    self._working[self._serial] = frame
+                    group.create_task(self._work(self._serial, frame))
                     self._refill()
                 else:
-                    self._status(message)
+                    self._status(frame.headers())
 
-            subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=on_message)
+            subscription = await self._express.subscribe(f"{self._inbox}.*", on_frame)
             keeper = group.create_task(self._keep_alive())
             try:
                 await self._ask_for_ever()
             finally:
                 keeper.cancel()
                 if self._nc.is_connected:
-                    await subscription.unsubscribe()
+                    await self._express.unsubscribe(subscription)
 
     async def _ask_for_ever(self) -> None:
         """Ask again when told to, and when the server has been silent for too long."""
@@ -118,15 +122,12 @@ class Consumer:
         }
         self._requested += batch
         self._serial += 1
-        # The connection buffers; publish only awaits when its buffer must be flushed.
-        line = self._nc.publish(
+        self._express.publish(
             self._next, orjson.dumps(request), reply=f"{self._inbox}.{self._serial}"
         )
-        asyncio.ensure_future(line).add_done_callback(_log_failure)
 
-    def _status(self, message: Msg) -> None:
+    def _status(self, headers: Mapping[str, str]) -> None:
         """Read a status: a heartbeat, an expired request, a consumer that is not there."""
-        headers = message.headers or {}
         match headers.get("Status"):
             case "100":
                 return
@@ -141,27 +142,24 @@ class Consumer:
         """Tell the server that messages in work are still in work."""
         while True:
             await asyncio.sleep(self._pull.ack_wait_s / 3)
-            for message in list(self._working.values()):
-                await self._answer(message, b"+WPI")
+            for frame in self._working.values():
+                self._answer(frame, b"+WPI")
 
-    async def _work(self, serial: int, message: Msg) -> None:
-        service, kind = self._pull.service, self._pull.kind
+    async def _work(self, serial: int, frame: Frame) -> None:
         begun = time.monotonic()
-        meta = message.metadata
+        receipt = delivered(frame.reply)
         delivery = Delivery(
-            subject=message.subject,
-            data=message.data,
-            headers=message.headers or {},
-            sequence=meta.sequence.stream,
-            count=meta.num_delivered,
-            published_at=meta.timestamp.timestamp(),
+            subject=frame.subject,
+            data=frame.data,
+            headers=frame.headers(),
+            sequence=receipt.sequence,
+            count=receipt.deliveries,
         )
-        IN_FLIGHT.labels(service, kind).inc()
+        self._meter.in_flight.inc()
         try:
-            outcome, out_count = await self._handle(delivery, message)
+            outcome, out_count = await self._handle(delivery, frame)
             handle_s = time.monotonic() - begun
-            MESSAGES.labels(service, kind, outcome).inc()
-            HANDLE_SECONDS.labels(service, kind).observe(handle_s)
+            self._meter.handled(outcome, handle_s)
             line = {
                 "outcome": outcome,
                 "subject": delivery.subject,
@@ -173,51 +171,51 @@ class Consumer:
             }
             log.info("message_handled", **(line | delivery.facts))
         except asyncio.CancelledError:
-            await self._answer(message, b"-NAK")
+            self._answer(frame, b"-NAK")
             raise
         finally:
-            IN_FLIGHT.labels(service, kind).dec()
+            self._meter.in_flight.dec()
             self._working.pop(serial, None)
             self._refill()
 
-    async def _handle(self, delivery: Delivery, message: Msg) -> tuple[str, int]:
+    async def _handle(self, delivery: Delivery, frame: Frame) -> tuple[str, int]:
         """Handle, publish, ack; return the outcome and how many messages went out."""
         try:
-            return await self._attempt(delivery, message)
+            return await self._attempt(delivery, frame)
         except RetryableError as error:
             delivery.facts["error"] = error.message
-            return await self._nak(delivery, message), 0
+            return await self._nak(delivery, frame), 0
         except Exception:
             log.exception("handler_crashed", subject=delivery.subject)
-            return await self._nak(delivery, message), 0
+            return await self._nak(delivery, frame), 0
 
-    async def _attempt(self, delivery: Delivery, message: Msg) -> tuple[str, int]:
+    async def _attempt(self, delivery: Delivery, frame: Frame) -> tuple[str, int]:
         if delivery.count > self._pull.max_deliver:
-            return await self._bury(delivery, message)
+            return await self._bury(delivery, frame)
         try:
             out = await self._handler(delivery)
         except TerminalError as error:
             await self._dead_letter(delivery, error)
-            await self._answer(message, b"+TERM")
+            self._answer(frame, b"+TERM")
             return "undecodable" if isinstance(error, InvalidArgument) else "terminal", 1
         if out:
-            await publish(self._nc, out)
-        await self._answer(message, b"+ACK")
+            await publish(self._express, out)
+        self._answer(frame, b"+ACK")
         return "ok", len(out)
 
-    async def _nak(self, delivery: Delivery, message: Msg) -> str:
+    async def _nak(self, delivery: Delivery, frame: Frame) -> str:
         delay_s = BACKOFF_S[min(delivery.count, len(BACKOFF_S)) - 1]
-        await self._answer(message, b"-NAK " + orjson.dumps({"delay": int(delay_s * 1e9)}))
+        self._answer(frame, b"-NAK " + orjson.dumps({"delay": int(delay_s * 1e9)}))
         return "retry"
 
-    async def _bury(self, delivery: Delivery, message: Msg) -> tuple[str, int]:
+    async def _bury(self, delivery: Delivery, frame: Frame) -> tuple[str, int]:
         """Dead-letter a message that was delivered too often, and say so to whoever waits."""
         reason = InvalidArgument(f"delivered {delivery.count - 1} times without an answer")
         await self._dead_letter(delivery, reason)
         out = list(self._exhausted(delivery))
         if out:
-            await publish(self._nc, out)
-        await self._answer(message, b"+TERM")
+            await publish(self._express, out)
+        self._answer(frame, b"+TERM")
         log.error("dead_lettered", subject=delivery.subject, delivery_count=delivery.count)
         return "dead", len(out) + 1
 
@@ -227,20 +225,16 @@ class Consumer:
         headers = {**delivery.headers, Header.REASON: _one_line(error.message)}
         headers["Clawdbot-Subject"] = delivery.subject
         headers[Header.MSG_ID] = f"{tenant}.{self._pull.stream}.{delivery.sequence}"
-        await publish(self._nc, [Outgoing(dead(tenant, self._pull.kind), delivery.data, headers)])
+        letter = Outgoing(dead(tenant, self._pull.kind), delivery.data, headers)
+        await publish(self._express, [letter])
 
-    async def _answer(self, message: Msg, verdict: bytes) -> None:
+    def _answer(self, frame: Frame, verdict: bytes) -> None:
         """Ack, nak or term. A lost one costs a redelivery, which every handler allows for."""
         try:
-            await self._nc.publish(message.reply, verdict)
+            self._express.publish(frame.reply, verdict)
         except NatsError as error:
-            log.info("ack_lost", subject=message.subject, error=str(error))
+            log.info("ack_lost", subject=frame.subject, error=str(error))
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:256]
-
-
-def _log_failure(done: "asyncio.Future[None]") -> None:
-    if not done.cancelled() and done.exception() is not None:
-        log.info("pull_request_failed", error=str(done.exception()))

@@ -15,10 +15,10 @@ import uvloop
 from faststream.nats import NatsBroker
 from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
-from nats.js import JetStreamContext
-from nats.js.errors import APIError, NotFoundError
 from nats.js.errors import Error as JetStreamError
+from nats.js.errors import NotFoundError
 
+from events.express import Express, Refused, encode_head, pub_ack
 from events.jetstream import STREAM_FULL
 from events.streams import (
     RESULT_CONSUMER,
@@ -86,8 +86,6 @@ class Delivery:
     """Of the stream."""
     count: int
     """1 for the first delivery."""
-    published_at: float
-    """Seconds since the epoch, as the server stamped it."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the handler wants in the canonical log line."""
 
@@ -226,7 +224,7 @@ class Bus:
     async def publish(self, messages: Sequence[Outgoing]) -> None:
         """Publish into streams and wait for every ack."""
         if messages:
-            await publish(self.nc, messages)
+            await publish(await Express.of(self.nc), messages)
 
     @property
     def connected(self) -> bool:
@@ -240,15 +238,18 @@ class Bus:
             BusUnavailable: It was not acknowledged.
             StoreFull: The stream has no room.
         """
+        express = await Express.of(self.nc)
+        head = encode_head(message.headers)
         try:
-            ack = await self._js.publish(message.subject, message.data, headers=message.headers)
-        except APIError as error:
-            if error.err_code in STREAM_FULL:
+            ack = pub_ack(await express.ask(message.subject, message.data, head))
+        except Refused as error:
+            if error.code in STREAM_FULL:
                 raise StoreFull("the queue of submissions is full; try again later") from error
             raise BusUnavailable("the bus refused the message", cause=str(error)) from error
-        except (NatsError, JetStreamError, TimeoutError) as error:
+        except NatsError as error:
             raise BusUnavailable("the bus did not acknowledge the message") from error
-        return ack.seq
+        sequence: int = ack["seq"]
+        return sequence
 
     async def free(self, stream: str) -> float:
         """Return the part of a stream that is free, in [0, 1].
@@ -305,29 +306,27 @@ class Bus:
         return f"{tasks.created} {results.created}"
 
 
-async def publish(nc: Nats, messages: Sequence[Outgoing]) -> None:
-    """Publish into streams and wait for every ack.
+async def publish(express: Express, messages: Sequence[Outgoing]) -> None:
+    """Publish into streams, all at once, and wait for every ack.
 
     Raises:
         BusUnavailable: At least one was not acknowledged.
     """
-    js = nc.jetstream(timeout=REQUEST_TIMEOUT_S)
-    try:
-        if len(messages) == 1:
-            await _publish_one(nc, js, messages[0])
-            return
-        async with asyncio.TaskGroup() as group:
-            for message in messages:
-                group.create_task(_publish_one(nc, js, message))
-    except* (NatsError, JetStreamError, TimeoutError) as errors:
-        raise BusUnavailable("the bus did not acknowledge a message") from errors
-
-
-async def _publish_one(nc: Nats, js: JetStreamContext, message: Outgoing) -> None:
-    if message.stored:
-        await js.publish(message.subject, message.data, headers=message.headers)
-    else:
-        await nc.publish(message.subject, message.data, headers=message.headers)
+    answers: list[Awaitable[bytes]] = []
+    for message in messages:
+        head = encode_head(message.headers)
+        if message.stored:
+            answers.append(express.ask(message.subject, message.data, head))
+        else:
+            express.publish(message.subject, message.data, head)
+    failure: Exception | None = None
+    for answer in answers:
+        try:
+            pub_ack(await answer)
+        except (Refused, NatsError) as error:
+            failure = error
+    if failure is not None:
+        raise BusUnavailable("the bus did not acknowledge a message") from failure
 
 
 class Service(Protocol):

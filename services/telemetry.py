@@ -40,6 +40,24 @@ SWEEP_SECONDS = Histogram(
 get_logger = structlog.get_logger
 
 
+class MessageMeter:
+    """The metrics of one kind of message: each is looked up by its labels once, not per message."""
+
+    def __init__(self, service: str, kind: str) -> None:
+        self.in_flight = IN_FLIGHT.labels(service, kind)
+        self._seconds = HANDLE_SECONDS.labels(service, kind)
+        self._labels = service, kind
+        self._outcomes: dict[str, Counter] = {}
+
+    def handled(self, outcome: str, seconds: float) -> None:
+        """Count a message that was handled."""
+        counter = self._outcomes.get(outcome)
+        if counter is None:
+            counter = self._outcomes[outcome] = MESSAGES.labels(*self._labels, outcome)
+        counter.inc()
+        self._seconds.observe(seconds)
+
+
 def configure(service: str, log_format: str = "auto") -> None:
     """Set up structlog: JSON lines on stdout, or a console renderer on a terminal."""
     console = log_format == "console" or (log_format == "auto" and sys.stdout.isatty())

@@ -12,6 +12,7 @@ from nats.js.api import StreamConfig, SubjectTransform
 from events.catalog import Event, NodeCompleted
 from events.commands import CancelRun
 from events.evolve import fold
+from events.express import Express
 from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
 from events.memory import MemoryEventStore
@@ -363,7 +364,8 @@ async def test_frozen_server_is_unavailable_then_exact(
 ) -> None:
     """An append into silence is StoreUnavailable; tried again later it is one commit."""
     store = await jetstream_store(nc)
-    store._js._timeout = 0.3  # the silence need not last
+    express = await Express.of(nc)
+    express.timeout_s = 0.3  # the silence need not last
     one = first(key)
     await store.append(first(RunKey("default", new_id())))  # the data key is known from here on
     nats_server.pause()
@@ -372,7 +374,7 @@ async def test_frozen_server_is_unavailable_then_exact(
             await store.append(one)
     finally:
         nats_server.resume()
-    store._js._timeout = 5.0
+    express.timeout_s = 5.0
     await until(lambda: answers(store, key), what="the store after the silence")
     head = await store.append(one)
     history = await store.load(key)
@@ -387,10 +389,11 @@ async def test_append_over_a_restart(nc: Nats, nats_server: NatsServer, key: Run
     store = await jetstream_store(nc)
     one = first(key)
     await store.append(first(RunKey("default", new_id())))
+    express = await Express.of(nc)
     nats_server.pause()
     async with asyncio.TaskGroup() as group:
         pending = group.create_task(append_until_stored(store, one))
-        await until(lambda: _true(nc.pending_data_size == 0), what="the commit on its way")
+        await until(lambda: _true(express.unanswered == 1), what="the commit on its way")
         nats_server.kill()
         nats_server.start()
     head = pending.result()
