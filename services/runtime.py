@@ -344,13 +344,13 @@ def main(kind: type[S], build: Callable[[S], Service]) -> None:
     """
     configure(kind.__module__.split(".")[1])
     try:
-        _run(build(read(kind)).run)
+        run(build(read(kind)).run)
     except ClawdbotError as error:
         log.critical("cannot_start", error=error.message, field=error.field, **error.context)
         sys.exit(1)
 
 
-def _run(serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
+def run(serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Serve until told to stop, then cancel it and let it finish what it holds.
 
     `asyncio.wait_for`, which the client of the bus uses, may lose a cancellation before Python

@@ -78,6 +78,9 @@ class Orchestrator:
         settings = self.settings
         bus = await Bus.connect(settings.nats_url, SERVICE, settings.limits())
         await bus.patiently(bus.ensure)
+        stores = self._stores(bus)
+        # Is the master key the right one?
+        await bus.patiently(lambda: stores.keys.cipher(DEFAULT_TENANT))
         index = RunIndex(settings.data_dir / f"orchestrator-{settings.instance}.sqlite")
         marks = MarksFile(settings.data_dir / f"history-{settings.instance}.json")
         history = HistoryWatch(bus, index, marks, settings.history_check_s)
@@ -88,20 +91,22 @@ class Orchestrator:
                 if not await history.judged():
                     log.info("ready", refuses="the event log")
                 await history.sound()
-                await self._work(bus, index, history, group)
+                await self._work(bus, stores, index, history, group)
                 log.info("ready")
         finally:
             index.close()
             await bus.close()
 
     async def _work(
-        self, bus: Bus, index: RunIndex, history: HistoryWatch, group: asyncio.TaskGroup
+        self,
+        bus: Bus,
+        stores: Stores,
+        index: RunIndex,
+        history: HistoryWatch,
+        group: asyncio.TaskGroup,
     ) -> None:
         """Start everything that reads or writes the log."""
         settings, clock = self.settings, SystemClock()
-        stores = self._stores(bus)
-        # Is the master key the right one?
-        await bus.patiently(lambda: stores.keys.cipher(DEFAULT_TENANT))
         runs = Runs(
             stores.log,
             stores.snapshots,

@@ -129,7 +129,7 @@ def test_a_cancelled_run_says_so_and_may_be_cancelled_again(
         begun = clawdbot("run", "stuck", "-i", "text=x", "--wait", "0", "--json", url=url)
         run_id = json.loads(begun.stdout)["run_id"]
         asked = clawdbot("cancel", run_id, "--json", url=url)
-        assert json.loads(asked.stdout) == {"run_id": run_id, "asked": "cancel"}
+        assert json.loads(asked.stdout) == {"run_id": run_id, "action": "cancel"}
         late = clawdbot("call", "stuck", "-i", "text=y", "--wait", "1", "--json", url=url)
     finally:
         worker.signal(signal.SIGCONT)
