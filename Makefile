@@ -8,7 +8,7 @@ NEW_ENOUGH = $(shell for p in $(PYTHON) python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-faults soak check lint format types imports schemas schemas-check bench models compose-up test-compose clean
+.PHONY: help demo up test test-faults soak check lint format types imports schemas schemas-check bench models compose-up compose-down test-compose clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,8 +54,11 @@ bench: $(STAMP) ## named scenarios, JSON lines out
 models: $(STAMP) ## train the small models that ship with clawdbot
 	$(BIN)/python -m models.train
 
-compose-up: ## the services in Docker
+compose-up: ## the mesh in Docker, on port 8080
 	docker compose -f deploy/compose/compose.yaml up --build --wait
+
+compose-down: ## stop the mesh in Docker; keeps its data
+	docker compose -f deploy/compose/compose.yaml down
 
 test-compose: $(STAMP) ## the tests that need Docker
 	$(BIN)/python -m pytest -m docker $(ARGS)

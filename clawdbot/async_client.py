@@ -134,6 +134,8 @@ class AsyncClient:
         while True:
             try:
                 async for event in self._stream(protocol.follow(run_id, after)):
+                    if event is None:
+                        return
                     after, attempt = event.id, 0
                     yield event
                     if event.type in protocol.TERMINAL:
@@ -179,7 +181,8 @@ class AsyncClient:
         protocol.check(answer)
         return call.read(answer)
 
-    async def _stream(self, call: Call[None]) -> AsyncGenerator[EventView, None]:
+    async def _stream(self, call: Call[None]) -> AsyncGenerator[EventView | None, None]:
+        """Yield the events of one connection; None when nothing will ever follow."""
         event: dict[str, str] = {}
         try:
             request = protocol.request(self._http, call, protocol.STREAM_SILENCE_S)
@@ -187,6 +190,8 @@ class AsyncClient:
                 if not answer.is_success:
                     await answer.aread()
                     protocol.check(answer)
+                if answer.status_code == httpx.codes.NO_CONTENT:
+                    yield None
                 async for line in answer.aiter_lines():
                     found = protocol.with_data(line, event)
                     if found is not None:

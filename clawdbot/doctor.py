@@ -58,7 +58,7 @@ def examine(url: str | None, data_dir: Path | None = None) -> list[Finding]:
         FailedPrecondition: The environment holds a value that cannot be.
     """
     settings = _settings(data_dir)
-    findings = [_packages(), _binary(), _disk(settings.data_dir)]
+    findings = [_packages(), _binary(settings), _disk(settings.data_dir)]
     found = _gateway(address(url))
     if not any(finding.subject == "weights" for finding in found):
         found.append(_local_weights(settings))
@@ -87,7 +87,9 @@ def _packages() -> Finding:
     return Finding("ok", "model libraries", "installed")
 
 
-def _binary() -> Finding:
+def _binary(settings: FaceSettings) -> Finding:
+    if settings.nats_url:
+        return Finding("ok", "nats-server", "none of our own is needed; CLAWDBOT_NATS_URL is set")
     try:
         binary = embedded.server_binary()
     except ClawdbotError as error:

@@ -30,7 +30,7 @@ EXAMPLES = ROOT / "examples"
 SPEECH = EXAMPLES / "voice_assistant"
 IMAGE = EXAMPLES / "media_analysis" / "note.png"
 EVERY_WORKER = [("echo", "echo"), ("say", "espeak-ng"), ("read", "rapidocr")]
-RUNS_MIN = 50
+RUNS_MIN = 30
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -121,6 +121,7 @@ def test_one_machine() -> None:
     with project("compose.yaml", "CLAWDBOT_PORT") as up:
         check_confined(up)
         check_speech(up.urls[0])
+        up.compose("exec", "-T", "gateway", "clawdbot", "doctor")
         load = load_on_every_worker(up)
         with load.running():
             for service in ("worker-text", "worker-audio", "worker-vision", "orchestrator"):
