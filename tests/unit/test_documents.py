@@ -23,8 +23,6 @@ from tests.support.code import PACKAGES, ROOT, imports, module_of, parse, source
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 LIMIT = re.compile(r"[A-Z][A-Z_]*_MAX(_S)?")
-# Written by others at this moment; this list only shrinks.
-AWAITED = {"deploy.md", "performance.md"}
 
 
 def limits() -> dict[str, object]:
@@ -147,8 +145,6 @@ def test_links_lead_somewhere(document: Path) -> None:
     broken = []
     for target, anchor in LINK.findall(document.read_text(encoding="utf-8")):
         path = document.parent / target if target else document
-        if path.name in AWAITED:
-            continue
         if not path.exists():
             broken.append(target)
         elif anchor:
