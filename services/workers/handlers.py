@@ -11,6 +11,7 @@ from schemas.errors import ClawdbotError, InvalidArgument, NotFound
 from schemas.messages import Fault, Header, Inference, Task, TaskResult, Timings, pack, unpack
 from schemas.submission import check_names, read_inputs
 from schemas.values import Wire, to_json, to_wire
+from services.consumer import NOT_ITS_FAULT
 from services.micro import Asked, Reply
 from services.runtime import Clock, Delivery, Outgoing
 from services.workers.models import Answer, Models
@@ -41,6 +42,8 @@ class Handlers:
             answer = await self._infer(task.tenant, task.model, task.inputs, task.params)
             outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
             outputs = await spill(outputs, task.tenant, self._blobs)
+        except NOT_ITS_FAULT:
+            raise
         except ClawdbotError as error:
             delivery.facts["error"] = error.message
             return [self._answer(delivery, task, error=Fault.of(error))]
