@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from events.chain import check_link
 from events.codec import Commit
+from events.express import Frame
 from events.jetstream import JetStreamEventStore, StoredCommit
 from events.store import EMPTY, Head, retired
 from events.subjects import RunKey, run_key
@@ -71,10 +72,13 @@ class Waiters:
         self._feeds: dict[RunKey, set[Feed]] = {}
         self._open = 0
 
-    def on_commit(self, stored: StoredCommit) -> None:
+    def on_live(self, frame: Frame) -> None:
         """Take one republished commit."""
-        for feed in self._feeds.get(run_key(stored.subject), ()):
-            feed.tell(stored)
+        feeds = self._feeds.get(run_key(frame.subject))
+        if feeds:
+            stored = StoredCommit.of(frame)
+            for feed in feeds:
+                feed.tell(stored)
 
     def look_again(self) -> None:
         """Send everybody to the log, as after a reconnect."""
