@@ -7,9 +7,10 @@ the log.
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from events.chain import check_link
 from events.codec import Commit
@@ -25,7 +26,7 @@ from services.telemetry import get_logger
 
 log = get_logger()
 
-QUEUE_MAX = 1024
+TOLD_MAX = 1024
 RETRY_S = 0.25
 
 
@@ -37,19 +38,38 @@ class Landed:
     sequence: int
 
 
-@dataclass(eq=False)
 class Feed:
     """What one waiter is told; None means: read the log."""
 
-    key: RunKey
-    queue: "asyncio.Queue[StoredCommit | None]" = field(
-        default_factory=lambda: asyncio.Queue(QUEUE_MAX)
-    )
+    def __init__(self, key: RunKey) -> None:
+        self.key = key
+        self._told: deque[StoredCommit | None] = deque()
+        self._waiter: asyncio.Future[None] | None = None
 
     def tell(self, item: StoredCommit | None) -> None:
         """Put an item in line; what does not fit is read from the log later."""
-        if not self.queue.full():
-            self.queue.put_nowait(item)
+        if len(self._told) < TOLD_MAX:
+            self._told.append(item)
+        if self._waiter is not None:
+            _wake(self._waiter)
+
+    async def next(self, patience_s: float) -> StoredCommit | None:
+        """Return the next item, or None after a silence of `patience_s` seconds."""
+        if not self._told:  # `asyncio.wait_for` would cost a task for each commit
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(patience_s, _wake, self._waiter)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+                self._waiter = None
+        return self._told.popleft() if self._told else None
+
+
+def _wake(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class Waiters:
@@ -130,7 +150,7 @@ class Waiters:
             left_s = until - self._clock.now()
             if left_s <= 0:
                 return
-            stored = await self._next(feed, min(left_s, self._recheck_s))
+            stored = await feed.next(min(left_s, self._recheck_s))
             read = stored is None or stored.version > head.version + 1
             if stored is None or stored.version != head.version + 1:
                 continue
@@ -138,12 +158,6 @@ class Waiters:
                 raise retired(feed.key, stored.retired_at)
             head = _link(feed.key, head, stored)
             yield Landed(await self._store.decode_one(stored), stored.sequence)
-
-    async def _next(self, feed: Feed, patience_s: float) -> StoredCommit | None:
-        try:
-            return await asyncio.wait_for(feed.queue.get(), patience_s)
-        except TimeoutError:
-            return None
 
     async def _read(self, key: RunKey, head: Head, until: float) -> tuple[list[Landed], Head]:
         """Read what follows `head`, trying until the log answers or the time is over."""
