@@ -110,7 +110,7 @@ class PlanNode(Message):
         """Time for one attempt, or for a wait, seconds."""
         return min(self.timeout_s, EXPAND_S) if self.kind == "dynamic" else self.timeout_s
 
-    @property
+    @cached_property
     def routes(self) -> tuple[Route, ...]:
         """Every way to do it, the node's own first."""
         own = Route(model=self.model, modality=self.modality, pool=self.pool, params=self.params)
