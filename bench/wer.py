@@ -115,7 +115,7 @@ def main() -> None:
     spec = catalogue.load().model("pocketsphinx")
     engine = engine_class(spec.engine)(spec, Path())
     engine.load()
-    print(table(measure(engine, folder)))  # noqa: T201
+    print(table(measure(engine, folder)))
 
 
 if __name__ == "__main__":
