@@ -178,11 +178,11 @@ def medians(rows: list[Row]) -> Iterator[Row]:
     places = list(dict.fromkeys((row.system, row.in_flight) for row in rows))
     for system, in_flight in places:
         same = [row for row in rows if (row.system, row.in_flight) == (system, in_flight)]
-        figures: list[Any] = [
-            statistics.median(getattr(row, name) for row in same)
+        figures: dict[str, Any] = {
+            name: statistics.median(getattr(row, name) for row in same)
             for name in ("per_s", "p50_ms", "p99_ms", "cpu_ms")
-        ]
-        yield Row(system, in_flight, *figures, errors=sum(row.errors for row in same))
+        }
+        yield Row(system, in_flight, **figures, errors=sum(row.errors for row in same))
 
 
 def table(rows: list[Row]) -> str:
