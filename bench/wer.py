@@ -114,6 +114,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     spec = catalogue.load().model("pocketsphinx")
     engine = engine_class(spec.engine)(spec, Path())
+    assert isinstance(engine, Engine)
     engine.load()
     print(table(measure(engine, folder)))
 

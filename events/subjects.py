@@ -14,6 +14,9 @@ from schemas.errors import InvalidArgument
 
 ROOT = "clawdbot.v1"
 PARTS = 64
+LANES = ("high", "normal", "low")
+"""Priorities of tasks, the most urgent first."""
+DEFAULT_LANE = "normal"
 _PLAIN = re.compile(r"[A-Za-z0-9_-]")
 _FNV_OFFSET, _FNV_PRIME = 0x811C9DC5, 0x01000193
 
@@ -132,6 +135,11 @@ def task(tenant: str, modality: str, pool: str, lane: str, model: str) -> str:
     return f"{ROOT}.{tenant}.task.{modality}.{pool}.{lane}.{encode(model)}"
 
 
+def lane_of(subject: str) -> str:
+    """Read the lane out of a `task` subject."""
+    return subject.split(".")[6]
+
+
 def result(key: RunKey) -> str:
     """Where a worker says how a task went."""
     return f"{ROOT}.{key.tenant}.result.{part(key.run_id)}.{key.run_id}"
@@ -203,12 +211,14 @@ def pattern(kind: str, *names: str) -> str:
 
 
 def run_key(subject: str) -> RunKey:
-    """Read the run out of an `event`, `live` or `result` subject.
+    """Read the run out of an `event`, `live`, `result` or `cancel` subject.
 
     Raises:
         InvalidArgument: Another kind of subject.
     """
     tokens = subject.split(".")
+    if len(tokens) == 5 and tokens[3] == "cancel":  # noqa: PLR2004
+        return RunKey(tokens[2], tokens[4])
     if len(tokens) != 6 or tokens[3] not in {"event", "live", "result"}:  # noqa: PLR2004
         raise InvalidArgument("not the subject of a run", subject=subject)
     return RunKey(tokens[2], tokens[5])

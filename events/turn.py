@@ -6,6 +6,7 @@ left is then due at once (`RunState.wake_at`), so a loop that needs no worker ca
 """
 
 from collections import deque
+from collections.abc import Iterator
 from typing import Literal
 
 from events import controls
@@ -296,6 +297,16 @@ class Turn:
         except InvalidArgument as error:
             self.fail(path, Fault.of(error))
 
+    def _deadlines_around(self, path: str) -> Iterator[float]:
+        """Yield the deadlines of what a node is a part of: control nodes under way, and the run."""
+        for around in outwards(scope_of(path)):
+            if around != ROOT:
+                owner = self.state.node(owner_of(around)[0])
+                if owner is not None and owner.status == "open":
+                    yield owner.deadline
+        if self.state.deadline is not None and ROOT not in self.state.cleanups:
+            yield self.state.deadline
+
     def restart(self, path: str, node: PlanNode) -> None:
         """Begin a control node that failed once more."""
         try:
@@ -315,8 +326,7 @@ class Turn:
     ) -> None:
         """Schedule an attempt of a node, or a wait."""
         deadline = self.at + (timeout_s or node.attempt_s)
-        if self.state.deadline is not None and ROOT not in self.state.cleanups:
-            deadline = min(deadline, self.state.deadline)
+        deadline = min([deadline, *self._deadlines_around(path)])
         before = self.state.node(path)
         tried = before.tried if before is not None else ()
         self.happen(

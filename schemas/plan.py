@@ -18,6 +18,7 @@ RUN_INPUT = "input"
 RUN = "run"
 """The name of the whole run's inputs, inside the graphs of control nodes too."""
 TEMPLATE_ENGINE = "template"
+HTTP_MODEL = "http"
 DEFAULT_POOL = "default"
 
 NodeKind = Literal[
@@ -76,6 +77,14 @@ class Route(Message):
         return f"{self.pool}/{self.model}"
 
 
+class Gate(Message):
+    """A key, and how many of it may be under way at once."""
+
+    key: str
+    """An expression."""
+    limit: int
+
+
 class PlanNode(Message):
     """One node, ready to be scheduled. What is empty is not stored."""
 
@@ -102,6 +111,12 @@ class PlanNode(Message):
     """Whether the soonest answer counts for more than the order of the ways."""
     hedge_after_s: float = Field(default=0.0, exclude_if=not_)
     """Ask another way too after this long; 0 never."""
+    lane: str = Field(default="normal", exclude_if=lambda lane: lane == "normal")
+    """Priority of its tasks."""
+    memo_s: float = Field(default=0.0, exclude_if=not_)
+    """Take a result that is at most this old; 0 never."""
+    gate: Gate | None = Field(default=None, exclude_if=not_)
+    """What it waits for before it begins."""
     bodies: dict[str, "Plan"] = Field(default_factory=dict, exclude_if=not_)
     """Graphs of its own by name: body, catch, finally, compensate."""
 
@@ -130,6 +145,14 @@ class Plan(Message):
     """Run inputs that only expressions use; none of them must be there."""
     takes_any: bool = Field(default=False, exclude_if=not_)
     """Whether inputs that nothing names are of use, to a template for instance."""
+
+    @cached_property
+    def gated(self) -> bool:
+        """Whether a node, inside control nodes too, waits for a gate."""
+        return any(
+            node.gate is not None or any(body.gated for body in node.bodies.values())
+            for node in self.nodes
+        )
 
     @cached_property
     def by_id(self) -> Mapping[str, PlanNode]:

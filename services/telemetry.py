@@ -21,6 +21,9 @@ HANDLE_SECONDS = Histogram(
 )
 IN_FLIGHT = Gauge("clawdbot_in_flight", "Messages being handled.", ["service", "kind"])
 BUS_CONNECTED = Gauge("clawdbot_bus_connected", "1 while the bus answers.", ["service"])
+STOPPED = Counter(
+    "clawdbot_tasks_stopped_total", "Tasks that nobody waited for any more.", ["reason"]
+)
 
 HISTORY_REGRESSED = Gauge(
     "clawdbot_history_regressed",

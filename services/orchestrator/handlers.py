@@ -45,7 +45,6 @@ from services.telemetry import child_traceparent, get_logger
 
 log = get_logger()
 
-LANE = "normal"
 VERSION_DIGITS_MAX = 9
 
 
@@ -190,7 +189,7 @@ class Handlers:
         out: list[Outgoing] = []
         if decision.abandoned:
             body = pack(Abandoned(attempts=decision.abandoned))
-            out.append(Outgoing(cancel(key), body, {}, stored=False))
+            out.append(Outgoing(cancel(key), body, {}))
         state = decision.state
         paths = _scheduled(decision) if decision.events or not stale else _open(state)
         while paths and state is not None:
@@ -278,7 +277,7 @@ class Handlers:
             correlation_id=state.correlation_id,
         )
         return Outgoing(
-            task(key.tenant, route.modality, route.pool, LANE, route.model),
+            task(key.tenant, route.modality, route.pool, planned.lane, route.model),
             pack(body),
             _headers(key, state, path, node.attempt, trace),
         )
