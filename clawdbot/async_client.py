@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -11,6 +12,7 @@ import httpx
 from clawdbot import protocol
 from clawdbot.client import address
 from clawdbot.protocol import Call
+from clawdbot.recordings import bundle_bytes
 from clawdbot.results import Run
 from schemas.api import EventView, ModelView, RunPage, WorkflowView
 from schemas.errors import RetryableError
@@ -149,6 +151,44 @@ class AsyncClient:
     async def replay(self, run_id: str, until: int | None = None) -> Run:
         """Return a run folded from its log, up to an event; no model is called."""
         return await self._do(protocol.replay(run_id, until))
+
+    async def export(self, run_id: str, *, blobs: bool = True) -> bytes:
+        """Return a run as one file, in clear: its events, its workflow, its blobs."""
+        return await self._do(protocol.export(run_id, blobs=blobs))
+
+    async def import_bundle(self, bundle: bytes | Path) -> Run:
+        """Take a run that is over out of a file into this mesh; the same again changes nothing."""
+        return await self._do(protocol.import_bundle(bundle_bytes(bundle)))
+
+    async def fork(
+        self,
+        run_id: str,
+        *,
+        at: int | None = None,
+        changes: Mapping[str, Any] | None = None,
+        version: int | None = None,
+        wait_s: float = protocol.WAIT_S,
+        idempotency_key: str | None = None,
+    ) -> Run:
+        """Start a run that begins like another one and goes on differently.
+
+        Args:
+            run_id: The run it comes from.
+            at: The event, from 1, after which it begins; by default the last one.
+            changes: By path: `node.model`, `node.param`, `inputs.name`.
+            version: Of the workflow to go on with; by default the run's own.
+            wait_s: How long to wait; 0 returns at once.
+            idempotency_key: The same key with the same fork is the same run, for ever.
+        """
+        call = protocol.fork(
+            run_id,
+            at,
+            changes or {},
+            version,
+            wait_s=wait_s,
+            idempotency_key=idempotency_key,
+        )
+        return await self._do(call)
 
     async def put_blob(self, data: bytes, media_type: str = "application/octet-stream") -> BlobRef:
         """Keep bytes."""

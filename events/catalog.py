@@ -23,6 +23,19 @@ class DomainEvent(BaseModel):
     at: float
 
 
+class ForkedFrom(BaseModel):
+    """Where a fork comes from, and what is different in it."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    run_id: str
+    """The run it was forked from."""
+    at: int
+    """The event of that run, from 1, after which the fork begins."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """By path: `node.model`, `node.param`, `inputs.name`."""
+
+
 class RunStarted(DomainEvent):
     """A submission was accepted; the plan is a copy, so the run never depends on later versions."""
 
@@ -33,6 +46,8 @@ class RunStarted(DomainEvent):
     inputs: Wire
     inputs_digest: str
     correlation_id: str
+    forked_from: ForkedFrom | None = Field(default=None, exclude_if=_nothing)
+    """Set when the run is a fork of another one."""
 
 
 class RunRejected(DomainEvent):
@@ -99,6 +114,21 @@ class NodeCompleted(DomainEvent):
     """The model that really ran; the kind of a control node."""
     worker: str = Field(default="", exclude_if=not_)
     """Empty when the orchestrator itself decided."""
+    timings: Timings = Timings()
+
+
+class NodeKept(DomainEvent):
+    """A node of a fork was not run again: its outputs are those that another run recorded."""
+
+    node_id: str
+    run_id: str
+    """The run in which it really ran."""
+    event: int
+    """The event there, from 1, that says so."""
+    attempt: int
+    outputs: Wire
+    model: str
+    worker: str = Field(default="", exclude_if=not_)
     timings: Timings = Timings()
 
 
@@ -212,6 +242,7 @@ Event = (
     | RunRejected
     | NodeScheduled
     | NodeCompleted
+    | NodeKept
     | NodeFailed
     | NodeSkipped
     | NodeOpened
@@ -231,6 +262,7 @@ EVENT_TYPES: dict[str, type[DomainEvent]] = {
     "RunRejected": RunRejected,
     "NodeScheduled": NodeScheduled,
     "NodeCompleted": NodeCompleted,
+    "NodeKept": NodeKept,
     "NodeFailed": NodeFailed,
     "NodeSkipped": NodeSkipped,
     "NodeOpened": NodeOpened,

@@ -104,7 +104,7 @@ class CommitMapper(Mapper[str]):
             assert self.compressor is not None
             document = self.transcoder.decode(self.compressor.decompress(state))
             commit_id = document["commit_id"]
-            events = tuple(_event(*item) for item in document["events"])
+            events = tuple(read_event(*item) for item in document["events"])
         except (ValueError, KeyError, TypeError, zlib.error, ValidationError) as error:
             raise MapperDeserialisationError(
                 f"commit {stored_event.originator_version} of {stored_event.originator_id} "
@@ -118,7 +118,13 @@ class CommitMapper(Mapper[str]):
         )
 
 
-def _event(name: str, version: int, state: dict[str, Any]) -> Event:
+def read_event(name: str, version: int, state: dict[str, Any]) -> Event:
+    """Return the event behind its stored state, through the upcasters it needs.
+
+    Raises:
+        KeyError: No event has this name.
+        ValidationError: The state does not fit.
+    """
     kind = EVENT_TYPES[name]
     while version < kind.class_version:
         getattr(kind, f"upcast_v{version}_v{version + 1}")(state)

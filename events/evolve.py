@@ -12,6 +12,7 @@ from events.catalog import (
     Event,
     NodeCompleted,
     NodeFailed,
+    NodeKept,
     NodeOpened,
     NodeScheduled,
     NodeSkipped,
@@ -60,6 +61,9 @@ def _evolve(state: RunState, event: Event) -> RunState:  # noqa: C901, PLR0911 -
     match event:
         case NodeScheduled() | NodeCompleted() | NodeFailed() | NodeSkipped() | NodeOpened():
             return _node_changed(state, event)
+        case NodeKept():
+            node = NodeState("completed", event.attempt, event.at, event.at, outputs=event.outputs)
+            return _with_node(state, scope_of(event.node_id), node_id_of(event.node_id), node)
         case ScopeOpened():
             return _scope_opened(state, event)
         case ScopeClosed():

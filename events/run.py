@@ -97,8 +97,11 @@ def _start(command: StartRun, advice: Advice) -> list[Event]:
         inputs=command.inputs,
         inputs_digest=command.inputs_digest,
         correlation_id=command.correlation_id,
+        forked_from=command.forked_from,
     )
     turn = Turn(started(begun), command.at, advice)
+    for kept in command.kept:
+        turn.happen(kept)
     turn.advance(ROOT)
     return [begun, *turn.finish()]
 

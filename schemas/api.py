@@ -81,6 +81,23 @@ class WorkflowList(Message):
     workflows: tuple[WorkflowView, ...]
 
 
+class KeptView(Message):
+    """Where a node of a fork really ran."""
+
+    run_id: str
+    event: int
+    """The event of that run, from 1, that has its outputs."""
+
+
+class ForkView(Message):
+    """Where a fork comes from."""
+
+    run_id: str
+    at: int
+    """The event of that run, from 1, after which the fork begins."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+
+
 class NodeView(Message):
     """One node of a run."""
 
@@ -96,6 +113,8 @@ class NodeView(Message):
     timings: Timings | None = None
     outputs: dict[str, Any] | None = None
     error: Fault | None = None
+    kept_from: KeptView | None = None
+    """Set in a fork where the node was not run again."""
 
 
 class RunView(Message):
@@ -111,6 +130,7 @@ class RunView(Message):
     outputs: dict[str, Any] | None = None
     error: Fault | None = None
     correlation_id: str = ""
+    forked_from: ForkView | None = None
     events: int = 0
     """How many events the view was folded from."""
     started_at: float

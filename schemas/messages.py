@@ -18,6 +18,8 @@ class Header:
 
     RUN_ID = "Clawdbot-Run-Id"
     """The id a submitter chose for its run; permanent idempotency hangs on it."""
+    FORK_OF = "Clawdbot-Fork-Of"
+    """Makes a submission a fork of this run; its body is then a `Fork`."""
     STATUS = "Clawdbot-Run-Status"
     WORKFLOW = "Clawdbot-Workflow"
     VERSION = "Clawdbot-Version"

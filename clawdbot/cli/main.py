@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from clawdbot import doctor as examination
-from clawdbot.cli import controls, local, runs
+from clawdbot.cli import controls, local, replay, runs, travel
 from clawdbot.cli.options import Json, Url, guarded
 from clawdbot.cli.output import ExitCode, Screen, fail
 from clawdbot.client import Client
@@ -151,7 +151,9 @@ for command in (
     runs.runs,
     runs.show,
     runs.events,
-    runs.replay,
+    replay.replay,
+    travel.export,
+    travel.fork,
     controls.cancel,
     controls.pause,
     controls.resume,
@@ -162,6 +164,7 @@ for command in (
     doctor,
 ):
     app.command()(command)
+app.command("import")(travel.import_)
 
 
 def main() -> None:

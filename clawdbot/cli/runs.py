@@ -65,7 +65,7 @@ def run(  # noqa: PLR0913, PLR0917 - one option for each
         if targets and not wait:
             raise InvalidArgument("without waiting there is nothing to save yet", field="--save")
         found = _run(screen, client, workflow, inputs_of(inputs, files), wait, key)
-        _show_run(screen, found)
+        show_run(screen, found)
         code = run_exit_code(found)
         if code == ExitCode.OK:
             for path, target in targets.items():
@@ -154,7 +154,7 @@ def show(
 
     def action(client: Client) -> None:
         try:
-            _show_run(screen, client.get(name))
+            show_run(screen, client.get(name))
         except NotFound:
             try:
                 _show_workflow(screen, client.workflow(name), client)
@@ -181,29 +181,6 @@ def events(
                 screen.json(event)
             else:
                 screen.line(event_line(event, started_at))
-
-    guarded(screen, url, action)
-
-
-def replay(
-    run_id: RunId,
-    until: Annotated[
-        int | None, typer.Option(min=1, help="The state as it was after this event.")
-    ] = None,
-    as_json: Json = False,
-    url: Url = None,
-) -> None:
-    """Fold a run's log again and show it step by step; no model is called."""
-    screen = Screen(as_json)
-
-    def action(client: Client) -> None:
-        found = client.replay(run_id, until)
-        if screen.as_json:
-            screen.json(found)
-            return
-        for event in client.events(run_id)[:until]:
-            screen.line(event_line(event, found.started_at))
-        _show_run(screen, found)
 
     guarded(screen, url, action)
 
@@ -241,7 +218,8 @@ def _failure(found: Run) -> ClawdbotError:
     return DeadlineExceeded(f"run {found.run_id} is still {found.status}; it goes on")
 
 
-def _show_run(screen: Screen, found: Run) -> None:
+def show_run(screen: Screen, found: Run) -> None:
+    """Print a run, its steps and its outputs."""
     if screen.as_json:
         screen.json(found)
         return

@@ -2,28 +2,33 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from events.blobs import BlobStore
 from events.catalog import Event, RunStarted
 from events.definitions import DefinitionStore, DeployedWorkflow
+from events.fork import Kept
+from events.forking import prepare_fork
+from events.recording import cited_by
 from events.spill import COMMIT_BYTES_MAX, spill
 from events.store import EventStore
 from events.subjects import RunKey, submit
+from events.tape import Tape, accepted_view, run_view
 from schemas.api import RunView
 from schemas.catalogue import Catalogue, Port
-from schemas.errors import AlreadyExists, InvalidArgument, NotFound
+from schemas.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from schemas.forks import INPUTS, Fork
 from schemas.ids import DEFAULT_TENANT, new_id
 from schemas.inputs import input_ports
 from schemas.messages import Header
 from schemas.plan import Plan
-from schemas.submission import MSGPACK, inputs_digest, pack_inputs
+from schemas.submission import JSON, MSGPACK, inputs_digest, pack_inputs
 from schemas.values import BlobRef, Wire, from_wire
 from services.errors import BodyTooLarge
 from services.gateway.admission import Admission
-from services.gateway.views import Tape, accepted_view, run_view
+from services.gateway.inputs import checked
 from services.gateway.waiters import Feed, Waiters
 from services.runtime import Bus, Clock, Outgoing
 from services.telemetry import child_traceparent
@@ -60,6 +65,9 @@ class Submission:
     inputs: Wire
     digest: str
     at: float
+    parent: str = ""
+    """The run it is a fork of."""
+    fork: Fork | None = None
 
     def view(self) -> RunView:
         """Return the run as it is before anybody took it up."""
@@ -109,7 +117,45 @@ class Submissions:
             StoreFull: The log has no room for another run.
             BusUnavailable: Nothing is known about the submission; the same key may be sent again.
         """
-        submission = await self._prepare(ask, read)
+        return await self._submit(await self._prepare(ask, read), ask)
+
+    async def fork(self, ask: Ask, parent: RunKey, fork: Fork) -> RunView:
+        """Submit a fork of a run, and wait for its end or for `wait_s` seconds.
+
+        Args:
+            ask: Its names and how long to wait; the workflow is the parent's.
+            parent: The run it comes from.
+            fork: Where it begins, and what is different in it.
+
+        Raises:
+            NotFound: No such run or version.
+            InvalidArgument: A change does not fit; nothing was stored.
+            FailedPrecondition: The run cannot be forked here.
+            AlreadyExists, StoreFull, BusUnavailable: As `run`.
+        """
+        _check_names(ask)
+        async with self.bus.prompt(self.request_s):
+            prepared = await prepare_fork(
+                self.store, self.definitions, self.catalogue, parent, fork, at=self.clock.now()
+            )
+        changed = {path.removeprefix(INPUTS) for path in fork.changes if path.startswith(INPUTS)}
+        given = {name: prepared.inputs[name] for name in sorted(changed)}
+        checked(prepared.inputs, prepared.plan, input_ports(prepared.plan, self.catalogue))
+        await self._check_blobs(given)
+        await self._renew(prepared.kept)
+        exact = fork.model_copy(update={"at": prepared.origin.at})
+        submission = Submission(
+            key=RunKey(parent.tenant, ask.run_id or _run_id(ask)),
+            deployed=prepared.deployed,
+            inputs=prepared.inputs,
+            digest=exact.digest(parent.run_id, prepared.deployed.name),
+            at=self.clock.now(),
+            parent=parent.run_id,
+            fork=exact,
+        )
+        return await self._submit(submission, ask)
+
+    async def _submit(self, submission: Submission, ask: Ask) -> RunView:
         with self.waiters.feed(submission.key) as feed:
             async with self.bus.prompt(self.request_s):
                 if not await self._exists(submission, ask):
@@ -118,10 +164,7 @@ class Submissions:
             return await self._outcome(submission, ask, feed)
 
     async def _prepare(self, ask: Ask, read: Reader) -> Submission:
-        if ask.run_id and ask.idempotency_key:
-            raise InvalidArgument(
-                "either one names the run; send this or an Idempotency-Key", field=Header.RUN_ID
-            )
+        _check_names(ask)
         async with self.bus.prompt(self.request_s):
             deployed, ports = await self._deployed(ask.workflow)
         inputs = await read(deployed.plan, ports)
@@ -149,6 +192,15 @@ class Submissions:
                 if not await self.blobs.renew(DEFAULT_TENANT, ref.sha256):
                     raise InvalidArgument(
                         f"no blob {ref.sha256}; POST it to /v1/blobs first", field=f"inputs.{name}"
+                    )
+
+    async def _renew(self, kept: Iterable[Kept]) -> None:
+        """Keep the blobs that a fork takes over from being swept before it cites them."""
+        async with self.bus.prompt(self.request_s):
+            for sha256 in sorted(cited_by(kept)):
+                if not await self.blobs.renew(DEFAULT_TENANT, sha256):
+                    raise FailedPrecondition(
+                        f"blob {sha256}, which the run cites, is gone; fork it earlier", field="at"
                     )
 
     async def _deployed(self, name: str) -> tuple[DeployedWorkflow, Mapping[str, Port]]:
@@ -192,11 +244,18 @@ class Submissions:
         follow = self.waiters.follow(feed, read_first=_named(ask), until=until)
         async with aclosing(follow) as landed:
             async for commit in landed:
-                tape.add(commit)
+                tape.add(commit.commit, commit.sequence)
                 _check_same(tape.records[0].event, submission, ask)
                 if tape.terminal or not ask.wait_s:
                     break
         return tape
+
+
+def _check_names(ask: Ask) -> None:
+    if ask.run_id and ask.idempotency_key:
+        raise InvalidArgument(
+            "either one names the run; send this or an Idempotency-Key", field=Header.RUN_ID
+        )
 
 
 def _blob_refs(inputs: Wire) -> dict[str, BlobRef]:
@@ -245,6 +304,9 @@ def _message(submission: Submission, ask: Ask) -> Outgoing:
         Header.TRACEPARENT: child_traceparent(ask.traceparent),
     }
     subject = submit(submission.key.tenant, deployed.name)
+    if submission.fork is not None:
+        headers |= {Header.FORK_OF: submission.parent, Header.CONTENT_TYPE: JSON}
+        return Outgoing(subject, submission.fork.model_dump_json().encode(), headers)
     return Outgoing(subject, pack_inputs(submission.inputs), headers)
 
 

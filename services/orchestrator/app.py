@@ -118,6 +118,7 @@ class Orchestrator:
         definitions = DefinitionStore(bus.nc.jetstream())
         handlers = Handlers(
             runs,
+            stores.log,
             definitions,
             settings.load_catalogue(),
             stores.blobs,
