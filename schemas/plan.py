@@ -159,6 +159,19 @@ class Plan(Message):
         """The nodes by id."""
         return {node.id: node for node in self.nodes}
 
+    @cached_property
+    def followers(self) -> Mapping[str, PlanNode]:
+        """The node that alone waits for a node, and for that one alone, by the latter's id."""
+        waiting: dict[str, list[PlanNode]] = {}
+        for node in self.nodes:
+            for source in node.sources:
+                waiting.setdefault(source, []).append(node)
+        return {
+            source: nodes[0]
+            for source, nodes in waiting.items()
+            if len(nodes) == 1 and nodes[0].sources == (source,)
+        }
+
     def node(self, node_id: str) -> PlanNode:
         """Return one node by id."""
         return self.by_id[node_id]

@@ -7,6 +7,7 @@ import orjson
 
 from events.blobs import BlobStore
 from events.catalog import NodeScheduled
+from events.chains import following
 from events.commands import (
     Advice,
     CancelRun,
@@ -301,6 +302,7 @@ class Handlers:
     def _task(self, key: RunKey, state: RunState, path: str, trace: str) -> Outgoing:
         planned, node = state.planned(path), state.nodes_of(scope_of(path))[node_id_of(path)]
         route = planned.routes[node.route]
+        then, seen = following(state, path)
         body = Task(
             tenant=key.tenant,
             run_id=key.run_id,
@@ -312,6 +314,8 @@ class Handlers:
             scheduled_at=node.scheduled_at,
             deadline=node.deadline,
             correlation_id=state.correlation_id,
+            then=then,
+            seen=seen,
         )
         return Outgoing(
             task(key.tenant, route.modality, route.pool, planned.lane, route.model),

@@ -64,6 +64,7 @@ class Worker:
             JetStreamBlobStore(bus.nc, keys),
             attempts,
             SystemClock(),
+            chain_s=settings.chain_ms / 1000,
         )
         directory = ModelDirectory(bus.nc.jetstream())
         try:

@@ -8,8 +8,10 @@ from typing import Protocol
 import orjson
 
 from events.blobs import BlobStore
+from events.paths import node_id_of
 from events.spill import fetch, spill
 from events.subjects import LANES, RunKey, decode, lane_of, result, run_key
+from events.view import bound_inputs, missing_inputs
 from schemas.errors import ClawdbotError, InvalidArgument, NotFound
 from schemas.messages import (
     Abandoned,
@@ -52,45 +54,103 @@ class Handlers:
         blobs: Where large values are.
         attempts: What is under way, and what nobody waits for.
         clock: For queueing times.
+        chain_s: How long it goes on after a task with what comes next; 0 never.
     """
 
     def __init__(
-        self, worker: str, models: Models, blobs: BlobStore, attempts: Attempts, clock: Clock
+        self,
+        worker: str,
+        models: Models,
+        blobs: BlobStore,
+        attempts: Attempts,
+        clock: Clock,
+        *,
+        chain_s: float = 0.0,
     ) -> None:
         self._worker = worker
         self._models = models
         self._blobs = blobs
         self._attempts = attempts
         self._clock = clock
+        self._chain_s = chain_s
 
     async def task(self, delivery: Delivery) -> Sequence[Outgoing]:
-        """Run a task; its failure is a result too."""
+        """Run a task, and go on with what is quick to do next; a failure is a result too."""
         task = unpack(Task, delivery.data)
-        delivery.facts.update(run_id=task.run_id, node_id=task.node_id, attempt=task.attempt)
-        queue_ms = max(0.0, (self._clock.now() - task.scheduled_at) * 1000)
+        facts = delivery.facts
+        facts.update(run_id=task.run_id, node_id=task.node_id, attempt=task.attempt)
+        rank = LANES.index(lane_of(delivery.subject))
+        try:
+            done = await self._attempt(task, rank, self._clock.now() - task.scheduled_at)
+        except Stopped as stop:
+            facts["stopped"] = stop.reason
+            STOPPED.labels(stop.reason).inc()
+            return ()  # the log knows already, or its clock does
+        if done.error is not None:
+            facts["error"] = done.error.message
+        else:
+            facts.update(model=done.model, queue_ms=done.timings.queue_ms)
+            if delivery.count == 1:  # else one of what follows may have ended a worker
+                done = done.model_copy(update={"then": await self._go_on(task, done, rank)})
+                facts["went_on"] = len(done.then)
+        return [self._answer(delivery, task, done)]
+
+    async def _go_on(self, task: Task, done: TaskResult, rank: int) -> tuple[TaskResult, ...]:
+        """Do the nodes after a task for as long as that is known to be quick."""
+        until = self._clock.now() + self._chain_s
+        seen = {**task.seen, node_id_of(task.node_id): done.outputs}
+        results: list[TaskResult] = []
+        for node in task.then:
+            now, pace_s = self._clock.now(), self._models.pace_s(node.model)
+            if pace_s is None or now + pace_s > until:
+                break
+            try:
+                inputs = bound_inputs(node.bindings, seen.get)
+                if missing_inputs(node, inputs):
+                    break
+                step = task.model_copy(
+                    update={
+                        "node_id": node.node_id,
+                        "attempt": 1,
+                        "model": node.model,
+                        "params": node.params,
+                        "inputs": inputs,
+                        "deadline": now + node.timeout_s,
+                    }
+                )
+                after = await self._attempt(step, rank)
+            except (Stopped, InvalidArgument, *NOT_ITS_FAULT):
+                break  # it is asked for, and fails, in its own name
+            results.append(after)
+            if after.error is not None:
+                break
+            seen[node_id_of(node.node_id)] = after.outputs
+        return tuple(results)
+
+    async def _attempt(self, task: Task, rank: int, queue_s: float = 0.0) -> TaskResult:
+        """Try a node once.
+
+        Raises:
+            Stopped: Nobody waits for it any more.
+            BusUnavailable, StoreUnavailable, StoreFull: A blob cannot be read or kept now.
+        """
         try:
             async with self._attempts.under_way(task) as stopped:
                 request = Request({}, task.params, _work_key(task), stopped.is_set)
-                rank = LANES.index(lane_of(delivery.subject))
                 answer = await self._infer(task.tenant, task.model, task.inputs, request, rank)
                 outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
                 outputs = await spill(outputs, task.tenant, self._blobs)
-        except Stopped as stop:
-            delivery.facts["stopped"] = stop.reason
-            STOPPED.labels(stop.reason).inc()
-            return ()  # the log knows already, or its clock does
         except NOT_ITS_FAULT:
             raise
         except ClawdbotError as error:
-            delivery.facts["error"] = error.message
-            return [self._answer(delivery, task, error=Fault.of(error))]
+            return self._blank(task, Fault.of(error))
         timings = Timings(
-            queue_ms=round(queue_ms + answer.wait_ms, 3),
+            queue_ms=round(max(0.0, queue_s) * 1000 + answer.wait_ms, 3),
             load_ms=round(answer.load_ms, 3),
             compute_ms=round(answer.compute_ms, 3),
         )
-        delivery.facts.update(model=answer.model, queue_ms=timings.queue_ms)
-        return [self._answer(delivery, task, outputs=outputs, model=answer.model, timings=timings)]
+        found = {"outputs": outputs, "model": answer.model, "timings": timings}
+        return self._blank(task).model_copy(update=found)
 
     def exhausted(self, delivery: Delivery) -> Sequence[Outgoing]:
         """Answer for a task that was delivered too often: its worker died each time."""
@@ -99,7 +159,7 @@ class Handlers:
             code="INTERNAL",
             message=f"node '{task.node_id}' ended its worker {delivery.count - 1} times",
         )
-        return [self._answer(delivery, task, error=fault)]
+        return [self._answer(delivery, task, self._blank(task, error=fault))]
 
     async def infer(self, asked: Asked) -> Reply:
         """Answer one unlogged inference with `{"outputs": {...}, "model": ...}`, JSON.
@@ -139,34 +199,26 @@ class Handlers:
             raise InvalidArgument(error.message, field="inputs") from error
         return await self._models.infer(model, replace(request, inputs=values), rank=rank)
 
-    def _answer(
-        self,
-        delivery: Delivery,
-        task: Task,
-        *,
-        outputs: Wire | None = None,
-        error: Fault | None = None,
-        model: str = "",
-        timings: Timings = Timings(),  # noqa: B008 - frozen
-    ) -> Outgoing:
-        body = TaskResult(
+    def _blank(self, task: Task, error: Fault | None = None) -> TaskResult:
+        """Return a result without outputs."""
+        return TaskResult(
             tenant=task.tenant,
             run_id=task.run_id,
             node_id=task.node_id,
             attempt=task.attempt,
-            outputs=outputs,
             error=error,
-            model=model or task.model,
+            model=task.model,
             worker=self._worker,
-            timings=timings,
         )
+
+    def _answer(self, delivery: Delivery, task: Task, done: TaskResult) -> Outgoing:
         headers = {
             Header.MSG_ID: f"{task.tenant}.{task.run_id}.{task.node_id}.{task.attempt}",
             Header.CORRELATION_ID: task.correlation_id,
         }
         if Header.TRACEPARENT in delivery.headers:
             headers[Header.TRACEPARENT] = delivery.headers[Header.TRACEPARENT]
-        return Outgoing(result(RunKey(task.tenant, task.run_id)), pack(body), headers)
+        return Outgoing(result(RunKey(task.tenant, task.run_id)), pack(done), headers)
 
 
 def _work_key(task: Task) -> str:
