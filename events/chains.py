@@ -65,7 +65,7 @@ def _goes_with(first: PlanNode, node: PlanNode) -> bool:
 
 def _names(binding: Binding) -> Iterator[str]:
     if binding.expression:
-        yield from parse(binding.expression).names()
+        yield from parse(binding.expression).names
     else:
         yield binding.node
         for other in binding.otherwise:

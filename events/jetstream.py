@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import orjson
@@ -241,10 +242,11 @@ class JetStreamEventStore(EventStore):
                 raise
             return last.seq
 
-    async def decode_one(self, stored: StoredCommit) -> Commit:
-        """Decode one commit on its own, as a waiter sees it on `live`."""
+    async def decoder(self, stored: StoredCommit) -> Callable[[], Commit]:
+        """Return what decodes one commit on its own, as a waiter sees it on `live`."""
         key = run_key(stored.subject)
-        return _decode(CommitMapper(await self._keys.cipher(key.tenant)), key, stored)
+        mapper = CommitMapper(await self._keys.cipher(key.tenant))
+        return lambda: _decode(mapper, key, stored)
 
 
 def _decode(mapper: CommitMapper, key: RunKey, item: StoredCommit) -> Commit:

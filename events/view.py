@@ -25,7 +25,7 @@ def evaluate(state: RunState, scope: str, formula: str, inputs: Wire | None = No
         InvalidArgument: It cannot be computed.
     """
     expression = parse(formula)
-    values = {name: look_up(state, scope, name) for name in expression.names()}
+    values = {name: look_up(state, scope, name) for name in expression.names}
     if inputs is not None and RUN_INPUT in values:
         values[RUN_INPUT] = inputs
     return expression.evaluate(values)
@@ -86,7 +86,7 @@ def missing_inputs(node: PlanNode | Following, inputs: Wire) -> Sequence[str]:
 def _bound(binding: Binding, look: Callable[[str], Any]) -> tuple[bool, Any]:
     if binding.expression:
         expression = parse(binding.expression)
-        return True, expression.evaluate({name: look(name) for name in expression.names()})
+        return True, expression.evaluate({name: look(name) for name in expression.names})
     source = look(binding.node)
     if not binding.output:
         return source is not None, source

@@ -8,10 +8,12 @@ the log.
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
+from events.catalog import TERMINAL
 from events.chain import check_link
 from events.codec import Commit
 from events.express import Frame
@@ -27,15 +29,27 @@ from services.telemetry import get_logger
 log = get_logger()
 
 TOLD_MAX = 1024
+UNDER_WAY = {"running", "paused"}
 RETRY_S = 0.25
 
 
 @dataclass(frozen=True)
 class Landed:
-    """A commit and its place in the log."""
+    """A commit and its place in the log; decoded when it is looked at."""
 
-    commit: Commit
     sequence: int
+    is_last: bool
+    """Whether the run is over after it."""
+    decode: Callable[[], Commit]
+
+    @cached_property
+    def commit(self) -> Commit:
+        """The commit.
+
+        Raises:
+            DataLoss: It cannot be read.
+        """
+        return self.decode()
 
 
 class Feed:
@@ -157,7 +171,11 @@ class Waiters:
             if stored.retired_at is not None:
                 raise retired(feed.key, stored.retired_at)
             head = _link(feed.key, head, stored)
-            yield Landed(await self._store.decode_one(stored), stored.sequence)
+            yield Landed(
+                stored.sequence,
+                stored.headers.get(Header.STATUS) not in UNDER_WAY,
+                await self._store.decoder(stored),
+            )
 
     async def _read(self, key: RunKey, head: Head, until: float) -> tuple[list[Landed], Head]:
         """Read what follows `head`, trying until the log answers or the time is over."""
@@ -169,8 +187,13 @@ class Waiters:
                 await asyncio.sleep(RETRY_S)
                 continue
             pairs = zip(history.commits, history.sequences, strict=True)
-            return [Landed(commit, sequence) for commit, sequence in pairs], history.head
+            return [_landed(commit, sequence) for commit, sequence in pairs], history.head
         return [], head
+
+
+def _landed(commit: Commit, sequence: int) -> Landed:
+    is_last = isinstance(commit.events[-1], TERMINAL)
+    return Landed(sequence, is_last, lambda: commit)
 
 
 def _link(key: RunKey, head: Head, stored: StoredCommit) -> Head:
