@@ -74,6 +74,14 @@ class RouteChosen(BaseModel):
     """Of every way, as the decision saw them."""
 
 
+class NodeQueued(DomainEvent):
+    """A node waits for its turn: so many of its concurrency key are under way already."""
+
+    node_id: str
+    key: str
+    limit: int
+
+
 class NodeScheduled(DomainEvent):
     """An attempt was decided; only results of this attempt count."""
 
@@ -100,6 +108,8 @@ class NodeCompleted(DomainEvent):
     worker: str = Field(default="", exclude_if=not_)
     """Empty when the orchestrator itself decided."""
     timings: Timings = Timings()
+    memo_of: str = Field(default="", exclude_if=not_)
+    """Run and node whose result was taken instead of computing it again, `run/node`."""
 
 
 class NodeFailed(DomainEvent):
@@ -210,6 +220,7 @@ class RunCancelled(DomainEvent):
 Event = (
     RunStarted
     | RunRejected
+    | NodeQueued
     | NodeScheduled
     | NodeCompleted
     | NodeFailed
@@ -229,6 +240,7 @@ Event = (
 EVENT_TYPES: dict[str, type[DomainEvent]] = {
     "RunStarted": RunStarted,
     "RunRejected": RunRejected,
+    "NodeQueued": NodeQueued,
     "NodeScheduled": NodeScheduled,
     "NodeCompleted": NodeCompleted,
     "NodeFailed": NodeFailed,

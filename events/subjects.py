@@ -142,6 +142,16 @@ def result(key: RunKey) -> str:
     return f"{ROOT}.{key.tenant}.result.{part(key.run_id)}.{key.run_id}"
 
 
+def memo(tenant: str, digest: str) -> str:
+    """Where a result is kept that later attempts may take."""
+    return f"{ROOT}.{tenant}.memo.{digest}"
+
+
+def gate(tenant: str, name: str) -> str:
+    """Where it is kept who is inside a gate, and who waits."""
+    return f"{ROOT}.{tenant}.gate.{name}"
+
+
 def infer(tenant: str, modality: str, model: str) -> str:
     """One unlogged inference."""
     return f"{ROOT}.{tenant}.infer.{modality}.{encode(model)}"

@@ -83,6 +83,8 @@ class Task(Message):
     inputs: Wire
     scheduled_at: float
     deadline: float
+    memo_s: float = 0.0
+    """Take a result that is at most this old, seconds; 0 never."""
     correlation_id: str = ""
 
 
@@ -139,6 +141,8 @@ class TaskResult(Message):
     model: str
     worker: str
     timings: Timings = Timings()
+    memo_of: str = ""
+    """Run and node whose result this is, where it was not computed for this one."""
 
 
 def pack(message: Message) -> bytes:

@@ -24,6 +24,7 @@ BUS_CONNECTED = Gauge("clawdbot_bus_connected", "1 while the bus answers.", ["se
 STOPPED = Counter(
     "clawdbot_tasks_stopped_total", "Tasks that nobody waited for any more.", ["reason"]
 )
+MEMOS = Counter("clawdbot_memos_total", "Results looked for before computing.", ["outcome"])
 
 HISTORY_REGRESSED = Gauge(
     "clawdbot_history_regressed",

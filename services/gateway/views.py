@@ -11,6 +11,7 @@ from events.catalog import (
     NodeCompleted,
     NodeFailed,
     NodeOpened,
+    NodeQueued,
     NodeScheduled,
     NodeSkipped,
 )
@@ -133,6 +134,9 @@ def accepted_view(key: RunKey, workflow: str, version: int, inputs: Wire, at: fl
     )
 
 
+NODE_EVENTS = (NodeQueued, NodeScheduled, NodeOpened, NodeCompleted, NodeFailed, NodeSkipped)
+
+
 @dataclass
 class _Facts:
     """What a run's events say of one node."""
@@ -148,12 +152,12 @@ def _node_facts(records: Sequence[Recorded]) -> dict[str, _Facts]:
     facts: dict[str, _Facts] = {}
     for recorded in records:
         event = recorded.event
-        if not isinstance(
-            event, NodeScheduled | NodeOpened | NodeCompleted | NodeFailed | NodeSkipped
-        ):
+        if not isinstance(event, NODE_EVENTS):
             continue
         known = facts.setdefault(event.node_id, _Facts())
         match event:
+            case NodeQueued():
+                known.status, known.shown = "queued", {"scheduled_at": event.at}
             case NodeScheduled() | NodeOpened():
                 known.status = "scheduled" if isinstance(event, NodeScheduled) else "open"
                 known.attempt = event.attempt

@@ -12,6 +12,7 @@ from faststream.nats import JStream, NatsMessage, PullSub
 from events.archive import DirectoryArchive
 from events.blobs import JetStreamBlobStore
 from events.definitions import DefinitionStore
+from events.gates import GateStore
 from events.index import RunIndex
 from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
@@ -36,7 +37,8 @@ from schemas.ids import DEFAULT_TENANT
 from schemas.messages import Control
 from services import micro
 from services.consumer import Consumer, Pull
-from services.orchestrator.handlers import Handlers
+from services.orchestrator.gates import Gates, check_for_ever
+from services.orchestrator.handlers import Handlers, Means
 from services.orchestrator.history import HistoryAccepted, HistoryWatch
 from services.orchestrator.housekeeping import Housekeeping
 from services.orchestrator.reconciler import Reconciler
@@ -116,14 +118,20 @@ class Orchestrator:
             snapshot_every=settings.snapshot_every,
         )
         definitions = DefinitionStore(bus.nc.jetstream())
-        handlers = Handlers(
-            runs,
-            definitions,
-            settings.load_catalogue(),
-            stores.blobs,
-            clock,
-            random.SystemRandom(),
+        means = Means(
+            runs=runs,
+            definitions=definitions,
+            catalogue=settings.load_catalogue(),
+            blobs=stores.blobs,
+            gates=Gates(GateStore(bus.nc), clock),
+            clock=clock,
+            noise=random.SystemRandom(),
         )
+        handlers = Handlers(means)
+
+        async def mend_gates() -> None:
+            await bus.publish(await handlers.check_gates())
+
         reconciler = Reconciler(bus, index, handlers, clock, settings.clock_interval_s)
         pace = Pace(settings.verify_runs_per_s, settings.verify_interval_s)
         verifier = Verifier(history, index, stores, runs, clock, pace)
@@ -131,7 +139,13 @@ class Orchestrator:
         caught_up = asyncio.Event()
         group.create_task(index.follow(bus.nc, ready=caught_up))
         await caught_up.wait()
-        for task in (reconciler.watch(), reconciler.tick(), verifier.run(), housekeeping.run()):
+        for task in (
+            reconciler.watch(),
+            reconciler.tick(),
+            verifier.run(),
+            housekeeping.run(),
+            check_for_ever(mend_gates),
+        ):
             group.create_task(task)
         starters = Starters(definitions, Schedules(bus.nc.jetstream()))
         for pull, handle in (

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from events.blobs import JetStreamBlobStore
 from events.jetstream import read_subject
 from events.keys import JetStreamKeyRing
+from events.memo import JetStreamMemoStore
 from events.models import ModelDirectory, WorkerCard
 from events.streams import CANCELS, TASKS
 from events.subjects import DEFAULT_LANE, LANES, every, run_key
@@ -19,6 +20,7 @@ from services.telemetry import configure, get_logger, serve_metrics
 from services.workers.attempts import Attempts
 from services.workers.handlers import Handlers
 from services.workers.models import Models
+from services.workers.remembered import Remembered
 from services.workers.settings import WorkerSettings
 
 
@@ -61,6 +63,12 @@ class Worker:
         handlers = Handlers(
             worker,
             models,
+            Remembered(
+                JetStreamMemoStore(bus.nc, keys),
+                JetStreamBlobStore(bus.nc, keys),
+                models,
+                SystemClock(),
+            ),
             JetStreamBlobStore(bus.nc, keys),
             attempts,
             SystemClock(),
