@@ -25,6 +25,9 @@ STOPPED = Counter(
     "clawdbot_tasks_stopped_total", "Tasks that nobody waited for any more.", ["reason"]
 )
 MEMOS = Counter("clawdbot_memos_total", "Results looked for before computing.", ["outcome"])
+HELD = Gauge(
+    "clawdbot_tasks_held", "Decided tasks that wait for room in their tenant's share of a queue."
+)
 
 HISTORY_REGRESSED = Gauge(
     "clawdbot_history_regressed",

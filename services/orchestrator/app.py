@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -27,6 +28,7 @@ from events.streams import (
     RESULT_CONSUMER,
     RESULTS,
     SUBMIT_CONSUMER,
+    TASKS,
     TIMERS,
     TOPIC_CONSUMER,
     TOPICS,
@@ -44,6 +46,7 @@ from services.orchestrator.housekeeping import Housekeeping
 from services.orchestrator.reconciler import Reconciler
 from services.orchestrator.runs import Runs
 from services.orchestrator.settings import OrchestratorSettings
+from services.orchestrator.shares import Shares
 from services.orchestrator.starters import Starters
 from services.orchestrator.verifier import Pace, Verifier
 from services.runtime import Bus, SystemClock
@@ -117,16 +120,7 @@ class Orchestrator:
             cached_max=settings.runs_cached_max,
             snapshot_every=settings.snapshot_every,
         )
-        definitions = DefinitionStore(bus.nc.jetstream())
-        means = Means(
-            runs=runs,
-            definitions=definitions,
-            catalogue=settings.load_catalogue(),
-            blobs=stores.blobs,
-            gates=Gates(GateStore(bus.nc), clock),
-            clock=clock,
-            noise=random.SystemRandom(),
-        )
+        means = self._means(bus, stores, runs, clock)
         handlers = Handlers(means)
 
         async def mend_gates() -> None:
@@ -145,9 +139,10 @@ class Orchestrator:
             verifier.run(),
             housekeeping.run(),
             check_for_ever(mend_gates),
+            means.shares.run(),
         ):
             group.create_task(task)
-        starters = Starters(definitions, Schedules(bus.nc.jetstream()))
+        starters = Starters(means.definitions, Schedules(bus.nc.jetstream()))
         for pull, handle in (
             (self._pull("submit", COMMANDS, SUBMIT_CONSUMER), handlers.submit),
             (self._pull("result", RESULTS, RESULT_CONSUMER), handlers.result),
@@ -158,6 +153,25 @@ class Orchestrator:
         await bus.patiently(starters.put_schedules)
         await self._serve_control(bus, handlers)
         await micro.announce(bus.nc, SERVICE, settings.instance, DESCRIPTION)
+
+    def _means(self, bus: Bus, stores: Stores, runs: Runs, clock: SystemClock) -> Means:
+        settings = self.settings
+        return Means(
+            runs=runs,
+            definitions=DefinitionStore(bus.nc.jetstream()),
+            catalogue=settings.load_catalogue(),
+            blobs=stores.blobs,
+            gates=Gates(GateStore(bus.nc), clock),
+            shares=Shares(
+                lambda subjects: bus.count(TASKS, subjects),
+                bus.publish,
+                time.monotonic,
+                share_s=settings.share_s,
+                tasks_min=settings.share_tasks_min,
+            ),
+            clock=clock,
+            noise=random.SystemRandom(),
+        )
 
     def _stores(self, bus: Bus) -> Stores:
         keys = JetStreamKeyRing(bus.nc.jetstream(), self.settings.master_key_bytes())

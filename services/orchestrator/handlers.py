@@ -43,6 +43,7 @@ from schemas.workflow import parse_definition
 from services.orchestrator.gates import Gates
 from services.orchestrator.routing import Routing
 from services.orchestrator.runs import Decision, Runs
+from services.orchestrator.shares import Shares
 from services.runtime import Clock, Delivery, Outgoing
 from services.telemetry import child_traceparent, get_logger
 
@@ -61,6 +62,7 @@ class Means:
     catalogue: Catalogue
     blobs: BlobStore
     gates: Gates
+    shares: Shares
     clock: Clock
     noise: random.Random
     """For the jitter of retries."""
@@ -230,7 +232,8 @@ class Handlers:
                 continue  # its scope ended in the same commit
             match state.planned(path).kind:
                 case "model":
-                    out.append(self._task(key, state, path, trace))
+                    task = self._task(key, state, path, trace)
+                    out += [task] if self._means.shares.admits(task) else []
                 case "emit":
                     out += self._emission(key, state, path, trace)
                 case "dynamic":
