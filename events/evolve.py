@@ -14,6 +14,7 @@ from events.catalog import (
     NodeFailed,
     NodeKept,
     NodeOpened,
+    NodeQueued,
     NodeScheduled,
     NodeSkipped,
     RunCancelled,
@@ -28,7 +29,7 @@ from events.catalog import (
     SignalReceived,
 )
 from events.paths import ROOT, is_inside, node_id_of, owner_of, scope_of
-from events.state import TIMED, Cleanup, NodeState, Progress, RunState, Scope, Signal, Undo, changed
+from events.state import Cleanup, NodeState, Progress, RunState, Scope, Signal, Undo, changed
 from schemas.messages import Fault
 from schemas.plan import Plan, PlanNode
 from schemas.values import Wire
@@ -59,7 +60,14 @@ def evolve(state: RunState | None, event: Event) -> RunState:
 
 def _evolve(state: RunState, event: Event) -> RunState:  # noqa: C901, PLR0911 - a case each
     match event:
-        case NodeScheduled() | NodeCompleted() | NodeFailed() | NodeSkipped() | NodeOpened():
+        case (
+            NodeQueued()
+            | NodeScheduled()
+            | NodeCompleted()
+            | NodeFailed()
+            | NodeSkipped()
+            | NodeOpened()
+        ):
             return _node_changed(state, event)
         case NodeKept():
             node = NodeState("completed", event.attempt, event.at, event.at, outputs=event.outputs)
@@ -120,7 +128,7 @@ def _rejected(event: RunRejected) -> RunState:
     )
 
 
-NodeEvent = NodeScheduled | NodeCompleted | NodeFailed | NodeSkipped | NodeOpened
+NodeEvent = NodeQueued | NodeScheduled | NodeCompleted | NodeFailed | NodeSkipped | NodeOpened
 
 
 def _node_changed(state: RunState, event: NodeEvent) -> RunState:
@@ -138,13 +146,21 @@ def _node_changed(state: RunState, event: NodeEvent) -> RunState:
             return state
 
 
-def _evolve_node(state: RunState, node: NodeState | None, event: NodeEvent) -> NodeState:
+def _evolve_node(  # noqa: C901, PLR0911 - a case each
+    state: RunState, node: NodeState | None, event: NodeEvent
+) -> NodeState:
     match event:
+        case NodeQueued():
+            attempt = 0 if node is None else node.attempt
+            return NodeState(
+                "queued", attempt, event.at, event.at, gate=event.key, limit=event.limit
+            )
         case NodeScheduled():
             return _scheduled(node, event)
         case NodeOpened():
             progress = Progress(total=event.total, variables=event.variables)
-            return NodeState("open", event.attempt, event.at, event.deadline, progress=progress)
+            opened = NodeState("open", event.attempt, event.at, event.deadline, progress=progress)
+            return opened if node is None else changed(opened, gate=node.gate, limit=node.limit)
         case NodeCompleted():
             known = node or NodeState("completed", event.attempt, event.at, event.at)
             outputs = event.outputs
@@ -166,9 +182,10 @@ def _scheduled(node: NodeState | None, event: NodeScheduled) -> NodeState:
     if event.route is not None:
         tried = (*tried, event.route.index)
     rivals = (node.attempt,) if node is not None and event.hedge else ()
-    return NodeState(
+    begun = NodeState(
         "scheduled", event.attempt, event.at, event.deadline, tried=tried, rivals=rivals
     )
+    return begun if node is None else changed(begun, gate=node.gate, limit=node.limit)
 
 
 def control_outputs(planned: PlanNode, progress: Progress | None) -> Wire:
@@ -254,9 +271,7 @@ def _after_try(now: Progress, label: str, gave: Wire) -> Progress:
 def _cleanup_started(state: RunState, event: CleanupStarted) -> RunState:
     """Forget what was under way in the scope, and what is going to be undone."""
     kept = {
-        node_id: node
-        for node_id, node in state.nodes_of(event.scope).items()
-        if node.status not in TIMED
+        node_id: node for node_id, node in state.nodes_of(event.scope).items() if not node.is_busy
     }
     outputs = {undo.scope: undo.outputs for undo in state.undo}
     steps = tuple(Undo(step, outputs.get(step, {})) for step in event.steps)

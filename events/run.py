@@ -23,6 +23,7 @@ from events.commands import (
     CheckClock,
     Command,
     ExpandNode,
+    GrantNode,
     PauseRun,
     RecordResult,
     RejectRun,
@@ -81,6 +82,8 @@ def _decide(state: RunState, command: Command, advice: Advice) -> list[Event]:  
             return _skip(state, command, advice)
         case RetryNode():
             return _retry(state, command, advice)
+        case GrantNode():
+            return _grant(state, command, advice) if state.status == "running" else []
         case ExpandNode():
             return _expand(state, command, advice)
         case StartRun() | RejectRun():
@@ -135,6 +138,7 @@ def _record(state: RunState, command: RecordResult, advice: Advice) -> list[Even
                     model=result.model,
                     worker=result.worker,
                     timings=result.timings,
+                    memo_of=result.memo_of,
                 )
             )
             turn.advance(scope_of(result.node_id))
@@ -258,7 +262,9 @@ def _retry(state: RunState, command: RetryNode, advice: Advice) -> list[Event]:
         return []
     planned = state.planned(command.node_id)
     turn = _woken(state, command.at, advice, failed=node.status == "failed")
-    if planned.kind in DISPATCHED:
+    if planned.gate is not None and node.status == "failed":
+        turn.queue(command.node_id, planned)
+    elif planned.kind in DISPATCHED:
         turn.schedule(command.node_id, planned, node.attempt + 1)
     else:
         turn.restart(command.node_id, planned)
@@ -273,6 +279,14 @@ def _woken(state: RunState, at: float, advice: Advice, *, failed: bool) -> Turn:
         for scope in (ROOT, *state.scopes):
             turn.advance(scope)
     return turn
+
+
+def _grant(state: RunState, command: GrantNode, advice: Advice) -> list[Event]:
+    if not state.is_under_way(command.node_id):
+        return []
+    turn = Turn(state, command.at, advice)
+    turn.grant(command.node_id)
+    return turn.finish()
 
 
 def _expand(state: RunState, command: ExpandNode, advice: Advice) -> list[Event]:

@@ -12,9 +12,10 @@ from schemas.values import Wire
 
 
 T = TypeVar("T")
-NodeStatus = Literal["scheduled", "waiting", "open", "completed", "failed", "skipped"]
+NodeStatus = Literal["queued", "scheduled", "waiting", "open", "completed", "failed", "skipped"]
 DECIDED: frozenset[NodeStatus] = frozenset({"completed", "skipped"})
 TIMED: frozenset[NodeStatus] = frozenset({"scheduled", "waiting", "open"})
+BUSY: frozenset[NodeStatus] = TIMED | {"queued"}
 
 
 def changed(record: T, **changes: Any) -> T:
@@ -64,6 +65,16 @@ class NodeState:
     """Which ways its attempts took, where it has several; the last is the current one."""
     rivals: tuple[int, ...] = ()
     """Earlier attempts that go on beside this one; the first answer counts."""
+
+    gate: str = ""
+    """Key of the gate that it waits for or is inside of."""
+    limit: int = 0
+    """How many may be inside."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has begun, or is to begin, and is not over."""
+        return self.status in BUSY
 
     @property
     def route(self) -> int:
@@ -139,6 +150,11 @@ class RunState:
     def terminal(self) -> bool:
         """Whether the run is over; nothing is ever appended after that."""
         return self.status not in {"running", "paused"}
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether nodes of it may wait for gates."""
+        return self.plan.gated or any(plan.gated for plan in self.expanded.values())
 
     @property
     def deadline(self) -> float | None:

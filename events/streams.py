@@ -18,12 +18,13 @@ from nats.js.api import (
 from nats.js.errors import BadRequestError, NotFoundError
 
 from events.subjects import ROOT, every
+from schemas.workflow import MEMO_S_MAX
 
 
 COMMANDS, EVENTS, TASKS, RESULTS = "COMMANDS", "EVENTS", "TASKS", "RESULTS"
 TIMERS, TOPICS, DEAD, SNAPSHOTS = "TIMERS", "TOPICS", "DEAD", "SNAPSHOTS"
 DEFINITIONS, KEYS, MODELS, BLOBS = "DEFINITIONS", "KEYS", "MODELS", "BLOBS"
-CANCELS = "CANCELS"
+CANCELS, GATES, MEMOS = "CANCELS", "GATES", "MEMOS"
 HISTORY = "HISTORY"
 """What is known about the log, kept outside of it: its high-water marks, who sweeps it when."""
 
@@ -47,6 +48,8 @@ class StreamLimits:
     """TASKS and RESULTS each; kept in memory, rebuilt from the log."""
     dead_bytes_max: int = 256 * MIB
     cancels_bytes_max: int = 16 * MIB
+    memos_bytes_max: int = 1024 * MIB
+    memos_age_s: float = MEMO_S_MAX
     blobs_bytes_max: int = 8192 * MIB
     bucket_bytes_max: int = 256 * MIB
     """Each of the key-value buckets."""
@@ -83,8 +86,15 @@ def stream_configs(limits: StreamLimits) -> list[StreamConfig]:
     cancels = _rolling(_durable(limits, CANCELS, "cancel", limits.cancels_bytes_max, "*"))
     cancels.storage = StorageType.MEMORY
     cancels.max_age = limits.cancels_age_s
+    gates = _durable(limits, GATES, "gate", limits.bucket_bytes_max, "*")
+    gates.max_msgs_per_subject = 1
+    gates.allow_msg_ttl = True
+    memos = _rolling(_durable(limits, MEMOS, "memo", limits.memos_bytes_max, "*"))
+    memos.max_msgs_per_subject = 1
+    memos.max_age = limits.memos_age_s
     tasks, results = _work(limits, TASKS, "task"), _work(limits, RESULTS, "result")
-    return [commands, events, tasks, results, timers, topics, snapshots, dead, cancels]
+    work = [commands, events, tasks, results, cancels, gates]
+    return [*work, timers, topics, snapshots, memos, dead]
 
 
 def _durable(

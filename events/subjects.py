@@ -140,9 +140,30 @@ def lane_of(subject: str) -> str:
     return subject.split(".")[6]
 
 
+def pool_of(subject: str) -> tuple[str, str, str]:
+    """Read tenant, modality and pool out of a `task` subject."""
+    tokens = subject.split(".")
+    return tokens[2], tokens[4], tokens[5]
+
+
+def every_task(tenant: str, modality: str, pool: str) -> str:
+    """A filter for a tenant's tasks of one pool."""
+    return f"{ROOT}.{tenant}.task.{modality}.{pool}.>"
+
+
 def result(key: RunKey) -> str:
     """Where a worker says how a task went."""
     return f"{ROOT}.{key.tenant}.result.{part(key.run_id)}.{key.run_id}"
+
+
+def memo(tenant: str, digest: str) -> str:
+    """Where a result is kept that later attempts may take."""
+    return f"{ROOT}.{tenant}.memo.{digest}"
+
+
+def gate(tenant: str, name: str) -> str:
+    """Where it is kept who is inside a gate, and who waits."""
+    return f"{ROOT}.{tenant}.gate.{name}"
 
 
 def infer(tenant: str, modality: str, model: str) -> str:

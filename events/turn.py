@@ -15,6 +15,7 @@ from events.catalog import (
     Event,
     NodeCompleted,
     NodeFailed,
+    NodeQueued,
     NodeScheduled,
     NodeSkipped,
     RunCancelled,
@@ -29,7 +30,7 @@ from events.evolve import evolve
 from events.paths import ROOT, is_inside, node_path, outwards, owner_of, scope_of
 from events.routes import choose
 from events.state import DECIDED, RunState
-from events.view import look_up, missing_inputs, node_inputs
+from events.view import evaluate, look_up, missing_inputs, node_inputs
 from schemas.errors import InvalidArgument
 from schemas.messages import Fault
 from schemas.plan import DISPATCHED, PlanNode
@@ -290,12 +291,36 @@ class Turn:
             if lacking:
                 reason = f"its input {lacking} comes from a node that was skipped"
                 self.happen(NodeSkipped(at=self.at, node_id=path, reason=reason))
+            elif node.gate is not None:
+                self.queue(path, node)
             elif node.kind in DISPATCHED:
                 self.schedule(path, node, 1)
             else:
                 controls.begin(self, path, node, inputs)
         except InvalidArgument as error:
             self.fail(path, Fault.of(error))
+
+    def queue(self, path: str, node: PlanNode) -> None:
+        """Let a node wait for its turn.
+
+        Raises:
+            InvalidArgument: Its key cannot be computed, or is no text and no number.
+        """
+        assert node.gate is not None
+        key = evaluate(self.state, scope_of(path), node.gate.key)
+        if isinstance(key, bool) or not isinstance(key, str | int | float):
+            raise InvalidArgument(f"node '{node.id}': its concurrency key is no text or number")
+        self.happen(NodeQueued(at=self.at, node_id=path, key=str(key), limit=node.gate.limit))
+
+    def grant(self, path: str) -> None:
+        """Begin a node whose turn it is."""
+        node, planned = self.state.node(path), self.state.planned(path)
+        if node is None or node.status != "queued" or not self._goes_on(scope_of(path)):
+            return
+        if planned.kind in DISPATCHED:
+            self.schedule(path, planned, node.attempt + 1)
+        else:
+            self.restart(path, planned)
 
     def _deadlines_around(self, path: str) -> Iterator[float]:
         """Yield the deadlines of what a node is a part of: control nodes under way, and the run."""

@@ -99,6 +99,8 @@ class Task(Message):
     inputs: Wire
     scheduled_at: float
     deadline: float
+    memo_s: float = 0.0
+    """Take a result that is at most this old, seconds; 0 never."""
     correlation_id: str = ""
     then: tuple[Following, ...] = Field(default=(), exclude_if=not_)
     """What may be done next without being asked for."""
@@ -161,6 +163,8 @@ class TaskResult(Message):
     timings: Timings = Timings()
     then: tuple["TaskResult", ...] = Field(default=(), exclude_if=not_)
     """How the nodes went that the worker went on with, in order."""
+    memo_of: str = ""
+    """Run and node whose result this is, where it was not computed for this one."""
 
 
 def pack(message: Message) -> bytes:

@@ -265,6 +265,18 @@ class Bus:
         limit = info.config.max_bytes or -1
         return max(0.0, 1 - info.state.bytes / limit) if limit > 0 else 1.0
 
+    async def count(self, stream: str, subjects: str) -> int:
+        """Return how many messages a stream holds on subjects that match a filter.
+
+        Raises:
+            BusUnavailable: The server does not answer.
+        """
+        try:
+            info = await self._js.stream_info(stream, subjects)
+        except (NatsError, TimeoutError) as error:
+            raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
+        return sum((info.state.subjects or {}).values())
+
     async def ping(self) -> None:
         """Return when JetStream answers.
 

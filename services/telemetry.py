@@ -24,6 +24,10 @@ BUS_CONNECTED = Gauge("clawdbot_bus_connected", "1 while the bus answers.", ["se
 STOPPED = Counter(
     "clawdbot_tasks_stopped_total", "Tasks that nobody waited for any more.", ["reason"]
 )
+MEMOS = Counter("clawdbot_memos_total", "Results looked for before computing.", ["outcome"])
+HELD = Gauge(
+    "clawdbot_tasks_held", "Decided tasks that wait for room in their tenant's share of a queue."
+)
 
 HISTORY_REGRESSED = Gauge(
     "clawdbot_history_regressed",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from events.blobs import JetStreamBlobStore
 from events.jetstream import read_subject
 from events.keys import JetStreamKeyRing
+from events.memo import JetStreamMemoStore
 from events.models import ModelDirectory, WorkerCard
 from events.streams import CANCELS, TASKS
 from events.subjects import DEFAULT_LANE, LANES, every, run_key
@@ -17,8 +18,9 @@ from services.consumer import Consumer, Pull
 from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 from services.workers.attempts import Attempts
-from services.workers.handlers import Handlers
+from services.workers.handlers import Handlers, Means
 from services.workers.models import Models
+from services.workers.remembered import Remembered
 from services.workers.settings import WorkerSettings
 
 
@@ -58,14 +60,18 @@ class Worker:
         await bus.patiently(bus.generation)
         keys = JetStreamKeyRing(bus.nc.jetstream(), settings.master_key_bytes())
         await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
-        handlers = Handlers(
-            worker,
-            models,
-            JetStreamBlobStore(bus.nc, keys),
-            attempts,
-            SystemClock(),
+        blobs, clock = JetStreamBlobStore(bus.nc, keys), SystemClock()
+        memos = JetStreamMemoStore(bus.nc, keys)
+        means = Means(
+            worker=worker,
+            models=models,
+            remembered=Remembered(memos, blobs, models, clock),
+            blobs=blobs,
+            attempts=attempts,
+            clock=clock,
             chain_s=settings.chain_ms / 1000,
         )
+        handlers = Handlers(means)
         directory = ModelDirectory(bus.nc.jetstream())
         try:
             await bus.patiently(lambda: self._ensure_consumers(bus))

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import orjson
@@ -33,6 +33,7 @@ from services.telemetry import STOPPED, get_logger
 from services.workers.attempts import Attempts, Stopped
 from services.workers.engine import Request
 from services.workers.models import Answer, Models
+from services.workers.remembered import Remembered
 
 
 log = get_logger()
@@ -45,34 +46,29 @@ class Message(Protocol):
     data: bytes
 
 
+@dataclass(frozen=True)
+class Means:
+    """What a worker works with."""
+
+    worker: str
+    """This process's name in results."""
+    models: Models
+    remembered: Remembered
+    """Results of before."""
+    blobs: BlobStore
+    attempts: Attempts
+    """What is under way, and what nobody waits for."""
+    clock: Clock
+    chain_s: float = 0.0
+    """How long to go on after a task with what comes next; 0 never."""
+
+
 class Handlers:
-    """A worker's handlers.
+    """A worker's handlers."""
 
-    Args:
-        worker: This process's name in results.
-        models: What it can run.
-        blobs: Where large values are.
-        attempts: What is under way, and what nobody waits for.
-        clock: For queueing times.
-        chain_s: How long it goes on after a task with what comes next; 0 never.
-    """
-
-    def __init__(
-        self,
-        worker: str,
-        models: Models,
-        blobs: BlobStore,
-        attempts: Attempts,
-        clock: Clock,
-        *,
-        chain_s: float = 0.0,
-    ) -> None:
-        self._worker = worker
-        self._models = models
-        self._blobs = blobs
-        self._attempts = attempts
-        self._clock = clock
-        self._chain_s = chain_s
+    def __init__(self, means: Means) -> None:
+        self._means = means
+        self._clock = means.clock
 
     async def task(self, delivery: Delivery) -> Sequence[Outgoing]:
         """Run a task, and go on with what is quick to do next; a failure is a result too."""
@@ -97,11 +93,11 @@ class Handlers:
 
     async def _go_on(self, task: Task, done: TaskResult, rank: int) -> tuple[TaskResult, ...]:
         """Do the nodes after a task for as long as that is known to be quick."""
-        until = self._clock.now() + self._chain_s
+        until = self._clock.now() + self._means.chain_s
         seen = {**task.seen, node_id_of(task.node_id): done.outputs}
         results: list[TaskResult] = []
         for node in task.then:
-            now, pace_s = self._clock.now(), self._models.pace_s(node.model)
+            now, pace_s = self._clock.now(), self._means.models.pace_s(node.model)
             if pace_s is None or now + pace_s > until:
                 break
             try:
@@ -135,11 +131,16 @@ class Handlers:
             BusUnavailable, StoreUnavailable, StoreFull: A blob cannot be read or kept now.
         """
         try:
-            async with self._attempts.under_way(task) as stopped:
+            async with self._means.attempts.under_way(task) as stopped:
+                known = await self._means.remembered.find(task)
+                if known is not None:
+                    memo = {"model": known.model, "memo_of": known.source}
+                    return self._blank(task).model_copy(update={"outputs": known.outputs, **memo})
                 request = Request({}, task.params, _work_key(task), stopped.is_set)
                 answer = await self._infer(task.tenant, task.model, task.inputs, request, rank)
                 outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
-                outputs = await spill(outputs, task.tenant, self._blobs)
+                outputs = await spill(outputs, task.tenant, self._means.blobs)
+                await self._means.remembered.keep(task, outputs, answer.model)
         except NOT_ITS_FAULT:
             raise
         except ClawdbotError as error:
@@ -173,7 +174,7 @@ class Handlers:
         """
         tokens = asked.subject.split(".")
         model = decode(tokens[-1])
-        known = self._models.inputs(model)
+        known = self._means.models.inputs(model)
         inputs = read_inputs(asked.body, asked.headers, known)
         check_names(inputs, known, "model")
         answer = await self._infer(tokens[2], model, inputs, Request({}))
@@ -188,16 +189,16 @@ class Handlers:
         except InvalidArgument as error:
             log.warning("cancel_unreadable", subject=message.subject, error=error.message)
             return
-        self._attempts.abandon(run_key(message.subject), abandoned)
+        self._means.attempts.abandon(run_key(message.subject), abandoned)
 
     async def _infer(
         self, tenant: str, model: str, inputs: Wire, request: Request, rank: int = 0
     ) -> Answer:
         try:
-            values = await fetch(inputs, tenant, self._blobs)
+            values = await fetch(inputs, tenant, self._means.blobs)
         except NotFound as error:
             raise InvalidArgument(error.message, field="inputs") from error
-        return await self._models.infer(model, replace(request, inputs=values), rank=rank)
+        return await self._means.models.infer(model, replace(request, inputs=values), rank=rank)
 
     def _blank(self, task: Task, error: Fault | None = None) -> TaskResult:
         """Return a result without outputs."""
@@ -208,7 +209,7 @@ class Handlers:
             attempt=task.attempt,
             error=error,
             model=task.model,
-            worker=self._worker,
+            worker=self._means.worker,
         )
 
     def _answer(self, delivery: Delivery, task: Task, done: TaskResult) -> Outgoing:

@@ -233,3 +233,17 @@ def httpx_run(http: httpx.Client, run_id: str) -> dict[str, Any]:
     """Return a run as it is."""
     found: dict[str, Any] = http.get(f"/v1/runs/{run_id}").json()
     return found
+
+
+def test_a_result_of_before_is_taken(http: httpx.Client, outside: Outside) -> None:
+    """The address is called once for many runs; the event says whose result it was."""
+    call = http_node("call", f"{outside.url}/rates", memo=3600)
+    definition = graph(call, model("say", "str(call.body.n)", memo=True), edges="call>say")
+    first = begin(http, definition)
+    assert {"say": {"text": "1"}} == ended(http, first)["outputs"]
+    second = begin(http, definition)
+    assert {"say": {"text": "1"}} == ended(http, second)["outputs"]
+    assert 1 == len(outside.seen)
+    done = [event["data"] for event in events_of(http, second, "NodeCompleted")]
+    assert [f"{first}/call", f"{first}/say"] == [event["memo_of"] for event in done]
+    assert all("memo_of" not in e["data"] for e in events_of(http, first, "NodeCompleted"))

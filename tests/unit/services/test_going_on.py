@@ -7,13 +7,15 @@ import pytest
 
 from events.blobs import MemoryBlobStore
 from events.chains import following
+from events.memo import MemoryMemoStore
 from events.subjects import task as task_subject
 from schemas import catalogue
 from schemas.messages import Task, TaskResult, pack, unpack
 from services.runtime import Delivery
 from services.workers.attempts import Attempts
-from services.workers.handlers import Handlers
+from services.workers.handlers import Handlers, Means
 from services.workers.models import Models
+from services.workers.remembered import Remembered
 from tests.support.clock import ManualClock
 from tests.support.play import Play, graph, model
 
@@ -53,9 +55,11 @@ def task() -> Task:
 async def done(models: Models, chain_s: float, count: int = 1) -> TaskResult:
     """Hand the task to a worker; return its result."""
     clock = ManualClock(0.0)
-    handlers = Handlers("w", models, MemoryBlobStore(), Attempts(clock), clock, chain_s=chain_s)
+    blobs = MemoryBlobStore()
+    remembered = Remembered(MemoryMemoStore(), blobs, models, clock)
+    means = Means("w", models, remembered, blobs, Attempts(clock), clock, chain_s=chain_s)
     subject = task_subject("default", "text", "default", "normal", "echo")
-    [out] = await handlers.task(Delivery(subject, pack(task()), {}, sequence=1, count=count))
+    [out] = await Handlers(means).task(Delivery(subject, pack(task()), {}, sequence=1, count=count))
     return unpack(TaskResult, out.data)
 
 
