@@ -17,7 +17,14 @@ from clawdbot.recordings import Source, blobs_of, bundle_bytes, open_recording, 
 from clawdbot.regression import PAGE, Regression, Trial, check_bounds, summarise
 from clawdbot.results import Run
 from events.recording import Recording
-from schemas.api import EventView, ModelView, RunPage, WorkflowView
+from schemas.api import (
+    EventView,
+    ModelView,
+    ProjectionView,
+    RunPage,
+    StatisticsView,
+    WorkflowView,
+)
 from schemas.errors import ClawdbotError, NotFound, RetryableError
 from schemas.values import Binary, BlobRef, Tensor, to_wire
 from schemas.workflow import Deployment
@@ -277,6 +284,14 @@ class AsyncClient:
         if isinstance(value, BlobRef):
             return await self._do(protocol.get_blob(value.sha256))
         return value.data
+
+    async def statistics(self, workflow: str | None = None) -> StatisticsView:
+        """Return what each node did over all runs in the log."""
+        return await self._do(protocol.statistics(workflow))
+
+    async def verify_projections(self) -> tuple[ProjectionView, ...]:
+        """Have the gateway build its projections anew from the log and compare them."""
+        return await self._do(protocol.verify_projections())
 
     async def models(self) -> tuple[ModelView, ...]:
         """Return the catalogue and who serves it."""

@@ -18,7 +18,14 @@ from clawdbot.regression import PAGE, Regression, Trial, check_bounds, summarise
 from clawdbot.results import Run
 from clawdbot.settings import read
 from events.recording import Recording
-from schemas.api import EventView, ModelView, RunPage, WorkflowView
+from schemas.api import (
+    EventView,
+    ModelView,
+    ProjectionView,
+    RunPage,
+    StatisticsView,
+    WorkflowView,
+)
 from schemas.errors import ClawdbotError, NotFound, RetryableError
 from schemas.values import Binary, BlobRef, Tensor, to_wire
 from schemas.workflow import Deployment
@@ -324,6 +331,14 @@ class Client:
         if isinstance(value, BlobRef):
             return self._do(protocol.get_blob(value.sha256))
         return value.data
+
+    def statistics(self, workflow: str | None = None) -> StatisticsView:
+        """Return what each node did over all runs in the log."""
+        return self._do(protocol.statistics(workflow))
+
+    def verify_projections(self) -> tuple[ProjectionView, ...]:
+        """Have the gateway build its projections anew from the log and compare them."""
+        return self._do(protocol.verify_projections())
 
     def models(self) -> tuple[ModelView, ...]:
         """Return the catalogue and who serves it."""

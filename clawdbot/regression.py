@@ -33,7 +33,7 @@ class Trial:
 
 
 class FieldAgreement(Message):
-    """One output of the workflow over all runs."""
+    """One output of the workflow, or of a node that ran, over all runs."""
 
     field: str
     """`node.output`."""
@@ -129,12 +129,12 @@ def _differs(pair: Comparison, outputs: set[str]) -> bool:
 
 
 def _fields(pairs: Sequence[Comparison], outputs: set[str]) -> Iterator[FieldAgreement]:
-    """Yield the agreement of each output of the workflow, in the order they appear."""
+    """Yield the agreement of each output of the workflow, and of each node that ran."""
     compared: dict[str, int] = defaultdict(int)
     apart: dict[str, list[list[Difference]]] = defaultdict(list)
     for pair in pairs:
         for node in pair.nodes:
-            if node.node not in outputs:
+            if "[" in node.node or (node.node not in outputs and node.kept[1]):
                 continue
             by_field: dict[str, list[Difference]] = defaultdict(list)
             for difference in node.differences:

@@ -162,6 +162,7 @@ for command in (
     controls.signal,
     controls.skip,
     controls.retry,
+    runs.stats,
     models,
     doctor,
 ):

@@ -111,7 +111,7 @@ def fork(  # noqa: PLR0913, PLR0917 - one option for each
     Nodes that were over at that event and that no change concerns keep their outputs; the rest
     runs.
 
-    Example: clawdbot fork 01J... --at 7 --set nlu.model=intent-large --set inputs.text="hello"
+    Example: clawdbot fork 01J... --at 7 --set nlu.model=distilbert-base --set inputs.text="hello"
     """
     screen = Screen(as_json)
 
@@ -175,7 +175,7 @@ def regress(  # noqa: PLR0913, PLR0917 - one option for each
 
     Exit status 0: every run agrees; 1: one does not, failed, or could not be forked.
 
-    Example: clawdbot regress voice_assistant --set nlu.model=intent-large --last 100
+    Example: clawdbot regress voice_assistant --set nlu.model=distilbert-base --last 100
     """
     screen = Screen(as_json)
 

@@ -272,6 +272,25 @@ def test_stepping_from_a_pipe(url: str, chain: Run) -> None:
     assert b"no command 'nonsense'" in done.stderr
 
 
+def test_projections_are_what_the_log_says(url: str, chain: Run) -> None:
+    """Index and statistics of both gateways equal those built anew, to the bit."""
+    done = clawdbot("stats", "travel_chain", "--verify", "--json", url=url)
+    assert done.returncode == 0, done.stdout
+    *verdicts, found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert ["runs", "nodes"] == [verdict["name"] for verdict in verdicts]
+    assert all(verdict["same"] and verdict["events"] for verdict in verdicts)
+    nodes = {node["node"]: node for node in found["nodes"]}
+    assert {"greet", "shout", "aside"} == set(nodes)
+    assert nodes["greet"]["runs"] >= nodes["greet"]["completed"] > 0
+    with Client(url) as client:
+        before = client.statistics("travel_chain").nodes[0].runs
+        client.fork(chain.run_id)
+        after = client.statistics("travel_chain").nodes[0]
+        assert (before + 1, True) == (after.runs, after.kept > 0)
+        assert all(item.same for item in client.verify_projections())
+    assert "greet" in clawdbot("stats", url=url).stdout.decode()
+
+
 def test_what_cannot_be_forked_or_exported_is_told(url: str, chain: Run) -> None:
     """Unknown runs, nodes, inputs, models, events; each error names what is wrong."""
     with Client(url) as client:
