@@ -23,7 +23,10 @@ from schemas.api import (
     EventView,
     ModelList,
     ModelView,
+    ProjectionsView,
+    ProjectionView,
     RunPage,
+    StatisticsView,
     WorkflowList,
     WorkflowView,
 )
@@ -45,6 +48,8 @@ ANSWER_S = 30.0
 WAIT_S = 60.0
 """How long a run is waited for unless somebody says otherwise."""
 STREAM_SILENCE_S = 45.0
+PROJECT_S = 300.0
+"""How long a gateway may take to read the whole log, by default."""
 TERMINAL = {"RunCompleted", "RunFailed", "RunRejected", "RunCancelled"}
 RETRYABLE = {429, 502, 503, 504}
 
@@ -227,6 +232,24 @@ def get_blob(sha256: str) -> Call[bytes]:
     """Fetch bytes."""
     path = f"/v1/blobs/{quote(sha256, safe='')}"
     return Call("GET", path, lambda answer: answer.content, patience_s=120.0)
+
+
+def statistics(workflow_name: str | None) -> Call[StatisticsView]:
+    """Count what nodes did."""
+    params = {} if workflow_name is None else {"workflow": workflow_name}
+    return Call(
+        "GET", "/v1/statistics", _model(StatisticsView), params, patience_s=PROJECT_S + ANSWER_S
+    )
+
+
+def verify_projections() -> Call[tuple[ProjectionView, ...]]:
+    """Have projections built anew and compared."""
+    return Call(
+        "POST",
+        "/v1/projections/verify",
+        lambda answer: _model(ProjectionsView)(answer).projections,
+        patience_s=PROJECT_S + ANSWER_S,
+    )
 
 
 def models() -> Call[tuple[ModelView, ...]]:

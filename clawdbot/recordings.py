@@ -8,6 +8,10 @@ from events.tape import Recorded, Tape, run_view
 from schemas.errors import InvalidArgument
 
 
+Source = str | Path | bytes
+"""A run: its id, or a bundle of it."""
+
+
 def bundle_bytes(bundle: bytes | Path) -> bytes:
     """Return the bytes of a bundle.
 
@@ -46,3 +50,8 @@ def run_of(recording: Recording, until: int | None = None) -> Run:
     if until is not None and until > len(records):
         raise InvalidArgument(f"the run has {len(records)} events", field="until")
     return Run.model_validate(run_view(recording.key, records[:until]).model_dump())
+
+
+def blobs_of(recording: Recording, wanted: set[str]) -> dict[str, bytes]:
+    """Return the blobs among those wanted that a bundle holds."""
+    return {name: data for name, (data, _) in recording.blobs.items() if name in wanted}

@@ -224,3 +224,66 @@ class Health(Message):
     """An answer to a probe."""
 
     status: Literal["ok"] = "ok"
+
+
+class ModelStatisticsView(Message):
+    """One model under one node; times are means, milliseconds."""
+
+    model: str
+    completed: int
+    compute_ms: float
+    compute_ms_max: float
+
+
+class NodeStatisticsView(Message):
+    """One node of one workflow over all runs in the log; times are means, milliseconds."""
+
+    workflow: str
+    node: str
+    """Its path without iterations: `each/ocr`."""
+    runs: int
+    scheduled: int
+    """Attempts."""
+    completed: int
+    kept: int
+    """Taken over by forks."""
+    failed: int
+    """For good."""
+    retried: int
+    """Attempts that failed and were followed by another one."""
+    skipped: int
+    queue_ms: float
+    load_ms: float
+    compute_ms: float
+    compute_ms_max: float
+    models: tuple[ModelStatisticsView, ...]
+
+
+class StatisticsView(Message):
+    """What the nodes of workflows did."""
+
+    sequence: int
+    """The commit of the log up to which it is counted."""
+    nodes: tuple[NodeStatisticsView, ...]
+
+
+class ProjectionView(Message):
+    """A projection that was built anew from the log beside the one that is kept."""
+
+    name: Literal["runs", "nodes"]
+    sequence: int
+    """The commit of the log up to which both were."""
+    same: bool
+    """Whether they are equal to the bit."""
+    kept: str
+    """SHA-256 over the rows of the one that is kept."""
+    rebuilt: str
+    events: int
+    seconds: float
+    events_per_s: float
+
+
+class ProjectionsView(Message):
+    """Every projection."""
+
+    projections: tuple[ProjectionView, ...]

@@ -25,8 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=(
-        "Exit status: 0 all went well, 1 the run failed, 2 something you passed is wrong, "
-        "3 the mesh cannot be reached, 4 not found, 5 it took too long, 130 interrupted."
+        "Exit status: 0 all went well, 1 the run failed or differs, 2 something you passed is "
+        "wrong, 3 the mesh cannot be reached, 4 not found, 5 it took too long, 130 interrupted."
     ),
 )
 
@@ -154,12 +154,15 @@ for command in (
     replay.replay,
     travel.export,
     travel.fork,
+    travel.diff,
+    travel.regress,
     controls.cancel,
     controls.pause,
     controls.resume,
     controls.signal,
     controls.skip,
     controls.retry,
+    runs.stats,
     models,
     doctor,
 ):

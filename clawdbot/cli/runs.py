@@ -13,7 +13,7 @@ from clawdbot.cli.output import ExitCode, Screen, brief, event_line, run_exit_co
 from clawdbot.cli.values import bytes_of, inputs_of, targets_of, write_bytes
 from clawdbot.client import Client
 from clawdbot.results import Run, value_of
-from schemas.api import WorkflowView
+from schemas.api import StatisticsView, WorkflowView
 from schemas.errors import (
     ClawdbotError,
     DeadlineExceeded,
@@ -183,6 +183,62 @@ def events(
                 screen.line(event_line(event, started_at))
 
     guarded(screen, url, action)
+
+
+def stats(
+    workflow: Annotated[
+        str | None, typer.Argument(metavar="[WORKFLOW]", help="Only of this workflow.")
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Build index and statistics anew from the log and compare them first."
+        ),
+    ] = False,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Count what each node did over all runs in the log.
+
+    Exit status 1: with --verify, what the gateway keeps is not what the log says.
+    """
+    screen = Screen(as_json)
+
+    def action(client: Client) -> int:
+        verdicts = client.verify_projections() if verify else ()
+        for item in verdicts:
+            if screen.as_json:
+                screen.json(item)
+            else:
+                said = "the same to the bit" if item.same else "NOT what the log says"
+                screen.print(
+                    f"{item.name}: {said}, {item.events} events at {item.events_per_s:.0f}/s, "
+                    f"{item.rebuilt[:16]}"
+                )
+        found = client.statistics(workflow)
+        if screen.as_json:
+            screen.json(found)
+        else:
+            screen.print(_statistics(found))
+        return ExitCode.OK if all(item.same for item in verdicts) else ExitCode.RUN_FAILED
+
+    guarded(screen, url, action)
+
+
+def _statistics(found: StatisticsView) -> Table:
+    table = Table(title="times are means, milliseconds", title_justify="left")
+    for column in ("workflow", "node", "models"):
+        table.add_column(column)
+    counts = ("runs", "completed", "kept", "failed", "retried", "skipped")
+    times = ("queue_ms", "load_ms", "compute_ms", "compute_ms_max")
+    for column in (*counts, *(name.replace("_ms", "").replace("_", " ") for name in times)):
+        table.add_column(column, justify="right")
+    for node in found.nodes:
+        models = ", ".join(model.model for model in node.models)
+        numbers = [str(getattr(node, name)) for name in counts]
+        numbers += [f"{getattr(node, name):.1f}" for name in times]
+        table.add_row(node.workflow, node.node, models, *numbers)
+    return table
 
 
 def _run(

@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
+from clawdbot.cli.comparisons import show_comparison, show_regression
 from clawdbot.cli.options import Json, Url, changes_of, guarded
 from clawdbot.cli.output import ExitCode, Screen, run_exit_code
 from clawdbot.cli.runs import RunId, show_run
 from clawdbot.cli.values import write_bytes
 from clawdbot.client import Client
-from clawdbot.recordings import open_recording
+from clawdbot.recordings import Source, open_recording
+from clawdbot.regression import PARALLEL_MAX, RUNS_MAX
 from events.recording import Recording
 
 
@@ -25,6 +27,10 @@ Changes = Annotated[
 ]
 Version = Annotated[
     int | None, typer.Option(min=1, help="Version of the workflow; the run's own by default.")
+]
+Tolerance = Annotated[
+    float,
+    typer.Option(min=0, help="Numbers that are no further apart than this count as equal."),
 ]
 
 
@@ -105,7 +111,7 @@ def fork(  # noqa: PLR0913, PLR0917 - one option for each
     Nodes that were over at that event and that no change concerns keep their outputs; the rest
     runs.
 
-    Example: clawdbot fork 01J... --at 7 --set nlu.model=intent-large --set inputs.text="hello"
+    Example: clawdbot fork 01J... --at 7 --set nlu.model=distilbert-base --set inputs.text="hello"
     """
     screen = Screen(as_json)
 
@@ -124,6 +130,79 @@ def fork(  # noqa: PLR0913, PLR0917 - one option for each
         return run_exit_code(found) if wait else ExitCode.OK
 
     guarded(screen, url, action)
+
+
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A run, or a file that `export` wrote.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    tolerance: Tolerance = 0.0,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Compare two runs: the first node that differs, then field by field; times side by side.
+
+    Exit status 0: they are the same; 1: they differ.
+    """
+    screen = Screen(as_json)
+
+    def action(client: Client) -> int:
+        found = client.compare(_source(a), _source(b), tolerance=tolerance)
+        if screen.as_json:
+            screen.json(found)
+        else:
+            show_comparison(screen, found)
+        return ExitCode.OK if found.same else ExitCode.RUN_FAILED
+
+    guarded(screen, url, action)
+
+
+def regress(  # noqa: PLR0913, PLR0917 - one option for each
+    workflow: Annotated[str, typer.Argument(help="Name of a deployed workflow.")],
+    changes: Changes = None,
+    version: Version = None,
+    last: Annotated[
+        int, typer.Option(min=1, max=RUNS_MAX, help="Recorded runs, the newest.")
+    ] = 100,
+    parallel: Annotated[
+        int, typer.Option(min=1, max=PARALLEL_MAX, help="Forks under way at the same time.")
+    ] = 4,
+    wait: Annotated[float, typer.Option(min=0.1, help="Seconds that each fork may take.")] = 60,
+    tolerance: Tolerance = 0.0,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Fork a workflow's last completed runs with a change; say how often they agree, and how fast.
+
+    Exit status 0: every run agrees; 1: one does not, failed, or could not be forked.
+
+    Example: clawdbot regress voice_assistant --set nlu.model=distilbert-base --last 100
+    """
+    screen = Screen(as_json)
+
+    def action(client: Client) -> int:
+        with screen.progress(f"forking runs of {workflow}"):
+            client.workflow(workflow)
+            found = client.regress(
+                workflow,
+                changes_of(changes),
+                version=version,
+                last=last,
+                parallel=parallel,
+                wait_s=wait,
+                tolerance=tolerance,
+            )
+        if screen.as_json:
+            screen.json(found)
+        else:
+            show_regression(screen, found)
+        return ExitCode.OK if found.agreed == found.runs else ExitCode.RUN_FAILED
+
+    guarded(screen, url, action)
+
+
+def _source(text: str) -> Source:
+    path = Path(text)
+    return path if path.is_file() else text
 
 
 def _facts(recording: Recording) -> dict[str, int]:

@@ -13,7 +13,7 @@ from schemas.forks import Fork
 from schemas.messages import Control
 from schemas.workflow import Deployment
 from services.gateway import errors
-from services.gateway.routes import Parts, blobs, health, runs, travel, workflows
+from services.gateway.routes import Parts, blobs, health, runs, statistics, travel, workflows
 from services.runtime import BUS_ERRORS
 
 
@@ -39,7 +39,7 @@ def build_api(parts: Parts | None = None) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     app.state.parts = parts
-    for module in (workflows, runs, travel, blobs, health):
+    for module in (workflows, runs, travel, statistics, blobs, health):
         app.include_router(module.router)
     errors.install(app, BUS_ERRORS)
     app.openapi = lambda: openapi_document(app)  # type: ignore[method-assign]

@@ -2,18 +2,20 @@
 
 import io
 import json
+import os
+import subprocess
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from clawdbot import Client, Run, WorkflowBuilder
+from clawdbot import AsyncClient, Client, Run, WorkflowBuilder
 from clawdbot.cli.output import ExitCode
 from schemas.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from schemas.values import Binary
 from tests.integration.conftest import Running
-from tests.integration.test_cli import clawdbot
+from tests.integration.test_cli import CLAWDBOT, clawdbot
 from tests.support.mesh import Mesh
 from tests.support.nats import NatsServer, server_binary
 
@@ -185,6 +187,108 @@ def test_a_loop_is_kept_whole_or_run_whole(url: str) -> None:
         behind = client.fork(run.run_id, changes={"last.template": "{{each.count}}!"})
         assert "3!" == outputs(behind)["last"]
         assert {"first", "each"} == {node.id for node in behind.nodes if node.kept_from}
+
+
+def test_diff_says_where_two_runs_part(url: str, chain: Run, tmp_path: Path) -> None:
+    """Runs and files alike; the exit status tells whether they are the same."""
+    file = tmp_path / "chain.clawdbot"
+    assert 0 == clawdbot("export", chain.run_id, "-o", str(file), url=url).returncode
+    done = clawdbot("diff", chain.run_id, str(file), url=url)
+    assert (0, True) == (done.returncode, b"the same" in done.stdout), done.stdout
+    with Client(url) as client:
+        fork = client.fork(chain.run_id, changes={"shout.template": "{{greet.text}} ..."})
+    done = clawdbot("diff", str(file), fork.run_id, url=url)
+    assert 1 == done.returncode
+    for words in (b"first node that differs: shout", b"text (text, similarity 0.", b"kept"):
+        assert words in done.stdout, done.stdout.decode()
+    found = json.loads(clawdbot("diff", str(file), fork.run_id, "--json", url=url).stdout)
+    assert ("shout", False) == (found["first"], found["same"])
+
+
+def test_regress_forks_the_last_runs(url: str) -> None:
+    """Agreement and latency over recorded runs; forks are no recorded runs."""
+    flow = (
+        WorkflowBuilder()
+        .add_node("say", model="echo", inputs={"text": "input.text"})
+        .add_node("end", template="{{say.text}}!")
+        .connect("say", "end")
+    )
+    with Client(url) as client:
+        flow.deploy("travel_regress", client=client)
+        runs = [client.run("travel_regress", {"text": f"t{n}"}).run_id for n in range(5)]
+    same = clawdbot("regress", "travel_regress", "--set", "say.timeout_s=9", "--json", url=url)
+    assert same.returncode == 0, same.stderr
+    found = json.loads(same.stdout)
+    assert (5, 5, 5) == (found["runs"], found["compared"], found["agreed"])
+    assert {"say", "end"} == {node["node"] for node in found["latency"]}
+    other = ["regress", "travel_regress", "--set", "end.template={{say.text}}?", "--last", "3"]
+    done = clawdbot(*other, "--json", url=url)
+    assert 1 == done.returncode
+    found = json.loads(done.stdout)
+    assert (3, 0, [["end", 3]]) == (
+        found["runs"],
+        found["agreed"],
+        [[node["node"], node["runs"]] for node in found["latency"]],
+    )
+    assert set(runs[-3:]) == {run for run, _ in found["differing"]}
+    text = clawdbot(*other, url=url).stdout.decode()
+    assert "agree 0 of 3" in text
+    done = clawdbot("regress", "travel_regress", "--set", "ghost.model=echo", url=url)
+    assert (1, True) == (done.returncode, b"no node 'ghost'" in done.stdout), done.stdout
+    assert ExitCode.NOT_FOUND == clawdbot("regress", "ghost", url=url).returncode
+
+
+async def test_the_client_for_asyncio_travels_too(url: str, chain: Run) -> None:
+    """Export, import, fork, compare, regress."""
+    async with AsyncClient(url) as client:
+        bundle = await client.export(chain.run_id)
+        assert chain == await client.import_bundle(bundle)
+        fork = await client.fork(chain.run_id, changes={"aside.template": "x"})
+        found = await client.compare(bundle, fork.run_id)
+        assert "aside" == found.first
+        summed = await client.regress("travel_chain", last=2, parallel=2)
+        assert summed.runs == summed.agreed
+
+
+def test_stepping_from_a_pipe(url: str, chain: Run) -> None:
+    """Commands on stdin; each answers, and a wrong one is told."""
+    commands = (
+        "next\nbreak node=shout\ncontinue\nprint shout\nnonsense\nback\nprint inputs\n\nquit\n"
+    )
+    environment = {**os.environ, "CLAWDBOT_URL": url}  # noqa: TID251 - a child's
+    done = subprocess.run(  # noqa: S603 - our own command
+        [*CLAWDBOT, "replay", chain.run_id, "--step", "--json"],
+        input=commands.encode(),
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert "RunStarted" == lines[0]["type"]
+    assert {"id": "shout", "status": "scheduled"}.items() <= lines[-4].items()
+    assert chain.inputs == lines[-1] == lines[-2]
+    assert b"no command 'nonsense'" in done.stderr
+
+
+def test_projections_are_what_the_log_says(url: str, chain: Run) -> None:
+    """Index and statistics of both gateways equal those built anew, to the bit."""
+    done = clawdbot("stats", "travel_chain", "--verify", "--json", url=url)
+    assert done.returncode == 0, done.stdout
+    *verdicts, found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert ["runs", "nodes"] == [verdict["name"] for verdict in verdicts]
+    assert all(verdict["same"] and verdict["events"] for verdict in verdicts)
+    nodes = {node["node"]: node for node in found["nodes"]}
+    assert {"greet", "shout", "aside"} == set(nodes)
+    assert nodes["greet"]["runs"] >= nodes["greet"]["completed"] > 0
+    with Client(url) as client:
+        before = client.statistics("travel_chain").nodes[0].runs
+        client.fork(chain.run_id)
+        after = client.statistics("travel_chain").nodes[0]
+        assert (before + 1, True) == (after.runs, after.kept > 0)
+        assert all(item.same for item in client.verify_projections())
+    assert "greet" in clawdbot("stats", url=url).stdout.decode()
 
 
 def test_what_cannot_be_forked_or_exported_is_told(url: str, chain: Run) -> None:
