@@ -221,6 +221,31 @@ class Bus:
         except (NatsError, TimeoutError) as error:
             raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
 
+    async def serve(self) -> None:
+        """Begin to take what FastStream serves; again is the same as once.
+
+        Raises:
+            BusUnavailable: The server does not answer.
+        """
+        try:
+            await self.broker.start()
+        except (NatsError, TimeoutError) as error:
+            raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
+
+    async def earliest(self, stream: str, subject: str) -> int:
+        """Return the sequence of a subject's oldest message in a stream; 0 when there is none.
+
+        Raises:
+            BusUnavailable: The server does not answer.
+        """
+        try:
+            found = await self._js.get_msg(stream, seq=1, subject=subject, next=True)
+        except NotFoundError:
+            return 0
+        except (NatsError, TimeoutError) as error:
+            raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
+        return found.seq or 0
+
     async def publish(self, messages: Sequence[Outgoing]) -> None:
         """Publish into streams and wait for every ack."""
         if messages:

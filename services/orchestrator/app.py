@@ -31,6 +31,7 @@ from events.streams import (
     TOPICS,
 )
 from events.subjects import RunKey, pattern
+from events.subjects import control as control_subject
 from schemas.errors import NotFound, RetryableError
 from schemas.ids import DEFAULT_TENANT
 from schemas.messages import Control
@@ -51,6 +52,8 @@ from services.telemetry import configure, get_logger, serve_metrics
 SERVICE = "orchestrator"
 DESCRIPTION = "decides what runs do; takes no requests but those of the streams"
 RETRY_S = 1
+TURN_S = 0.1
+"""A control waits so long for an earlier one of its run before it is looked at again."""
 STARTS_IN = 5
 """Deliveries of a control message within which its run must have begun."""
 log = get_logger()
@@ -175,6 +178,7 @@ class Orchestrator:
             meta = message.raw_message.metadata
             key = RunKey(tenant, run_id)
             try:
+                await self._turn(bus, key, meta.sequence.stream)
                 await bus.publish(await handlers.control(key, command, meta.sequence.stream))
             except (RetryableError, NotFound) as error:
                 if isinstance(error, NotFound) and meta.num_delivered >= STARTS_IN:
@@ -183,7 +187,21 @@ class Orchestrator:
                 log.info("control_postponed", run_id=run_id, error=error.message)
                 raise NackMessage(delay=RETRY_S) from error
 
-        await bus.broker.start()
+        await bus.patiently(bus.serve)
+
+    @staticmethod
+    async def _turn(bus: Bus, key: RunKey, sequence: int) -> None:
+        """Let the controls of one run take effect in the order in which they were sent.
+
+        What was sent earlier stays in the work queue until it is done, wherever it is handled.
+
+        Raises:
+            NackMessage: An earlier one is not done yet.
+            BusUnavailable: The server does not answer.
+        """
+        earliest = await bus.earliest(COMMANDS, control_subject(key))
+        if 0 < earliest < sequence:
+            raise NackMessage(delay=TURN_S)
 
     def _pull(self, kind: str, stream: str, consumer: str) -> Pull:
         return Pull(

@@ -28,6 +28,8 @@ class Request:
     heartbeat_s: float
     no_wait: bool
     beat_at: float = 0.0
+    served: bool = False
+    """Whether it got anything."""
 
 
 @dataclass
@@ -93,19 +95,11 @@ class Consumer:
         )
         request.beat_at = now + request.heartbeat_s
         self.idle_since = now
-        if request.no_wait and not expires_s:
-            ready = self._ready_count()
-            if not ready:
-                self.jetstream.say(reply, status(404, "No Messages"))
-                return
         self.waiting.append(request)
         self.serve()
         if request.no_wait and not expires_s and request in self.waiting:
             self.waiting.remove(request)
-            self._close(request, 408, "Requests Pending")
-
-    def _ready_count(self) -> int:
-        return len(self.again) + self.stream.count(self.next_seq, self.filter)
+            self.jetstream.say(reply, status(404, "No Messages"))
 
     def serve(self) -> None:
         """Deliver what can be delivered."""
@@ -116,9 +110,14 @@ class Consumer:
                 continue
             message, deliveries = self._next()
             if message is None:
-                break
+                if not (request.no_wait and request.served):
+                    break
+                self.waiting.popleft()
+                self.jetstream.say(request.reply, status(404, "No Messages"))
+                continue
             self._deliver(request, message, deliveries)
             request.left -= 1
+            request.served = True
             if request.left <= 0:
                 self.waiting.remove(request)
         self.schedule()
