@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -181,10 +181,8 @@ class Bus:
         Raises:
             BusUnavailable: The server does not answer.
         """
-        try:
+        with _answering():
             await ensure(self.nc, self._limits)
-        except (NatsError, TimeoutError) as error:
-            raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
 
     async def generation(self) -> str:
         """Return when the memory streams were made, making them (and all others) if missing.
@@ -192,14 +190,12 @@ class Bus:
         Raises:
             BusUnavailable: The server does not answer.
         """
-        try:
+        with _answering():
             try:
                 return await self._created()
             except NotFoundError:
                 await self.ensure()
                 return await self._created()
-        except (NatsError, TimeoutError) as error:
-            raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
 
     async def patiently(self, action: Callable[[], Awaitable[T]]) -> T:
         """Do what a start needs, again and again while the bus is unavailable."""
@@ -216,10 +212,8 @@ class Bus:
         Raises:
             BusUnavailable: The server does not answer.
         """
-        try:
+        with _answering():
             await ensure_consumer(self._js, stream, work_consumer(name, subject, self._limits))
-        except (NatsError, TimeoutError) as error:
-            raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
 
     async def serve(self) -> None:
         """Begin to take what FastStream serves; again is the same as once.
@@ -227,10 +221,8 @@ class Bus:
         Raises:
             BusUnavailable: The server does not answer.
         """
-        try:
+        with _answering():
             await self.broker.start()
-        except (NatsError, TimeoutError) as error:
-            raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
 
     async def earliest(self, stream: str, subject: str) -> int:
         """Return the sequence of a subject's oldest message in a stream; 0 when there is none.
@@ -238,12 +230,11 @@ class Bus:
         Raises:
             BusUnavailable: The server does not answer.
         """
-        try:
-            found = await self._js.get_msg(stream, seq=1, subject=subject, next=True)
-        except NotFoundError:
-            return 0
-        except (NatsError, TimeoutError) as error:
-            raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
+        with _answering():
+            try:
+                found = await self._js.get_msg(stream, seq=1, subject=subject, next=True)
+            except NotFoundError:
+                return 0
         return found.seq or 0
 
     async def publish(self, messages: Sequence[Outgoing]) -> None:
@@ -282,10 +273,8 @@ class Bus:
         Raises:
             BusUnavailable: The server does not answer.
         """
-        try:
+        with _answering():
             info = await self._js.stream_info(stream)
-        except (NatsError, TimeoutError) as error:
-            raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
         limit = info.config.max_bytes or -1
         return max(0.0, 1 - info.state.bytes / limit) if limit > 0 else 1.0
 
@@ -329,6 +318,15 @@ class Bus:
         results = await self._js.stream_info(RESULTS)
         await self._js.consumer_info(RESULTS, RESULT_CONSUMER)
         return f"{tasks.created} {results.created}"
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    """Turn what the client of the bus raises into our error."""
+    try:
+        yield
+    except (NatsError, TimeoutError) as error:
+        raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
 
 
 async def publish(express: Express, messages: Sequence[Outgoing]) -> None:
