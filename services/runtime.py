@@ -191,11 +191,10 @@ class Bus:
             BusUnavailable: The server does not answer.
         """
         with _answering():
-            try:
+            with contextlib.suppress(NotFoundError):
                 return await self._created()
-            except NotFoundError:
-                await self.ensure()
-                return await self._created()
+            await self.ensure()
+            return await self._created()
 
     async def patiently(self, action: Callable[[], Awaitable[T]]) -> T:
         """Do what a start needs, again and again while the bus is unavailable."""
@@ -254,8 +253,7 @@ class Bus:
             BusUnavailable: It was not acknowledged.
             StoreFull: The stream has no room.
         """
-        express = await Express.of(self.nc)
-        head = encode_head(message.headers)
+        express, head = await Express.of(self.nc), encode_head(message.headers)
         try:
             ack = pub_ack(await express.ask(message.subject, message.data, head))
         except Refused as error:
@@ -264,8 +262,7 @@ class Bus:
             raise BusUnavailable("the bus refused the message", cause=str(error)) from error
         except NatsError as error:
             raise BusUnavailable("the bus did not acknowledge the message") from error
-        sequence: int = ack["seq"]
-        return sequence
+        return int(ack["seq"])
 
     async def free(self, stream: str) -> float:
         """Return the part of a stream that is free, in [0, 1].
@@ -275,7 +272,7 @@ class Bus:
         """
         with _answering():
             info = await self._js.stream_info(stream)
-        limit = info.config.max_bytes or -1
+        limit = info.config.max_bytes or 0
         return max(0.0, 1 - info.state.bytes / limit) if limit > 0 else 1.0
 
     async def ping(self) -> None:
@@ -284,10 +281,8 @@ class Bus:
         Raises:
             BusUnavailable: It does not.
         """
-        try:
+        with _answering():
             await self._js.account_info()
-        except (NatsError, JetStreamError, TimeoutError) as error:
-            raise BusUnavailable("JetStream does not answer") from error
 
     @contextlib.asynccontextmanager
     async def prompt(self, limit_s: float) -> AsyncIterator[None]:
