@@ -37,3 +37,16 @@ def test_a_seed_replays_exactly() -> None:
     )
     assert first.stdout.startswith("trace "), first.stdout + first.stderr
     assert first.stdout.splitlines()[0] == second.stdout.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "safeguard", ["optimistic concurrency", "fencing", "ack after commit", "controls in order"]
+)
+@pytest.mark.timeout(300)
+def test_the_checker_misses_what_is_taken_out(safeguard: str) -> None:
+    """Within 200 seeds the checker notices that a safeguard is gone; with it the seed is fine."""
+    told = simulate("--seeds", "200", "--jobs", "1", "--without", safeguard)
+    assert 1 == told.returncode, told.stdout + told.stderr
+    seed = told.stdout.split()[1]
+    whole = simulate("--first-seed", seed, "--seeds", "1")
+    assert 0 == whole.returncode, whole.stdout + whole.stderr

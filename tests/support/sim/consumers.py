@@ -95,11 +95,15 @@ class Consumer:
         )
         request.beat_at = now + request.heartbeat_s
         self.idle_since = now
+        if request.no_wait and not expires_s and not self._anything():
+            self.jetstream.say(reply, status(404, "No Messages"))
+            return
         self.waiting.append(request)
         self.serve()
-        if request.no_wait and not expires_s and request in self.waiting:
-            self.waiting.remove(request)
-            self.jetstream.say(reply, status(404, "No Messages"))
+
+    def _anything(self) -> bool:
+        """Tell whether there is something to deliver."""
+        return bool(self.again) or bool(self.stream.count(self.next_seq, self.filter))
 
     def serve(self) -> None:
         """Deliver what can be delivered."""
@@ -110,7 +114,7 @@ class Consumer:
                 continue
             message, deliveries = self._next()
             if message is None:
-                if not (request.no_wait and request.served):
+                if not (request.no_wait and request.served) or self._full():
                     break
                 self.waiting.popleft()
                 self.jetstream.say(request.reply, status(404, "No Messages"))
@@ -131,13 +135,17 @@ class Consumer:
             if message is not None:
                 return message, deliveries
             self.pending.pop(seq, None)
-        limit = self.config.get("max_ack_pending", 1000) or 1000
-        if self.acks and limit > 0 and len(self.pending) >= limit:
+        if self._full():
             return None, 0
         for message in self.stream.following(self.next_seq, self.filter):
             self.next_seq = message.seq + 1
             return message, 1
         return None, 0
+
+    def _full(self) -> bool:
+        """Tell whether so much is not acked that nothing new is delivered."""
+        limit = self.config.get("max_ack_pending", 1000) or 1000
+        return self.acks and 0 < limit <= len(self.pending)
 
     def _deliver(self, request: Request, message: Message, deliveries: int) -> None:
         now = self.jetstream.now()

@@ -292,7 +292,7 @@ class JetStream:
     def _delete_message(self, asked: dict[str, Any], name: str) -> dict[str, Any]:
         stream = self._stream(name)
         if asked["seq"] not in stream.messages:
-            raise Refusal(*NO_MESSAGE)
+            raise Refusal(400, 10043, "stream message not found")
         stream.remove(asked["seq"])
         return {"success": True}
 
@@ -344,7 +344,7 @@ class JetStream:
         state: dict[str, Any] = {
             "messages": len(stream.messages),
             "bytes": stream.bytes_kept,
-            "first_seq": stream.first_seq if stream.last_seq else 0,
+            "first_seq": stream.first_seq,
             "last_seq": stream.last_seq,
             "consumer_count": sum(key[0] == stream.name for key in self.consumers),
             "num_subjects": len(stream.by_subject),

@@ -13,7 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from typing_extensions import override
@@ -29,8 +29,6 @@ class Process:
     alive: bool = True
     held: "deque[asyncio.Handle] | None" = None
     """What waits while the process is paused; None while it runs."""
-    crashes: list[BaseException] = field(default_factory=list)
-    """What its tasks raised and nobody took."""
 
 
 RUNNING: ContextVar[Process | None] = ContextVar("process", default=None)
@@ -206,11 +204,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     @override
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Keep what nobody took; the scenario's end tells."""
-        process = RUNNING.get()
-        error = context.get("exception")
-        if process is not None and isinstance(error, BaseException):
-            process.crashes.append(error)
+        """End the simulation when the world around the processes breaks.
+
+        What a process's own callbacks raise is the process's affair, as in production.
+        """
+        handle, error = context.get("handle"), context.get("exception")
+        outside = handle is not None and handle._context.get(RUNNING) is None
+        if outside and error is not None:
+            raise error
 
     def _process_events(self, event_list: Any) -> None:
         """There are none."""
@@ -262,5 +263,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self._todo.clear()
             self._timers.clear()
             gc.collect()
+            self.close()
         finally:
             sys.unraisablehook = hook

@@ -5,7 +5,7 @@ import random
 import shutil
 import tempfile
 from collections import Counter
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from schemas.ids import DEFAULT_TENANT
 from schemas.messages import Header
 from schemas.submission import pack_inputs
 from tests.support.checker import Recorded, Submission, check
+from tests.support.sim import mutants
 from tests.support.sim.faults import FAILPOINTS
 from tests.support.sim.workloads import Wish, deployed, wish
 from tests.support.sim.world import MASTER, MIB, SHARED, URL, World
@@ -214,15 +215,13 @@ def read_log(world: World) -> dict[str, list[Recorded]]:
     return log
 
 
-def play(
-    seed: int, *, said: bool = False, mutant: AbstractContextManager[Any] | None = None
-) -> Outcome:
-    """Play one seed."""
+def play(seed: int, *, said: bool = False, without: str = "") -> Outcome:
+    """Play one seed, perhaps without one of the safeguards in `mutants`."""
     shared = Path("/dev/shm")  # noqa: S108 - memory instead of a disk, where there is some
     parent = shared if shared.is_dir() else None
     folder = Path(tempfile.mkdtemp(prefix="simulation-", dir=parent))
     try:
-        with mutant or nullcontext():
+        with mutants.without(without) if without else nullcontext():
             return Scenario(seed, folder).play(said=said)
     finally:
         shutil.rmtree(folder)

@@ -152,8 +152,9 @@ class Server:
             self.jetstream.interest_came(subscription.subject)
         elif verb == b"UNSUB":
             found = client.subscriptions.get(line[1])
-            if found is not None and len(line) == 3 and int(line[2]):
-                found.left = int(line[2])
+            limit = int(line[2] or b"0") if len(line) == 3 else 0
+            if found is not None and limit:
+                found.left = limit
             elif found is not None:
                 self._unsubscribe(found)
 

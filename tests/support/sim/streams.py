@@ -44,7 +44,7 @@ class Stream:
     messages: dict[int, Message] = field(default_factory=dict)
     by_subject: dict[str, list[int]] = field(default_factory=dict)
     last_seq: int = 0
-    first_seq: int = 1
+    first_seq: int = 0
     bytes_kept: int = 0
     ids: dict[str, tuple[int, float]] = field(default_factory=dict)
     """Sequence and time by `Nats-Msg-Id`."""
@@ -108,11 +108,14 @@ class Stream:
         chosen = [
             item.seq for item in self.following(1, subject) if not before or item.seq < before
         ]
-        chosen = chosen[: len(chosen) - keep] if keep else chosen
+        chosen = chosen[: max(0, len(chosen) - keep)] if keep else chosen
         for seq in chosen:
             self.remove(seq)
-        if subject == ">" and not before and not keep:
-            self.first_seq = self.last_seq + 1
+        if subject == ">" and not keep:
+            if before > self.last_seq + 1:
+                self.last_seq = before - 1  # sequences that were purged are never given out
+            if not self.messages:
+                self.first_seq = self.last_seq + 1
         return len(chosen)
 
     def expire(self, now: float) -> None:

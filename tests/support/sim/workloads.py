@@ -241,7 +241,7 @@ def wish(chance: random.Random) -> Wish:
     if chance.random() < 0.1:
         controls = (
             (after_s, Control(action="pause")),
-            (after_s + chance.uniform(0.1, 2.0), Control(action="resume")),
+            (after_s + chance.choice([0.0, 1.0]), Control(action="resume")),
         )
     return Wish(workflow, {"text": text}, gives, EITHER, controls)
 
