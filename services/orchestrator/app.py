@@ -34,11 +34,12 @@ from events.streams import (
     TOPICS,
 )
 from events.subjects import RunKey, pattern
+from events.subjects import control as control_subject
 from schemas.errors import NotFound, RetryableError
 from schemas.ids import DEFAULT_TENANT
 from schemas.messages import Control
 from services import micro
-from services.consumer import Consumer, Pull
+from services.consumer import Consumer, Pull, dead_letter
 from services.orchestrator.gates import Gates, check_for_ever
 from services.orchestrator.handlers import Handlers, Means
 from services.orchestrator.history import HistoryAccepted, HistoryWatch
@@ -49,15 +50,15 @@ from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.shares import Shares
 from services.orchestrator.starters import Starters
 from services.orchestrator.verifier import Pace, Verifier
-from services.runtime import Bus, SystemClock
+from services.runtime import Bus, Clock, Delivery, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 
 
 SERVICE = "orchestrator"
 DESCRIPTION = "decides what runs do; takes no requests but those of the streams"
 RETRY_S = 1
-STARTS_IN = 5
-"""Deliveries of a control message within which its run must have begun."""
+TURN_S = 0.1
+"""A control waits so long for an earlier one of its run before it is looked at again."""
 log = get_logger()
 
 
@@ -151,7 +152,7 @@ class Orchestrator:
         ):
             group.create_task(Consumer(bus.nc, pull, handle).run())
         await bus.patiently(starters.put_schedules)
-        await self._serve_control(bus, handlers)
+        await self._serve_control(bus, handlers, clock)
         await micro.announce(bus.nc, SERVICE, settings.instance, DESCRIPTION)
 
     def _means(self, bus: Bus, stores: Stores, runs: Runs, clock: SystemClock) -> Means:
@@ -185,7 +186,7 @@ class Orchestrator:
             archive=DirectoryArchive(self.settings.archive()),
         )
 
-    async def _serve_control(self, bus: Bus, handlers: Handlers) -> None:
+    async def _serve_control(self, bus: Bus, handlers: Handlers, clock: Clock) -> None:
         """Take control messages through FastStream: they are rare, so its comfort costs nothing."""
 
         @bus.broker.subscriber(
@@ -204,15 +205,37 @@ class Orchestrator:
             meta = message.raw_message.metadata
             key = RunKey(tenant, run_id)
             try:
+                await self._turn(bus, key, meta.sequence.stream)
                 await bus.publish(await handlers.control(key, command, meta.sequence.stream))
             except (RetryableError, NotFound) as error:
-                if isinstance(error, NotFound) and meta.num_delivered >= STARTS_IN:
-                    log.info("control_dropped", run_id=run_id, error=error.message)
+                waited_s = clock.now() - meta.timestamp.timestamp()
+                if isinstance(error, NotFound) and waited_s > self.settings.control_wait_s:
+                    raw = message.raw_message
+                    sequence = meta.sequence.stream
+                    delivery = Delivery(raw.subject, raw.data, raw.headers or {}, sequence, 1)
+                    name = f"{COMMANDS}.{sequence}"
+                    letter = dead_letter("control", delivery, error, name, bus.nc.max_payload)
+                    await bus.publish([letter])
+                    log.warning("control_dropped", run_id=run_id, error=error.message)
                     return
                 log.info("control_postponed", run_id=run_id, error=error.message)
                 raise NackMessage(delay=RETRY_S) from error
 
-        await bus.broker.start()
+        await bus.patiently(bus.serve)
+
+    @staticmethod
+    async def _turn(bus: Bus, key: RunKey, sequence: int) -> None:
+        """Let the controls of one run take effect in the order in which they were sent.
+
+        What was sent earlier stays in the work queue until it is done, wherever it is handled.
+
+        Raises:
+            NackMessage: An earlier one is not done yet.
+            BusUnavailable: The server does not answer.
+        """
+        earliest = await bus.earliest(COMMANDS, control_subject(key))
+        if 0 < earliest < sequence:
+            raise NackMessage(delay=TURN_S)
 
     def _pull(self, kind: str, stream: str, consumer: str) -> Pull:
         return Pull(
