@@ -89,6 +89,14 @@ class RouteChosen(BaseModel):
     """Of every way, as the decision saw them."""
 
 
+class NodeQueued(DomainEvent):
+    """A node waits for its turn: so many of its concurrency key are under way already."""
+
+    node_id: str
+    key: str
+    limit: int
+
+
 class NodeScheduled(DomainEvent):
     """An attempt was decided; only results of this attempt count."""
 
@@ -115,6 +123,8 @@ class NodeCompleted(DomainEvent):
     worker: str = Field(default="", exclude_if=not_)
     """Empty when the orchestrator itself decided."""
     timings: Timings = Timings()
+    memo_of: str = Field(default="", exclude_if=not_)
+    """Run and node whose result was taken instead of computing it again, `run/node`."""
 
 
 class NodeKept(DomainEvent):
@@ -240,6 +250,7 @@ class RunCancelled(DomainEvent):
 Event = (
     RunStarted
     | RunRejected
+    | NodeQueued
     | NodeScheduled
     | NodeCompleted
     | NodeKept
@@ -260,6 +271,7 @@ Event = (
 EVENT_TYPES: dict[str, type[DomainEvent]] = {
     "RunStarted": RunStarted,
     "RunRejected": RunRejected,
+    "NodeQueued": NodeQueued,
     "NodeScheduled": NodeScheduled,
     "NodeCompleted": NodeCompleted,
     "NodeKept": NodeKept,

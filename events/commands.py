@@ -114,6 +114,14 @@ class RetryNode:
 
 
 @dataclass(frozen=True)
+class GrantNode:
+    """It is a queued node's turn."""
+
+    node_id: str
+    at: float
+
+
+@dataclass(frozen=True)
 class ExpandNode:
     """A dynamic node's graph was compiled, or cannot be."""
 
@@ -135,5 +143,6 @@ Command = (
     | SignalRun
     | SkipNode
     | RetryNode
+    | GrantNode
     | ExpandNode
 )

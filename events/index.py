@@ -14,11 +14,10 @@ from typing import Protocol
 
 import orjson
 from nats.aio.client import Client as Nats
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from events.express import delivered
+from events.express import Express, Frame, delivered
 from events.statistics import digest_of
 from events.store import RETIRED
 from events.streams import EVENTS
@@ -257,21 +256,22 @@ class RunIndex:
             mem_storage=True,
         )
         consumer = (await js.add_consumer(EVENTS, config)).name
-        queue: asyncio.Queue[Msg] = asyncio.Queue()
-        subscription = await nc.subscribe(nc.new_inbox(), cb=queue.put)
+        queue: asyncio.Queue[Frame] = asyncio.Queue()
+        express = await Express.of(nc)
+        subscription = await express.subscribe(nc.new_inbox(), queue.put_nowait)
         ask = f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS}.{consumer}"
         request = orjson.dumps({"batch": BATCH, "expires": int(IDLE_S * 1e9)})
         try:
             while True:
-                await nc.publish(ask, request, reply=subscription.subject)
+                express.publish(ask, request, reply=subscription.subject)
                 done = await self._take_batch(queue)
                 if ready is not None and done >= info.state.last_seq:
                     ready.set()
         finally:
             with contextlib.suppress(NatsError):
-                await subscription.unsubscribe()
+                await express.unsubscribe(subscription)
 
-    async def _take_batch(self, queue: "asyncio.Queue[Msg]") -> int:
+    async def _take_batch(self, queue: "asyncio.Queue[Frame]") -> int:
         """Record what one request brings; return the last sequence recorded, or 0."""
         last = taken = 0
         while taken < BATCH:
@@ -282,12 +282,12 @@ class RunIndex:
                 burst.append(queue.get_nowait())
             ended = False
             with self.transaction():
-                for message in burst:
-                    if message.reply:
-                        last = self._take(message)
+                for frame in burst:
+                    if frame.reply:
+                        last = self._take(frame)
                         taken += 1
                     else:
-                        _check_status(message)
+                        _check_status(frame)
                         ended = True
                 if last:
                     self._db.execute("UPDATE checkpoint SET sequence=?", (last,))
@@ -295,14 +295,14 @@ class RunIndex:
                 break
         return last
 
-    def _take(self, message: Msg) -> int:
-        where = delivered(message.reply)
-        self.apply(run_key(message.subject), where.sequence, message.headers or {}, where.at)
-        return where.sequence
+    def _take(self, frame: Frame) -> int:
+        receipt = delivered(frame.reply)
+        self.apply(run_key(frame.subject), receipt.sequence, frame.headers(), receipt.at)
+        return receipt.sequence
 
 
-def _check_status(message: Msg) -> None:
+def _check_status(frame: Frame) -> None:
     """Tell the end of a request from the end of the consumer."""
-    status = (message.headers or {}).get("Status")
+    status = frame.headers().get("Status")
     if status not in {"404", "408"}:
         raise NatsError(f"the index's consumer ended with status {status}")

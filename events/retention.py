@@ -256,7 +256,7 @@ async def _mark(stores: Stores, undecided: set[str]) -> set[str]:
                 continue
             tenant = run_key(item.subject).tenant
             try:
-                commit = await stores.log.decode_one(item)
+                commit = (await stores.log.decoder(item))()
             except DataLoss:
                 undecided.add(tenant)
                 continue

@@ -12,6 +12,7 @@ from events.catalog import (
     NodeFailed,
     NodeKept,
     NodeOpened,
+    NodeQueued,
     NodeScheduled,
     NodeSkipped,
     RunStarted,
@@ -143,6 +144,11 @@ def accepted_view(key: RunKey, workflow: str, version: int, inputs: Wire, at: fl
     )
 
 
+NodeEvent = (
+    NodeQueued | NodeScheduled | NodeOpened | NodeCompleted | NodeKept | NodeFailed | NodeSkipped
+)
+
+
 @dataclass
 class _Facts:
     """What a run's events say of one node."""
@@ -158,42 +164,45 @@ def _node_facts(records: Sequence[Recorded]) -> dict[str, _Facts]:
     facts: dict[str, _Facts] = {}
     for recorded in records:
         event = recorded.event
-        if not isinstance(
-            event,
-            NodeScheduled | NodeOpened | NodeCompleted | NodeKept | NodeFailed | NodeSkipped,
-        ):
+        if not isinstance(event, NodeEvent):
             continue
-        known = facts.setdefault(event.node_id, _Facts())
-        match event:
-            case NodeScheduled() | NodeOpened():
-                known.status = "scheduled" if isinstance(event, NodeScheduled) else "open"
-                known.attempt = event.attempt
-                known.shown = {"scheduled_at": event.at}
-            case NodeCompleted():
-                known.status, known.attempt = "completed", event.attempt
-                known.shown |= {
-                    "finished_at": event.at,
-                    "model": event.model,
-                    "worker": event.worker or None,
-                    "timings": event.timings if event.worker else None,
-                    "outputs": None if event.outputs is None else to_json(event.outputs),
-                }
-            case NodeKept():
-                known.status, known.attempt = "completed", event.attempt
-                known.shown = {
-                    "model": event.model,
-                    "worker": event.worker or None,
-                    "timings": event.timings if event.worker else None,
-                    "outputs": to_json(event.outputs),
-                    "kept_from": KeptView(run_id=event.run_id, event=event.event),
-                }
-            case NodeFailed():
-                known.status = "failed" if event.retry_at is None else "waiting"
-                known.shown |= {"finished_at": event.at, "error": event.error}
-            case NodeSkipped():
-                known.status = "skipped"
-                known.shown |= {"finished_at": event.at}
+        _note(facts.setdefault(event.node_id, _Facts()), event)
     return facts
+
+
+def _note(known: _Facts, event: NodeEvent) -> None:
+    """Take note of one event of a node."""
+    match event:
+        case NodeQueued():
+            known.status, known.shown = "queued", {"scheduled_at": event.at}
+        case NodeScheduled() | NodeOpened():
+            known.status = "scheduled" if isinstance(event, NodeScheduled) else "open"
+            known.attempt = event.attempt
+            known.shown = {"scheduled_at": event.at}
+        case NodeCompleted():
+            known.status, known.attempt = "completed", event.attempt
+            known.shown |= {
+                "finished_at": event.at,
+                "model": event.model,
+                "worker": event.worker or None,
+                "timings": event.timings if event.worker else None,
+                "outputs": None if event.outputs is None else to_json(event.outputs),
+            }
+        case NodeKept():
+            known.status, known.attempt = "completed", event.attempt
+            known.shown = {
+                "model": event.model,
+                "worker": event.worker or None,
+                "timings": event.timings if event.worker else None,
+                "outputs": to_json(event.outputs),
+                "kept_from": KeptView(run_id=event.run_id, event=event.event),
+            }
+        case NodeFailed():
+            known.status = "failed" if event.retry_at is None else "waiting"
+            known.shown |= {"finished_at": event.at, "error": event.error}
+        case NodeSkipped():
+            known.status = "skipped"
+            known.shown |= {"finished_at": event.at}
 
 
 def _node_views(state: RunState, facts: dict[str, _Facts]) -> tuple[NodeView, ...]:

@@ -11,7 +11,7 @@ from schemas.workflow import Schedule, Trigger, WorkflowDefinition
 
 
 NodeViewStatus = Literal[
-    "pending", "scheduled", "waiting", "open", "completed", "failed", "skipped"
+    "pending", "queued", "scheduled", "waiting", "open", "completed", "failed", "skipped"
 ]
 RunViewStatus = Literal[
     "accepted", "running", "paused", "completed", "failed", "rejected", "cancelled"

@@ -5,12 +5,12 @@ import socket
 from dataclasses import dataclass
 
 import uvicorn
-from nats.aio.msg import Msg
 
 from events.blobs import JetStreamBlobStore
 from events.definitions import DefinitionStore
+from events.express import Express
 from events.index import RunIndex
-from events.jetstream import JetStreamEventStore, StoredCommit
+from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
 from events.models import ModelDirectory
 from events.projections import Projector
@@ -183,10 +183,8 @@ async def _serve_http(server: uvicorn.Server, listener: socket.socket) -> None:
 
 
 async def _hear_commits(bus: Bus, waiters: Waiters) -> None:
-    async def on_live(message: Msg) -> None:
-        waiters.on_commit(StoredCommit.of(message))
-
-    await bus.nc.subscribe(every("live", "*.*"), cb=on_live)
+    express = await Express.of(bus.nc)
+    await express.subscribe(every("live", "*.*"), waiters.on_live)
 
 
 async def _watch(bus: Bus, waiters: Waiters) -> None:

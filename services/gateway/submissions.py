@@ -5,9 +5,10 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
 from events.blobs import BlobStore
-from events.catalog import Event, RunStarted
+from events.catalog import Event, NodeCompleted, RunCompleted, RunStarted
 from events.definitions import DefinitionStore, DeployedWorkflow
 from events.fork import Kept
 from events.forking import prepare_fork
@@ -22,14 +23,14 @@ from schemas.errors import AlreadyExists, FailedPrecondition, InvalidArgument, N
 from schemas.forks import INPUTS, Fork
 from schemas.ids import DEFAULT_TENANT, new_id
 from schemas.inputs import input_ports
-from schemas.messages import Header
+from schemas.messages import Fault, Header
 from schemas.plan import Plan
 from schemas.submission import JSON, MSGPACK, inputs_digest, pack_inputs
-from schemas.values import BlobRef, Wire, from_wire
+from schemas.values import BlobRef, Wire, from_wire, to_json
 from services.errors import BodyTooLarge
 from services.gateway.admission import Admission
 from services.gateway.inputs import checked
-from services.gateway.waiters import Feed, Waiters
+from services.gateway.waiters import Feed, Landed, Waiters
 from services.runtime import Bus, Clock, Outgoing
 from services.telemetry import child_traceparent
 
@@ -76,6 +77,17 @@ class Submission:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """What came out of a run that was waited for; `status` tells whether it is over."""
+
+    run_id: str
+    status: str
+    outputs: dict[str, Any] | None
+    error: Fault | None
+    correlation_id: str
+
+
+@dataclass(frozen=True)
 class Submissions:
     """Submits runs."""
 
@@ -117,7 +129,24 @@ class Submissions:
             StoreFull: The log has no room for another run.
             BusUnavailable: Nothing is known about the submission; the same key may be sent again.
         """
-        return await self._submit(await self._prepare(ask, read), ask)
+        submission = await self._prepare(ask, read)
+        return self._view(submission, await self._submit(submission, ask))
+
+    async def call(self, ask: Ask, read: Reader) -> Ended:
+        """Submit a run and wait for what comes out of it; the rest of it is not looked at.
+
+        Raises:
+            InvalidArgument, NotFound, AlreadyExists, StoreFull, BusUnavailable: As `run`.
+        """
+        submission = await self._prepare(ask, read)
+        landed = await self._submit(submission, ask, look=False)
+        # A run that was there before may have another plan.
+        outputs = None if _named(ask) else _outputs(landed, submission.deployed.plan)
+        if outputs is not None:
+            correlation_id = ask.correlation_id or submission.key.run_id
+            return Ended(submission.key.run_id, "completed", outputs, None, correlation_id)
+        view = self._view(submission, landed)
+        return Ended(view.run_id, view.status, view.outputs, view.error, view.correlation_id)
 
     async def fork(self, ask: Ask, parent: RunKey, fork: Fork) -> RunView:
         """Submit a fork of a run, and wait for its end or for `wait_s` seconds.
@@ -153,15 +182,16 @@ class Submissions:
             parent=parent.run_id,
             fork=exact,
         )
-        return await self._submit(submission, ask)
+        return self._view(submission, await self._submit(submission, ask))
 
-    async def _submit(self, submission: Submission, ask: Ask) -> RunView:
+    async def _submit(self, submission: Submission, ask: Ask, *, look: bool = True) -> list[Landed]:
+        """Store a submission and follow its run; `look` at commits while the next ones come."""
         with self.waiters.feed(submission.key) as feed:
             async with self.bus.prompt(self.request_s):
                 if not await self._exists(submission, ask):
                     self.admission.check()
                     await self.bus.submit(_message(submission, ask))
-            return await self._outcome(submission, ask, feed)
+            return await self._watch(submission, ask, feed, look=look)
 
     async def _prepare(self, ask: Ask, read: Reader) -> Submission:
         _check_names(ask)
@@ -208,6 +238,8 @@ class Submissions:
         known = self._newest.get(name)
         if known is not None and 0 <= now - known[0] < NEWEST_S:
             return known[1], known[2]
+        if known is not None:  # one asks, the others need not wait for the answer
+            self._newest[name] = (now, known[1], known[2])
         deployed = await self.definitions.newest(DEFAULT_TENANT, name)
         ports = input_ports(deployed.plan, self.catalogue)
         self._newest[name] = (now, deployed, ports)
@@ -225,30 +257,52 @@ class Submissions:
             _check_same(event, submission, ask)
         return bool(history.commits)
 
-    async def _outcome(self, submission: Submission, ask: Ask, feed: Feed) -> RunView:
-        """Return the run at its end, or as it is when the time is over."""
-        tape = await self._watch(submission, ask, feed)
-        if not tape.records:
+    def _view(self, submission: Submission, landed: list[Landed]) -> RunView:
+        """Return the run as far as it got."""
+        if not landed:
             view = submission.view()
             self._recent[submission.key] = view
             if len(self._recent) > RECENT_MAX:
                 self._recent.popitem(last=False)
             return view
         self._recent.pop(submission.key, None)
+        tape = Tape()
+        for item in landed:
+            tape.add(item.commit, item.sequence)
         return run_view(submission.key, tape.records)
 
-    async def _watch(self, submission: Submission, ask: Ask, feed: Feed) -> Tape:
+    async def _watch(
+        self, submission: Submission, ask: Ask, feed: Feed, *, look: bool
+    ) -> list[Landed]:
         """Follow a run to its end, or to its first commit when nobody waits for more."""
-        tape = Tape()
+        seen: list[Landed] = []
         until = self.clock.now() + (ask.wait_s or self.begin_s)
         follow = self.waiters.follow(feed, read_first=_named(ask), until=until)
         async with aclosing(follow) as landed:
-            async for commit in landed:
-                tape.add(commit.commit, commit.sequence)
-                _check_same(tape.records[0].event, submission, ask)
-                if tape.terminal or not ask.wait_s:
+            async for item in landed:
+                seen.append(item)
+                if _named(ask):
+                    _check_same(seen[0].commit.events[0], submission, ask)
+                if item.is_last or not ask.wait_s:
                     break
-        return tape
+                if look:
+                    _ = item.commit
+        return seen
+
+
+def _outputs(landed: list[Landed], plan: Plan) -> dict[str, Any] | None:
+    """Return a run's outputs if its last commit alone tells them."""
+    if not landed or not landed[-1].is_last:
+        return None
+    events = landed[-1].commit.events
+    end = events[-1]
+    if not isinstance(end, RunCompleted):
+        return None
+    if end.outputs is not None:
+        return to_json(end.outputs)
+    done = {item.node_id: item.outputs for item in events if isinstance(item, NodeCompleted)}
+    outputs = {sink: done.get(sink) for sink in plan.outputs}
+    return None if None in outputs.values() else to_json(outputs)
 
 
 def _check_names(ask: Ask) -> None:

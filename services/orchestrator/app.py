@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from faststream.nats import JStream, NatsMessage, PullSub
 from events.archive import DirectoryArchive
 from events.blobs import JetStreamBlobStore
 from events.definitions import DefinitionStore
+from events.gates import GateStore
 from events.index import RunIndex
 from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
@@ -26,6 +28,7 @@ from events.streams import (
     RESULT_CONSUMER,
     RESULTS,
     SUBMIT_CONSUMER,
+    TASKS,
     TIMERS,
     TOPIC_CONSUMER,
     TOPICS,
@@ -36,12 +39,14 @@ from schemas.ids import DEFAULT_TENANT
 from schemas.messages import Control
 from services import micro
 from services.consumer import Consumer, Pull
-from services.orchestrator.handlers import Handlers
+from services.orchestrator.gates import Gates, check_for_ever
+from services.orchestrator.handlers import Handlers, Means
 from services.orchestrator.history import HistoryAccepted, HistoryWatch
 from services.orchestrator.housekeeping import Housekeeping
 from services.orchestrator.reconciler import Reconciler
 from services.orchestrator.runs import Runs
 from services.orchestrator.settings import OrchestratorSettings
+from services.orchestrator.shares import Shares
 from services.orchestrator.starters import Starters
 from services.orchestrator.verifier import Pace, Verifier
 from services.runtime import Bus, SystemClock
@@ -115,16 +120,12 @@ class Orchestrator:
             cached_max=settings.runs_cached_max,
             snapshot_every=settings.snapshot_every,
         )
-        definitions = DefinitionStore(bus.nc.jetstream())
-        handlers = Handlers(
-            runs,
-            stores.log,
-            definitions,
-            settings.load_catalogue(),
-            stores.blobs,
-            clock,
-            random.SystemRandom(),
-        )
+        means = self._means(bus, stores, runs, clock)
+        handlers = Handlers(means)
+
+        async def mend_gates() -> None:
+            await bus.publish(await handlers.check_gates())
+
         reconciler = Reconciler(bus, index, handlers, clock, settings.clock_interval_s)
         pace = Pace(settings.verify_runs_per_s, settings.verify_interval_s)
         verifier = Verifier(history, index, stores, runs, clock, pace)
@@ -132,9 +133,16 @@ class Orchestrator:
         caught_up = asyncio.Event()
         group.create_task(index.follow(bus.nc, ready=caught_up))
         await caught_up.wait()
-        for task in (reconciler.watch(), reconciler.tick(), verifier.run(), housekeeping.run()):
+        for task in (
+            reconciler.watch(),
+            reconciler.tick(),
+            verifier.run(),
+            housekeeping.run(),
+            check_for_ever(mend_gates),
+            means.shares.run(),
+        ):
             group.create_task(task)
-        starters = Starters(definitions, Schedules(bus.nc.jetstream()))
+        starters = Starters(means.definitions, Schedules(bus.nc.jetstream()))
         for pull, handle in (
             (self._pull("submit", COMMANDS, SUBMIT_CONSUMER), handlers.submit),
             (self._pull("result", RESULTS, RESULT_CONSUMER), handlers.result),
@@ -145,6 +153,26 @@ class Orchestrator:
         await bus.patiently(starters.put_schedules)
         await self._serve_control(bus, handlers)
         await micro.announce(bus.nc, SERVICE, settings.instance, DESCRIPTION)
+
+    def _means(self, bus: Bus, stores: Stores, runs: Runs, clock: SystemClock) -> Means:
+        settings = self.settings
+        return Means(
+            runs=runs,
+            store=stores.log,
+            definitions=DefinitionStore(bus.nc.jetstream()),
+            catalogue=settings.load_catalogue(),
+            blobs=stores.blobs,
+            gates=Gates(GateStore(bus.nc), clock),
+            shares=Shares(
+                lambda subjects: bus.count(TASKS, subjects),
+                bus.publish,
+                time.monotonic,
+                share_s=settings.share_s,
+                tasks_min=settings.share_tasks_min,
+            ),
+            clock=clock,
+            noise=random.SystemRandom(),
+        )
 
     def _stores(self, bus: Bus) -> Stores:
         keys = JetStreamKeyRing(bus.nc.jetstream(), self.settings.master_key_bytes())

@@ -1,18 +1,22 @@
 """Submissions and results in, commits and tasks out."""
 
 import random
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import orjson
 
 from events.blobs import BlobStore
 from events.catalog import NodeScheduled
+from events.chains import following
 from events.commands import (
     Advice,
     CancelRun,
     CheckClock,
     Command,
     ExpandNode,
+    GrantNode,
     PauseRun,
     RecordResult,
     RejectRun,
@@ -40,38 +44,42 @@ from schemas.plan import Plan
 from schemas.submission import inputs_digest, parse_submission
 from schemas.values import from_json, to_json
 from schemas.workflow import parse_definition
+from services.orchestrator.gates import Gates
 from services.orchestrator.routing import Routing
 from services.orchestrator.runs import Decision, Runs
+from services.orchestrator.shares import Shares
 from services.runtime import Clock, Delivery, Outgoing
 from services.telemetry import child_traceparent, get_logger
 
 
 log = get_logger()
 
-LANE = "normal"
 VERSION_DIGITS_MAX = 9
+
+
+@dataclass(frozen=True)
+class Means:
+    """What handlers work with."""
+
+    runs: Runs
+    store: EventStore
+    definitions: DefinitionStore
+    catalogue: Catalogue
+    blobs: BlobStore
+    gates: Gates
+    shares: Shares
+    clock: Clock
+    noise: random.Random
+    """For the jitter of retries."""
 
 
 class Handlers:
     """The orchestrator's handlers; every one may be called again with the same message."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the desk, four stores, time and noise
-        self,
-        runs: Runs,
-        store: EventStore,
-        definitions: DefinitionStore,
-        catalogue: Catalogue,
-        blobs: BlobStore,
-        clock: Clock,
-        noise: random.Random,
-    ) -> None:
-        self._runs = runs
-        self._store = store
-        self._definitions = definitions
-        self._catalogue = catalogue
-        self._blobs = blobs
-        self._clock = clock
-        self._noise = noise
+    def __init__(self, means: Means) -> None:
+        self._means = means
+        self._runs = means.runs
+        self._clock = means.clock
         self._routing = Routing()
 
     async def submit(self, delivery: Delivery) -> Sequence[Outgoing]:
@@ -108,7 +116,7 @@ class Handlers:
         """Return the command behind a submission of inputs."""
         deployed = await self._deployed(tenant, workflow, delivery)
         inputs = parse_submission(delivery.data, delivery.headers, deployed.plan)
-        inputs = await spill(inputs, tenant, self._blobs)
+        inputs = await spill(inputs, tenant, self._means.blobs)
         return StartRun(
             workflow=workflow,
             version=deployed.version,
@@ -125,9 +133,9 @@ class Handlers:
         at = self._clock.now()
         parent = RunKey(tenant, valid_token(delivery.headers[Header.FORK_OF], field=Header.FORK_OF))
         prepared = await prepare_fork(
-            self._store,
-            self._definitions,
-            self._catalogue,
+            self._means.store,
+            self._means.definitions,
+            self._means.catalogue,
             parent,
             parse_fork(delivery.data),
             at=at,
@@ -137,7 +145,7 @@ class Handlers:
             version=prepared.deployed.version,
             digest=prepared.deployed.digest,
             plan=prepared.plan,
-            inputs=await spill(prepared.inputs, tenant, self._blobs),
+            inputs=await spill(prepared.inputs, tenant, self._means.blobs),
             inputs_digest=prepared.digest,
             correlation_id=correlation_id,
             at=at,
@@ -196,7 +204,7 @@ class Handlers:
         self, key: RunKey, command: Command, *, traceparent: str = "", fresh: bool = False
     ) -> Decision:
         now = self._clock.now()
-        advice = Advice(self._noise.random(), self._routing.health(now))
+        advice = Advice(self._means.noise.random(), self._routing.health(now))
         decision = await self._runs.obey(
             key, command, advice=advice, traceparent=traceparent, fresh=fresh
         )
@@ -206,10 +214,10 @@ class Handlers:
     async def _deployed(self, tenant: str, workflow: str, delivery: Delivery) -> DeployedWorkflow:
         version = delivery.headers.get(Header.VERSION)
         if version is None:
-            return await self._definitions.newest(tenant, workflow)
+            return await self._means.definitions.newest(tenant, workflow)
         if not version.isdecimal() or len(version) > VERSION_DIGITS_MAX:
             raise InvalidArgument("send the number of a version", field=Header.VERSION)
-        return await self._definitions.version(tenant, workflow, int(version))
+        return await self._means.definitions.version(tenant, workflow, int(version))
 
     async def _reject(
         self, key: RunKey, workflow: str, delivery: Delivery, error: TerminalError
@@ -225,28 +233,51 @@ class Handlers:
     ) -> Sequence[Outgoing]:
         """Return what a commit asks others to do; after a stale input, all that is open."""
         out: list[Outgoing] = []
+        todo = deque([(key, decision, stale)])
+        while todo:
+            at, made, told = todo.popleft()
+            sent, expanded = await self._consequences(at, made, trace, stale=told)
+            out += sent
+            todo += [(at, other, False) for other in expanded]
+            for other, path in await self._means.gates.pass_through(at, made, stale=told):
+                granted = await self._obey(other, GrantNode(path, self._clock.now()))
+                todo.append((other, granted, False))
+        return out
+
+    async def check_gates(self) -> Sequence[Outgoing]:
+        """Mend gates that the death of a process left wrong; return what can begin."""
+        out: list[Outgoing] = []
+        for key, path in await self._means.gates.check(self._runs.state):
+            granted = await self._obey(key, GrantNode(path, self._clock.now()))
+            out += await self._follow(key, granted, child_traceparent(None))
+        return out
+
+    async def _consequences(
+        self, key: RunKey, decision: Decision, trace: str, *, stale: bool
+    ) -> tuple[list[Outgoing], list[Decision]]:
+        """Return what others are asked to do, and the decisions of dynamic nodes."""
+        out: list[Outgoing] = []
+        expanded: list[Decision] = []
         if decision.abandoned:
             body = pack(Abandoned(attempts=decision.abandoned))
-            out.append(Outgoing(cancel(key), body, {}, stored=False))
+            out.append(Outgoing(cancel(key), body, {}))
         state = decision.state
         paths = _scheduled(decision) if decision.events or not stale else _open(state)
-        while paths and state is not None:
-            path = paths.pop(0)
-            node = state.node(path)
-            if node is None or node.status != "scheduled":
+        for path in paths:
+            node = None if state is None else state.node(path)
+            if state is None or node is None or node.status != "scheduled":
                 continue  # its scope ended in the same commit
             match state.planned(path).kind:
                 case "model":
-                    out.append(self._task(key, state, path, trace))
+                    task = self._task(key, state, path, trace)
+                    out += [task] if self._means.shares.admits(task) else []
                 case "emit":
                     out += self._emission(key, state, path, trace)
                 case "dynamic":
-                    expanded = await self._expand(key, state, path, trace)
-                    state = expanded.state
-                    paths += _scheduled(expanded)
+                    expanded.append(await self._expand(key, state, path, trace))
                 case _:
                     pass  # the clock or a signal ends it
-        return out
+        return out, expanded
 
     async def _expand(self, key: RunKey, state: RunState, path: str, trace: str) -> Decision:
         """Compile the graph that a dynamic node was given, and begin it."""
@@ -261,8 +292,8 @@ class Handlers:
                     f"the graph has {len(definition.nodes)} nodes; "
                     f"max_nodes is {planned.params['max_nodes']}"
                 )
-            workflows = await called(self._definitions, key.tenant, definition)
-            plan = compile_plan(definition, self._catalogue, workflows)
+            workflows = await called(self._means.definitions, key.tenant, definition)
+            plan = compile_plan(definition, self._means.catalogue, workflows)
         except TerminalError as error:
             where = f"{error.field}: " if error.field else ""
             message = f"node '{path}' was given no graph that works: {where}{error.message}"
@@ -302,6 +333,7 @@ class Handlers:
     def _task(self, key: RunKey, state: RunState, path: str, trace: str) -> Outgoing:
         planned, node = state.planned(path), state.nodes_of(scope_of(path))[node_id_of(path)]
         route = planned.routes[node.route]
+        then, seen = following(state, path)
         body = Task(
             tenant=key.tenant,
             run_id=key.run_id,
@@ -312,10 +344,13 @@ class Handlers:
             inputs=node_inputs(state, scope_of(path), planned),
             scheduled_at=node.scheduled_at,
             deadline=node.deadline,
+            memo_s=planned.memo_s,
             correlation_id=state.correlation_id,
+            then=then,
+            seen=seen,
         )
         return Outgoing(
-            task(key.tenant, route.modality, route.pool, LANE, route.model),
+            task(key.tenant, route.modality, route.pool, planned.lane, route.model),
             pack(body),
             _headers(key, state, path, node.attempt, trace),
         )

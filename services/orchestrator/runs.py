@@ -66,6 +66,8 @@ class Decision:
     """What was committed; empty when the command was stale."""
     abandoned: tuple[tuple[str, int], ...] = ()
     """Attempts under way that nobody waits for any more: path and number of each."""
+    freed: tuple[tuple[str, str], ...] = ()
+    """Nodes that are over and were inside a gate, or in front of it: key and path of each."""
 
 
 class Witness(Protocol):
@@ -172,7 +174,12 @@ class Runs:
                 except ClawdbotError:
                     slot.known = False
                     raise
-                return Decision(slot.state, events, _abandoned(before, slot.state, events))
+                return Decision(
+                    slot.state,
+                    events,
+                    _abandoned(before, slot.state, events),
+                    _freed(before, slot.state),
+                )
         raise VersionConflict("others keep appending to the run first")
 
     async def state(self, key: RunKey) -> RunState | None:
@@ -261,6 +268,22 @@ def _abandoned(
         for attempt in ((path, number) for number in (*node.rivals, node.attempt))
         if attempt not in answered and not _awaited(after, *attempt)
     )
+
+
+def _freed(before: RunState | None, after: RunState | None) -> tuple[tuple[str, str], ...]:
+    """Return the nodes that were busy with a gate before the events and are not after them."""
+    if before is None or after is None or not before.is_gated:
+        return ()
+    return tuple(
+        (node.gate, path)
+        for path, node in before.active()
+        if node.gate and node.is_busy and (after.terminal or not _is_busy(after, path))
+    )
+
+
+def _is_busy(state: RunState, path: str) -> bool:
+    node = state.node(path)
+    return node is not None and node.is_busy
 
 
 def _awaited(state: RunState, path: str, attempt: int) -> bool:

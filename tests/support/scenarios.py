@@ -7,6 +7,7 @@ from events.catalog import ForkedFrom
 from events.commands import (
     CancelRun,
     CheckClock,
+    GrantNode,
     PauseRun,
     ResumeRun,
     RetryNode,
@@ -39,6 +40,7 @@ def scenarios() -> dict[str, Play]:
         "dynamic_graph_and_sub_workflow": _graphs(),
         "routes_and_a_hedge": _routes(),
         "fork_keeps_and_runs": _fork(),
+        "queued_by_its_key": _queued(),
     }
 
 
@@ -204,3 +206,12 @@ def _fork() -> Play:
     )
     fork.work()
     return fork
+
+
+def _queued() -> Play:
+    key = {"concurrency": {"key": "input.text", "limit": 1}}
+    play = Play(graph(model("a", "input.text", **key)), at=AT).start(text="x")
+    play.obey(GrantNode("a", AT + 1))
+    play.at = AT + 2
+    play.work()
+    return play
