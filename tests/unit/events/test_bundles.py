@@ -1,5 +1,12 @@
 """Importing runs: once, whole, and never over another one."""
 
+import hashlib
+import io
+import random
+import zipfile
+from typing import Any
+
+import orjson
 import pytest
 from typing_extensions import override
 
@@ -7,10 +14,17 @@ from events.blobs import MemoryBlobStore
 from events.bundles import import_recording
 from events.codec import Commit
 from events.memory import MemoryEventStore
-from events.recording import Recording
+from events.recording import Recording, pack_recording, unpack_recording
 from events.store import Append, Head
 from events.subjects import RunKey
-from schemas.errors import AlreadyExists, FailedPrecondition, InvalidArgument, StoreUnavailable
+from events.tape import Tape, run_view
+from schemas.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    StoreUnavailable,
+    TerminalError,
+)
 from tests.conformance.golden.make import histories
 
 
@@ -95,3 +109,54 @@ async def test_a_run_under_way_and_what_is_no_run_are_refused() -> None:
     with pytest.raises(InvalidArgument, match="no run"):
         await import_recording(store, blobs, "default", headless)
     assert () == (await store.load(KEY)).commits
+
+
+def mutated(packed: bytes, dice: random.Random) -> bytes:
+    """Return a bundle with one value changed at random, its hash chain made good again."""
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        manifest = orjson.loads(archive.read("manifest.json"))
+        lines = [orjson.loads(line) for line in archive.read("commits.ndjson").splitlines()]
+    places: list[tuple[Any, Any]] = []
+    pending: list[Any] = [lines]
+    while pending:
+        value = pending.pop()
+        keys = value.keys() if isinstance(value, dict) else range(len(value))
+        for key in keys:
+            places.append((value, key))
+            if isinstance(value[key], dict | list):
+                pending.append(value[key])
+    box, key = dice.choice(places)
+    box[key] = dice.choice(
+        [None, "", "x/y[0]", "a\r\nb", -1, 10**18, 1e308, True, [], {}, [[]] * 3, {"$bytes": "!"}]
+    )
+    digest, data = "", b""
+    for line in lines:
+        if isinstance(line, dict):
+            line["previous"] = digest
+        encoded = orjson.dumps(line, option=orjson.OPT_SORT_KEYS)
+        digest = hashlib.sha256(encoded).hexdigest()
+        data += encoded + b"\n"
+    manifest["digest"] = digest
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("manifest.json", orjson.dumps(manifest))
+        archive.writestr("commits.ndjson", data)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_a_forged_bundle_is_taken_or_refused_and_never_more(seed: int) -> None:
+    """Whatever its events say: an import, or one of our errors, and the run can be shown."""
+    dice = random.Random(seed)
+    names = sorted(histories())
+    for _ in range(8):
+        name = dice.choice(names)
+        bundle = mutated(pack_recording(recording(name), 1.0), dice)
+        store = MemoryEventStore()
+        try:
+            found = unpack_recording(bundle)
+            await import_recording(store, MemoryBlobStore(), "default", found)
+        except TerminalError:
+            assert () == (await store.load(RunKey("default", "r1"))).commits
+            continue
+        run_view(KEY, Tape.of(await store.load(KEY)).records)
