@@ -8,6 +8,7 @@ from typing import Annotated
 from faststream import AckPolicy, Path
 from faststream.exceptions import NackMessage
 from faststream.nats import JStream, NatsMessage, PullSub
+from nats.aio.msg import Msg
 
 from events.archive import DirectoryArchive
 from events.blobs import JetStreamBlobStore
@@ -30,9 +31,9 @@ from events.streams import (
     TOPIC_CONSUMER,
     TOPICS,
 )
-from events.subjects import RunKey, pattern
+from events.subjects import RunKey, every, pattern
 from events.subjects import control as control_subject
-from schemas.errors import NotFound, RetryableError
+from schemas.errors import BusUnavailable, NotFound, RetryableError
 from schemas.ids import DEFAULT_TENANT
 from schemas.messages import Control
 from services import micro
@@ -55,7 +56,7 @@ RETRY_S = 1
 TURN_S = 0.1
 """A control waits so long for an earlier one of its run before it is looked at again."""
 STARTS_IN = 5
-"""Deliveries of a control message within which its run must have begun."""
+"""Deliveries that a control message has at least, if its run has not begun."""
 log = get_logger()
 
 
@@ -181,7 +182,7 @@ class Orchestrator:
                 await self._turn(bus, key, meta.sequence.stream)
                 await bus.publish(await handlers.control(key, command, meta.sequence.stream))
             except (RetryableError, NotFound) as error:
-                if isinstance(error, NotFound) and meta.num_delivered >= STARTS_IN:
+                if isinstance(error, NotFound) and await self._in_vain(bus, meta):
                     log.info("control_dropped", run_id=run_id, error=error.message)
                     return
                 log.info("control_postponed", run_id=run_id, error=error.message)
@@ -202,6 +203,21 @@ class Orchestrator:
         earliest = await bus.earliest(COMMANDS, control_subject(key))
         if 0 < earliest < sequence:
             raise NackMessage(delay=TURN_S)
+
+    @staticmethod
+    async def _in_vain(bus: Bus, meta: Msg.Metadata) -> bool:
+        """Tell whether the run of a control will never begin: everything submitted before is done.
+
+        A submission stays in the work queue until then, however long that takes; a few deliveries
+        are left for a run that is submitted after its control.
+        """
+        if meta.num_delivered < STARTS_IN:
+            return False
+        try:
+            earliest = await bus.earliest(COMMANDS, every("submit", "*"))
+        except BusUnavailable:
+            return False
+        return not 0 < earliest < meta.sequence.stream
 
     def _pull(self, kind: str, stream: str, consumer: str) -> Pull:
         return Pull(
