@@ -33,7 +33,7 @@ from events.streams import (
     TOPIC_CONSUMER,
     TOPICS,
 )
-from events.subjects import RunKey, pattern
+from events.subjects import RunKey, every, pattern
 from events.subjects import control as control_subject
 from schemas.errors import NotFound, RetryableError
 from schemas.ids import DEFAULT_TENANT
@@ -50,7 +50,7 @@ from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.shares import Shares
 from services.orchestrator.starters import Starters
 from services.orchestrator.verifier import Pace, Verifier
-from services.runtime import Bus, Clock, Delivery, SystemClock
+from services.runtime import Bus, Delivery, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 
 
@@ -59,6 +59,8 @@ DESCRIPTION = "decides what runs do; takes no requests but those of the streams"
 RETRY_S = 1
 TURN_S = 0.1
 """A control waits so long for an earlier one of its run before it is looked at again."""
+STARTS_IN = 5
+"""Deliveries that a control message has at least, if its run has not begun."""
 log = get_logger()
 
 
@@ -152,7 +154,7 @@ class Orchestrator:
         ):
             group.create_task(Consumer(bus.nc, pull, handle).run())
         await bus.patiently(starters.put_schedules)
-        await self._serve_control(bus, handlers, clock)
+        await self._serve_control(bus, handlers)
         await micro.announce(bus.nc, SERVICE, settings.instance, DESCRIPTION)
 
     def _means(self, bus: Bus, stores: Stores, runs: Runs, clock: SystemClock) -> Means:
@@ -186,7 +188,7 @@ class Orchestrator:
             archive=DirectoryArchive(self.settings.archive()),
         )
 
-    async def _serve_control(self, bus: Bus, handlers: Handlers, clock: Clock) -> None:
+    async def _serve_control(self, bus: Bus, handlers: Handlers) -> None:
         """Take control messages through FastStream: they are rare, so its comfort costs nothing."""
 
         @bus.broker.subscriber(
@@ -208,15 +210,7 @@ class Orchestrator:
                 await self._turn(bus, key, meta.sequence.stream)
                 await bus.publish(await handlers.control(key, command, meta.sequence.stream))
             except (RetryableError, NotFound) as error:
-                waited_s = clock.now() - meta.timestamp.timestamp()
-                if isinstance(error, NotFound) and waited_s > self.settings.control_wait_s:
-                    raw = message.raw_message
-                    sequence = meta.sequence.stream
-                    delivery = Delivery(raw.subject, raw.data, raw.headers or {}, sequence, 1)
-                    name = f"{COMMANDS}.{sequence}"
-                    letter = dead_letter("control", delivery, error, name, bus.nc.max_payload)
-                    await bus.publish([letter])
-                    log.warning("control_dropped", run_id=run_id, error=error.message)
+                if isinstance(error, NotFound) and await self._is_buried(bus, message, error):
                     return
                 log.info("control_postponed", run_id=run_id, error=error.message)
                 raise NackMessage(delay=RETRY_S) from error
@@ -236,6 +230,29 @@ class Orchestrator:
         earliest = await bus.earliest(COMMANDS, control_subject(key))
         if 0 < earliest < sequence:
             raise NackMessage(delay=TURN_S)
+
+    @staticmethod
+    async def _is_buried(bus: Bus, message: NatsMessage, error: NotFound) -> bool:
+        """Dead-letter a control whose run will never begin: everything submitted before is done.
+
+        A submission stays in the work queue until then, however long that takes; a few deliveries
+        are left for a run that is submitted after its control.
+        """
+        raw = message.raw_message
+        sequence, deliveries = raw.metadata.sequence.stream, raw.metadata.num_delivered
+        if deliveries < STARTS_IN:
+            return False
+        delivery = Delivery(raw.subject, raw.data, raw.headers or {}, sequence, deliveries)
+        name = f"{COMMANDS}.{sequence}"
+        try:
+            if 0 < await bus.earliest(COMMANDS, every("submit", "*")) < sequence:
+                return False
+            letter = dead_letter("control", delivery, error, name, bus.nc.max_payload)
+            await bus.publish([letter])
+        except RetryableError:
+            return False
+        log.warning("dead_lettered", subject=raw.subject, error=error.message)
+        return True
 
     def _pull(self, kind: str, stream: str, consumer: str) -> Pull:
         return Pull(

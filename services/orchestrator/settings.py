@@ -19,8 +19,6 @@ class OrchestratorSettings(Settings):
     """Runs whose folded state is kept in memory."""
     clock_interval_s: float = Field(default=0.1, gt=0, le=10)
     """How often due timeouts and retries are looked for."""
-    control_wait_s: float = Field(default=60.0, gt=0, le=86_400)
-    """How long a control message waits for its run to begin; then it is a dead letter."""
     share_s: float = Field(default=1.0, gt=0, le=3600)
     """How much work of one tenant may wait in a pool's queue, seconds."""
     share_tasks_min: int = Field(default=32, ge=1)
