@@ -1,4 +1,4 @@
-"""Run the scenarios: `python -m bench [memory] [http] [engine] [replay]`, all by default.
+"""Run the scenarios: `python -m bench [memory] [http] [engine] [replay] [iterations]`, or all.
 
 One JSON line each on stdout as it is measured, and a table on stderr at the end.
 """
@@ -14,12 +14,12 @@ from typing import Any
 import nats
 import uvloop
 
-from bench import engine, http, memory, replay
+from bench import engine, http, iterations, memory, replay
 from tests.support.mesh import Mesh
 from tests.support.nats import NatsServer
 
 
-SCENARIOS = ("memory", "http", "engine", "replay")
+SCENARIOS = ("memory", "http", "engine", "replay", "iterations")
 MASTER_KEY = bytes(32)
 
 
@@ -41,6 +41,8 @@ async def _measure(chosen: set[str], mesh: Mesh, url: str) -> list[dict[str, Any
             add(await engine.measure(nc, url, MASTER_KEY))
         if "replay" in chosen:
             add(await replay.measure(nc, MASTER_KEY))
+        if "iterations" in chosen:
+            add(await iterations.measure(nc, mesh, MASTER_KEY))
     finally:
         await nc.close()
     return rows
