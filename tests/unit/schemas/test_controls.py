@@ -361,6 +361,14 @@ def test_the_inputs_of_a_called_workflow_are_bound_like_a_models() -> None:
         compiled(graph(source, control("w", "workflow", workflow="c"), edges="a>w"), c=called)
 
 
+def test_a_called_workflow_of_templates_takes_what_it_is_given() -> None:
+    """Nobody can say which inputs a template uses, so the node's own are passed on."""
+    called = graph({"id": "t", "type": "template", "params": {"template": "{{input.name}}"}})
+    node = {**control("w", "workflow", workflow="c"), "inputs": {"name": "input.who"}}
+    binding = compiled(graph(node), c=called).node("w").bindings["name"]
+    assert ("input", "who") == (binding.node, binding.output)
+
+
 def test_models_inside_are_known_by_their_place() -> None:
     """For warnings, and for the kind of file that a run's input wants."""
     ocr = {"id": "ocr", "type": "model", "params": {"model": "rapidocr"}}
