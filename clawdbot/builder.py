@@ -93,11 +93,7 @@ class WorkflowBuilder(GraphBuilder):
         Raises:
             InvalidArgument: Names what cannot work.
         """
-        what = given(model=model, template=template, template_id=template_id)
-        if len(what) != 1:
-            raise InvalidArgument(
-                f"node '{node_id}' needs exactly one of model, template, template_id"
-            )
+        what = _one(node_id, model=model, template=template, template_id=template_id)
         rest = given(
             inputs=inputs,
             timeout_s=timeout_s,
@@ -108,10 +104,7 @@ class WorkflowBuilder(GraphBuilder):
             alternatives=None if alternatives is None else tuple(alternatives),
             prefer=prefer,
             hedge_after_s=hedge_after_s,
-            priority=priority,
-            memo=memo,
-            concurrency=concurrency,
-        )
+        ) | given(priority=priority, memo=memo, concurrency=concurrency)
         return self._add(node_id, "model" if model is not None else "template", what | params, rest)
 
     def deploy(self, name: str, *, replicas: int = 1, client: Client | None = None) -> WorkflowView:
@@ -139,3 +132,15 @@ class WorkflowBuilder(GraphBuilder):
     @override
     def _whole(self) -> dict[str, Any]:
         return self._limits
+
+
+def _one(node_id: str, **choices: str | None) -> dict[str, Any]:
+    """Return the one of some arguments that was given.
+
+    Raises:
+        InvalidArgument: None was, or several were.
+    """
+    what = given(**choices)
+    if len(what) != 1:
+        raise InvalidArgument(f"node '{node_id}' needs exactly one of {', '.join(choices)}")
+    return what
