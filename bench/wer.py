@@ -116,7 +116,7 @@ def main() -> None:
     engine = engine_class(spec.engine)(spec, Path())
     assert isinstance(engine, Engine)
     engine.load()
-    print(table(measure(engine, folder)))  # noqa: T201
+    print(table(measure(engine, folder)))
 
 
 if __name__ == "__main__":

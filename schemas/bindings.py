@@ -114,7 +114,7 @@ def check_expression(formula: str, named: Offers, where: str, node_id: str) -> s
         expression = parse(formula)
     except InvalidArgument as error:
         raise InvalidArgument(f"node '{node_id}': {error.message}", field=where) from error
-    for name in sorted(expression.names()):
+    for name in sorted(expression.names):
         if name not in named:
             known = ", ".join(sorted(named))
             raise InvalidArgument(

@@ -16,7 +16,6 @@ from schemas.catalogue import (
     Catalogue,
     ModelSpec,
     Port,
-    merge_params,
     signature,
 )
 from schemas.errors import InvalidArgument, NotFound
@@ -166,7 +165,8 @@ def plan_model(place: Place) -> Planned:
             field=f"{where}.params.model",
         )
     spec = place.around.catalogue.model(name, field=f"{where}.params.model")
-    params = merge_params(spec, {k: v for k, v in node.params.items() if k != "model"})
+    given = {key: value for key, value in node.params.items() if key != "model"}
+    params = place.around.catalogue.params(name, given, field=f"{where}.params")
     planned = model_node(place, name, spec, params)
     routed = {
         "pool": node.pool or DEFAULT_POOL,
@@ -196,7 +196,9 @@ def _alternatives(place: Place, spec: ModelSpec) -> tuple[Route, ...]:
                 model=other.model,
                 modality=found.modality,
                 pool=other.pool or place.node.pool or DEFAULT_POOL,
-                params=merge_params(found, other.params),
+                params=place.around.catalogue.params(
+                    other.model, other.params, field=f"{where}.params"
+                ),
             )
         )
     return tuple(routes)

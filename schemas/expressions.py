@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from schemas.errors import InvalidArgument
@@ -116,8 +116,9 @@ class Expression:
     text: str
     tree: ast.expr
 
+    @cached_property
     def names(self) -> frozenset[str]:
-        """Return the names it looks up."""
+        """The names it looks up."""
         return frozenset(
             part.id
             for part in ast.walk(self.tree)

@@ -125,7 +125,7 @@ class PlanNode(Message):
         """Time for one attempt, or for a wait, seconds."""
         return min(self.timeout_s, EXPAND_S) if self.kind == "dynamic" else self.timeout_s
 
-    @property
+    @cached_property
     def routes(self) -> tuple[Route, ...]:
         """Every way to do it, the node's own first."""
         own = Route(model=self.model, modality=self.modality, pool=self.pool, params=self.params)
@@ -158,6 +158,19 @@ class Plan(Message):
     def by_id(self) -> Mapping[str, PlanNode]:
         """The nodes by id."""
         return {node.id: node for node in self.nodes}
+
+    @cached_property
+    def followers(self) -> Mapping[str, PlanNode]:
+        """The node that alone waits for a node, and for that one alone, by the latter's id."""
+        waiting: dict[str, list[PlanNode]] = {}
+        for node in self.nodes:
+            for source in node.sources:
+                waiting.setdefault(source, []).append(node)
+        return {
+            source: nodes[0]
+            for source, nodes in waiting.items()
+            if len(nodes) == 1 and nodes[0].sources == (source,)
+        }
 
     def node(self, node_id: str) -> PlanNode:
         """Return one node by id."""

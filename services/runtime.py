@@ -15,6 +15,7 @@ import uvloop
 from faststream.nats import NatsBroker
 from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
+from nats.errors import MaxPayloadError
 from nats.js.errors import Error as JetStreamError
 from nats.js.errors import NotFoundError
 
@@ -29,7 +30,7 @@ from events.streams import (
     ensure_consumer,
     work_consumer,
 )
-from schemas.errors import BusUnavailable, ClawdbotError, StoreFull, Unavailable
+from schemas.errors import BusUnavailable, ClawdbotError, ResourceExhausted, StoreFull, Unavailable
 from services.settings import S, read
 from services.telemetry import BUS_CONNECTED, configure, get_logger
 
@@ -323,6 +324,7 @@ async def publish(express: Express, messages: Sequence[Outgoing]) -> None:
 
     Raises:
         BusUnavailable: At least one was not acknowledged.
+        ResourceExhausted: One is larger than the server takes.
     """
     answers: list[Awaitable[bytes]] = []
     for message in messages:
@@ -331,14 +333,16 @@ async def publish(express: Express, messages: Sequence[Outgoing]) -> None:
             answers.append(express.ask(message.subject, message.data, head))
         else:
             express.publish(message.subject, message.data, head)
-    failure: Exception | None = None
+    failure: ClawdbotError | None = None
     for answer in answers:
         try:
             pub_ack(await answer)
+        except MaxPayloadError:
+            failure = ResourceExhausted("a message is larger than the server takes")
         except (Refused, NatsError) as error:
-            failure = error
+            failure = BusUnavailable("the bus did not acknowledge a message", cause=str(error))
     if failure is not None:
-        raise BusUnavailable("the bus did not acknowledge a message") from failure
+        raise failure
 
 
 class Service(Protocol):

@@ -158,6 +158,7 @@ class Orchestrator:
         settings = self.settings
         return Means(
             runs=runs,
+            store=stores.log,
             definitions=DefinitionStore(bus.nc.jetstream()),
             catalogue=settings.load_catalogue(),
             blobs=stores.blobs,

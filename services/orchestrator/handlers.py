@@ -9,6 +9,7 @@ import orjson
 
 from events.blobs import BlobStore
 from events.catalog import NodeScheduled
+from events.chains import following
 from events.commands import (
     Advice,
     CancelRun,
@@ -26,19 +27,22 @@ from events.commands import (
     StartRun,
 )
 from events.definitions import DefinitionStore, DeployedWorkflow, called
+from events.forking import prepare_fork
 from events.paths import node_id_of, scope_of
 from events.spill import spill
 from events.state import RunState
+from events.store import EventStore
 from events.subjects import RunKey, cancel, result, run_key, task, tenant_and_name, topic
 from events.view import evaluate, node_inputs
 from schemas.catalogue import Catalogue
 from schemas.compiler import compile_plan
 from schemas.errors import AlreadyExists, InvalidArgument, NotFound, TerminalError
+from schemas.forks import parse_fork
 from schemas.ids import valid_token
 from schemas.messages import Abandoned, Control, Fault, Header, Task, TaskResult, pack, unpack
 from schemas.plan import Plan
 from schemas.submission import inputs_digest, parse_submission
-from schemas.values import Wire, from_json, to_json
+from schemas.values import from_json, to_json
 from schemas.workflow import parse_definition
 from services.orchestrator.gates import Gates
 from services.orchestrator.routing import Routing
@@ -58,6 +62,7 @@ class Means:
     """What handlers work with."""
 
     runs: Runs
+    store: EventStore
     definitions: DefinitionStore
     catalogue: Catalogue
     blobs: BlobStore
@@ -85,36 +90,68 @@ class Handlers:
         key = RunKey(tenant, derived)  # of the refusal, should the chosen id be no token
         correlation_id = delivery.headers.get(Header.CORRELATION_ID) or run_id
         delivery.facts.update(run_id=run_id, correlation_id=correlation_id)
-        inputs: Wire = {}
         try:
             key = RunKey(tenant, valid_token(run_id, field=Header.RUN_ID))
-            deployed = await self._deployed(tenant, workflow, delivery)
-            inputs = parse_submission(delivery.data, delivery.headers, deployed.plan)
-            inputs = await spill(inputs, tenant, self._means.blobs)
-            digest = inputs_digest(workflow, inputs)  # of what a gateway would have sent
+            if Header.FORK_OF in delivery.headers:
+                command = await self._fork(tenant, delivery, correlation_id)
+            else:
+                command = await self._start(tenant, workflow, delivery, correlation_id)
         except TerminalError as error:
             return await self._reject(key, workflow, delivery, error)
-        command = StartRun(
-            workflow=workflow,
-            version=deployed.version,
-            digest=deployed.digest,
-            plan=deployed.plan,
-            inputs=inputs,
-            inputs_digest=digest,
-            correlation_id=correlation_id,
-            at=self._clock.now(),
-        )
         trace = child_traceparent(delivery.headers.get(Header.TRACEPARENT))
         try:
             decision = await self._obey(key, command, traceparent=trace, fresh=delivery.count == 1)
         except NotFound as error:
             raise AlreadyExists(error.message, field=Header.RUN_ID) from error
         state = decision.state
-        if state is not None and state.inputs_digest != digest:
+        if state is not None and state.inputs_digest != command.inputs_digest:
             raise AlreadyExists(
                 f"run {run_id} exists with other inputs; choose another id", field=Header.RUN_ID
             )
         return await self._follow(key, decision, trace, stale=True)
+
+    async def _start(
+        self, tenant: str, workflow: str, delivery: Delivery, correlation_id: str
+    ) -> StartRun:
+        """Return the command behind a submission of inputs."""
+        deployed = await self._deployed(tenant, workflow, delivery)
+        inputs = parse_submission(delivery.data, delivery.headers, deployed.plan)
+        inputs = await spill(inputs, tenant, self._means.blobs)
+        return StartRun(
+            workflow=workflow,
+            version=deployed.version,
+            digest=deployed.digest,
+            plan=deployed.plan,
+            inputs=inputs,
+            inputs_digest=inputs_digest(workflow, inputs),  # of what a gateway would have sent
+            correlation_id=correlation_id,
+            at=self._clock.now(),
+        )
+
+    async def _fork(self, tenant: str, delivery: Delivery, correlation_id: str) -> StartRun:
+        """Return the command behind a submission that forks another run."""
+        at = self._clock.now()
+        parent = RunKey(tenant, valid_token(delivery.headers[Header.FORK_OF], field=Header.FORK_OF))
+        prepared = await prepare_fork(
+            self._means.store,
+            self._means.definitions,
+            self._means.catalogue,
+            parent,
+            parse_fork(delivery.data),
+            at=at,
+        )
+        return StartRun(
+            workflow=prepared.deployed.name,
+            version=prepared.deployed.version,
+            digest=prepared.deployed.digest,
+            plan=prepared.plan,
+            inputs=await spill(prepared.inputs, tenant, self._means.blobs),
+            inputs_digest=prepared.digest,
+            correlation_id=correlation_id,
+            at=at,
+            forked_from=prepared.origin,
+            kept=prepared.kept,
+        )
 
     async def result(self, delivery: Delivery) -> Sequence[Outgoing]:
         """Record a worker's result."""
@@ -296,6 +333,7 @@ class Handlers:
     def _task(self, key: RunKey, state: RunState, path: str, trace: str) -> Outgoing:
         planned, node = state.planned(path), state.nodes_of(scope_of(path))[node_id_of(path)]
         route = planned.routes[node.route]
+        then, seen = following(state, path)
         body = Task(
             tenant=key.tenant,
             run_id=key.run_id,
@@ -308,6 +346,8 @@ class Handlers:
             deadline=node.deadline,
             memo_s=planned.memo_s,
             correlation_id=state.correlation_id,
+            then=then,
+            seen=seen,
         )
         return Outgoing(
             task(key.tenant, route.modality, route.pool, planned.lane, route.model),

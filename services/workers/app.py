@@ -18,7 +18,7 @@ from services.consumer import Consumer, Pull
 from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 from services.workers.attempts import Attempts
-from services.workers.handlers import Handlers
+from services.workers.handlers import Handlers, Means
 from services.workers.models import Models
 from services.workers.remembered import Remembered
 from services.workers.settings import WorkerSettings
@@ -60,19 +60,18 @@ class Worker:
         await bus.patiently(bus.generation)
         keys = JetStreamKeyRing(bus.nc.jetstream(), settings.master_key_bytes())
         await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
-        handlers = Handlers(
-            worker,
-            models,
-            Remembered(
-                JetStreamMemoStore(bus.nc, keys),
-                JetStreamBlobStore(bus.nc, keys),
-                models,
-                SystemClock(),
-            ),
-            JetStreamBlobStore(bus.nc, keys),
-            attempts,
-            SystemClock(),
+        blobs, clock = JetStreamBlobStore(bus.nc, keys), SystemClock()
+        memos = JetStreamMemoStore(bus.nc, keys)
+        means = Means(
+            worker=worker,
+            models=models,
+            remembered=Remembered(memos, blobs, models, clock),
+            blobs=blobs,
+            attempts=attempts,
+            clock=clock,
+            chain_s=settings.chain_ms / 1000,
         )
+        handlers = Handlers(means)
         directory = ModelDirectory(bus.nc.jetstream())
         try:
             await bus.patiently(lambda: self._ensure_consumers(bus))

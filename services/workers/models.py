@@ -23,6 +23,9 @@ from services.workers.turns import Turn
 
 log = get_logger()
 
+PACE_WEIGHT = 0.3
+"""Of the newest inference in a model's pace."""
+
 
 @dataclass
 class Loaded:
@@ -32,6 +35,13 @@ class Loaded:
     engine: AnyEngine
     turn: Turn = field(default_factory=Turn)
     """An engine computes for one at a time."""
+    pace_s: float | None = None
+    """How long an inference takes lately, waiting included."""
+
+    def note(self, took_s: float) -> None:
+        """Take note of one more inference."""
+        past_s = took_s if self.pace_s is None else self.pace_s
+        self.pace_s = past_s + PACE_WEIGHT * (took_s - past_s)
 
 
 @dataclass(frozen=True)
@@ -138,6 +148,7 @@ class Models:
             case _:
                 raise AssertionError("an engine computes or waits")
         done = time.perf_counter()
+        loaded.note(done - ready)
         return Answer(
             outputs,
             loaded.name,
@@ -145,6 +156,11 @@ class Models:
             load_ms=(ready - begun) * 1000,
             compute_ms=(done - started) * 1000,
         )
+
+    def pace_s(self, name: str) -> float | None:
+        """Return how long an inference takes lately, seconds; None before the first one."""
+        loaded = self._loaded.get(name)
+        return None if loaded is None else loaded.pace_s
 
     def close(self) -> None:
         """Give everything back."""

@@ -177,7 +177,7 @@ async def test_the_checker_sees_what_optimistic_concurrency_prevents(
     await start_twice(forked)
     with pytest.raises(DataLoss):
         await store.load(forked)
-    commits = [await store.decode_one(item) for item in await store.stored(forked)]
+    commits = [(await store.decoder(item))() for item in await store.stored(forked)]
     assert violations([event for commit in commits for event in commit.events]) != []
     for index in indexes:
         index.close()
