@@ -152,6 +152,13 @@ def plan_workflow(place: Place) -> Planned:
         Port(name=name, kind=known[name].kind if name in known else "json", required=needed)
         for name, needed in body.run_inputs().items()
     ]
+    if body.takes_any:
+        named = {port.name for port in ports}
+        ports += [
+            Port.model_construct(name=name, kind="json", required=False)
+            for name in place.node.inputs
+            if name not in named
+        ]
     planned = _control(place, "graph", {}, body=body).model_copy(
         update={
             "bindings": bind(place, ports),

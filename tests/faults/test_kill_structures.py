@@ -26,6 +26,7 @@ from schemas.submission import pack_inputs
 from schemas.workflow import parse_definition
 from tests.support.mesh import Mesh
 from tests.support.nats import NatsServer
+from tests.support.outside import Outside, serving
 from tests.support.play import control, graph, model
 from tests.support.wait import until
 
@@ -41,7 +42,7 @@ LONG = "x" * 20_000
 SMALL = {"events_bytes_max": "268435456", "blobs_bytes_max": "268435456"}
 
 
-def everything() -> dict[str, Any]:
+def everything(url: str) -> dict[str, Any]:
     """Return a workflow of all structures; `last` decides whether it ends well."""
     item = graph(
         model("say", "input.item"),
@@ -76,6 +77,9 @@ def everything() -> dict[str, Any]:
         control("sub", "workflow", workflow="part"),
         {**control("word", "signal", default="none"), "timeout_s": 0.4},
         control("out", "emit", subject="killed.said"),
+        control("call", "http", url=url, method="POST"),
+        model("alone", "call.body.path", concurrency={"key": '"all"', "limit": 2}),
+        model("known", '"known"', memo=True, priority="low"),
         model("last", "run.last"),
     )
     definition["edges"] = [
@@ -90,7 +94,10 @@ def everything() -> dict[str, Any]:
             ("made", "sub"),
             ("guard", "word"),
             ("word", "out"),
-            ("out", "last"),
+            ("out", "call"),
+            ("call", "alone"),
+            ("alone", "known"),
+            ("known", "last"),
             ("sub", "last"),
         )
     ] + [{"source": "route", "target": case, "case": case} for case in ("many", "few")]
@@ -101,11 +108,19 @@ def everything() -> dict[str, Any]:
 def mesh(nats_server: NatsServer, tmp_path: Path) -> Iterator[Mesh]:
     """Two orchestrators and two text workers, with quick redelivery."""
     extra = {"ack_wait_s": "2", "max_deliver": "100", "master_key": MASTER_TEXT, **SMALL}
+    extra["http_allow"] = "127.0.0.1"
     mesh = Mesh(tmp_path, nats_server.url, extra)
     mesh.add_core(replicas=2)
     mesh.start()
     yield mesh
     mesh.stop()
+
+
+@pytest.fixture
+def outside() -> Iterator[Outside]:
+    """A server that is no part of the mesh."""
+    with serving() as server:
+        yield server
 
 
 async def deploy(nc: Nats, name: str, document: dict[str, Any]) -> None:
@@ -150,6 +165,7 @@ def check(events: list[Event], *, fine: bool) -> None:
     assert {f"each[{number}]/again" for number in range(4)} <= done.keys()
     wanted = {"guard[catch]/mend", "guard[finally]/tidy", "many", "made[body]/d", "sub[body]/p"}
     assert wanted <= done.keys()
+    assert {"text": "/orders"} == state.nodes["alone"].outputs
     assert {"text": "iii", "iterations": 3} == state.nodes["count"].outputs
     if fine:
         assert ("completed", {"last": {"text": "fine"}}) == (state.status, state.outputs)
@@ -158,7 +174,9 @@ def check(events: list[Event], *, fine: bool) -> None:
 
 
 @pytest.mark.timeout(240)
-async def test_every_structure_survives_kills(mesh: Mesh, nats_server: NatsServer) -> None:
+async def test_every_structure_survives_kills(
+    mesh: Mesh, nats_server: NatsServer, outside: Outside
+) -> None:
     """Each run ends as it would have, every node is recorded once, what failed is undone."""
     nc = await nats.connect(nats_server.url, max_reconnect_attempts=-1)
     said: set[str] = set()
@@ -168,7 +186,7 @@ async def test_every_structure_survives_kills(mesh: Mesh, nats_server: NatsServe
 
     await nc.subscribe(every("topic"), cb=hear)
     await deploy(nc, "part", graph(model("p", '"part"')))
-    await deploy(nc, "everything", everything())
+    await deploy(nc, "everything", everything(f"{outside.url}/orders"))
     keys = {RunKey(DEFAULT_TENANT, new_id()): number % 3 != 0 for number in range(RUNS)}
     rng = random.Random(11)
 
@@ -197,4 +215,5 @@ async def test_every_structure_survives_kills(mesh: Mesh, nats_server: NatsServe
     for key, fine in keys.items():
         check((await store.load(key)).events(), fine=fine)
     assert {key.run_id for key in keys} == said
+    assert RUNS == len({seen["idempotency-key"] for seen in outside.seen})
     await nc.close()

@@ -381,6 +381,19 @@ def test_retry_and_skip_by_hand(http: httpx.Client) -> None:
     assert {"after": {"text": "by hand"}} == ended(http, run_id)["outputs"]
 
 
+def test_a_run_that_is_over_is_run_again(http: httpx.Client) -> None:
+    """From its failed node, with another input, or all of it: a fork is a run of its own."""
+    run_id = begin(http, graph(model("a"), fails("b"), edges="a>b"), text="x", long=LONG)
+    assert "failed" == ended(http, run_id)["status"]
+    body = {"changes": {"inputs.long": "short"}}
+    mended = http.post(f"/v1/runs/{run_id}/fork?wait=20", json=body).json()
+    assert ("completed", {"b": {"text": "short"}}) == (mended["status"], mended["outputs"])
+    assert [True, False] == [node.get("kept_from") is not None for node in mended["nodes"]]
+    again = http.post(f"/v1/runs/{run_id}/fork?wait=20", json={"at": 1}).json()
+    assert "failed" == again["status"]
+    assert [False, False] == [node.get("kept_from") is not None for node in again["nodes"]]
+
+
 def test_another_way_is_taken_when_one_does_not_answer(http: httpx.Client) -> None:
     """Nobody works in the first pool: the hedge asks the next, whose answer counts."""
     node = model(
