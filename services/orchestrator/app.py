@@ -133,6 +133,7 @@ class Orchestrator:
         pace = Pace(settings.verify_runs_per_s, settings.verify_interval_s)
         verifier = Verifier(history, index, stores, runs, clock, pace)
         housekeeping = Housekeeping(stores, settings, clock, lambda: verifier.intact)
+        group.create_task(_flush_at_the_end(runs))
         caught_up = asyncio.Event()
         group.create_task(index.follow(bus.nc, ready=caught_up))
         await caught_up.wait()
@@ -264,6 +265,14 @@ class Orchestrator:
             ack_wait_s=self.settings.ack_wait_s,
             max_deliver=self.settings.max_deliver,
         )
+
+
+async def _flush_at_the_end(runs: Runs) -> None:
+    """Store what follows behind before the process ends."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await runs.flush()
 
 
 def build(settings: OrchestratorSettings) -> Orchestrator:
