@@ -243,17 +243,8 @@ class Consumer:
 
     async def _dead_letter(self, delivery: Delivery, error: ClawdbotError) -> None:
         delivery.facts["error"] = error.message
-        tenant = delivery.subject.split(".")[2]
-        said = {
-            Header.REASON: _one_line(error.message),
-            "Clawdbot-Subject": delivery.subject,
-            Header.MSG_ID: f"{tenant}.{self._pull.stream}.{delivery.sequence}",
-        }
-        headers = {**delivery.headers, **said}
-        room = self._nc.max_payload - len(encode_head(headers))
-        if room < len(delivery.data):  # what is said of it must still fit
-            headers, room = said, self._nc.max_payload - len(encode_head(said))
-        letter = Outgoing(dead(tenant, self._pull.kind), delivery.data[:room], headers)
+        name = f"{self._pull.stream}.{delivery.sequence}"
+        letter = dead_letter(self._pull.kind, delivery, error, name, self._nc.max_payload)
         await publish(self._express, [letter])
 
     def _answer(self, frame: Frame, verdict: bytes) -> None:
@@ -262,6 +253,31 @@ class Consumer:
             self._express.publish(frame.reply, verdict)
         except NatsError as error:
             log.info("ack_lost", subject=frame.subject, error=str(error))
+
+
+def dead_letter(
+    kind: str, delivery: Delivery, error: ClawdbotError, name: str, bytes_max: int
+) -> Outgoing:
+    """Return a message for DEAD: as it came, with the reason; cut where it would not fit.
+
+    Args:
+        kind: What it was.
+        delivery: The message.
+        error: Why nobody could handle it.
+        name: Its own within the tenant, so that it is kept once.
+        bytes_max: What the server takes.
+    """
+    tenant = delivery.subject.split(".")[2]
+    said = {
+        Header.REASON: _one_line(error.message),
+        Header.SUBJECT: delivery.subject,
+        Header.MSG_ID: f"{tenant}.{name}",
+    }
+    headers = {**delivery.headers, **said}
+    room = bytes_max - len(encode_head(headers))
+    if room < len(delivery.data):  # what is said of it must still fit
+        headers, room = said, bytes_max - len(encode_head(said))
+    return Outgoing(dead(tenant, kind), delivery.data[:room], headers)
 
 
 def _pause_s(turn: int) -> float:
