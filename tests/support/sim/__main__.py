@@ -55,6 +55,7 @@ def main() -> int:
     seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
     for outcome in outcomes(seeds, asked):
         happened += outcome.happened
+        sys.stdout.flush()
         if asked.seeds == 1:
             print(f"trace {outcome.trace}, {outcome.seconds:.3f} virtual s, {outcome.steps} steps")
         if outcome.wrong:
