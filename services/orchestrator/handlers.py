@@ -2,7 +2,7 @@
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -180,18 +180,26 @@ class Handlers:
         decision = await self._obey(key, CheckClock(self._clock.now()))
         return await self._follow(key, decision, child_traceparent(None))
 
-    async def control(self, key: RunKey, command: Control, sequence: int) -> Sequence[Outgoing]:
+    async def control(
+        self,
+        key: RunKey,
+        command: Control,
+        sequence: int,
+        wanted: Callable[[], Awaitable[bool]],
+    ) -> Sequence[Outgoing]:
         """Do to a run what a client asked for; nothing if the run is over.
 
         Args:
             key: The run.
             command: What to do.
             sequence: Of the message; names a signal that has no id.
+            wanted: Tells whether it is still to be done, or was done elsewhere meanwhile.
 
         Raises:
             NotFound: There is no such run, or not yet.
         """
-        decision = await self._obey(key, _order(command, sequence, self._clock.now()))
+        order = _order(command, sequence, self._clock.now())
+        decision = await self._obey(key, order, wanted=wanted)
         if decision.state is None:
             raise NotFound(f"no run {key.run_id}", field="run_id")
         log.info(
@@ -205,12 +213,18 @@ class Handlers:
         return await self._follow(key, Decision(state, []), child_traceparent(None), stale=True)
 
     async def _obey(
-        self, key: RunKey, command: Command, *, traceparent: str = "", fresh: bool = False
+        self,
+        key: RunKey,
+        command: Command,
+        *,
+        traceparent: str = "",
+        fresh: bool = False,
+        wanted: Callable[[], Awaitable[bool]] | None = None,
     ) -> Decision:
         now = self._clock.now()
         advice = Advice(self._means.noise.random(), self._routing.health(now))
         decision = await self._runs.obey(
-            key, command, advice=advice, traceparent=traceparent, fresh=fresh
+            key, command, advice=advice, traceparent=traceparent, fresh=fresh, wanted=wanted
         )
         self._routing.observe(decision, now)
         return decision

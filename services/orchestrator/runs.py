@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -143,6 +144,7 @@ class Runs:
         advice: Advice = Advice(),  # noqa: B008 - frozen
         traceparent: str = "",
         fresh: bool = False,
+        wanted: Callable[[], Awaitable[bool]] | None = None,
     ) -> Decision:
         """Decide a command against the run's log and commit what it brings.
 
@@ -152,6 +154,7 @@ class Runs:
             advice: What the decision may use besides the log.
             traceparent: Goes into the commit's headers.
             fresh: Try first as if the run had no log; a conflict tells otherwise.
+            wanted: Asked before each try, once the log is known, whether this is still to be done.
 
         Raises:
             StoreUnavailable: The log cannot be reached; nothing is known about the commit.
@@ -168,6 +171,8 @@ class Runs:
                 if not slot.known and not fresh:
                     await self._load(key, slot)
                     read = True
+                if wanted is not None and not await wanted():
+                    return Decision(slot.state, [])
                 before = slot.state
                 events = decide(before, command, advice)
                 if not events and (read or _final(slot.state)):

@@ -11,19 +11,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
 import structlog
 
+import events.jetstream
 import events.keys
 import services.orchestrator.app
 import services.workers.app
+from events.group_commit import GroupCommit
 from services.workers import engines
 from tests.support.sim.loop import RUNNING
 
 
+BATCH_MIN = 2
+"""Commits that make an atomic batch; a few runs would never reach the usual number."""
 CATALOGUE = Path(__file__).with_name("engine.yaml")
 
 
@@ -57,13 +62,14 @@ def simulated(
         (random, "_urandom", chance.randbytes),
         (os, "fsync", lambda _: None),
         (events.keys, "AESGCM", Keys),
+        (events.jetstream, "GroupCommit", partial(GroupCommit, batch_min=BATCH_MIN)),
         (anyio.to_thread, "run_sync", _off_loop),
         (services.orchestrator.app, "configure", lambda *_: None),
         (services.workers.app, "configure", lambda *_: None),
     ]
     engines._CLASSES["moody"] = ("tests.support.sim.moody", "MoodyEngine")
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
-    state = random.getstate()
+    state, logging = random.getstate(), structlog.get_config()
     _log(now, said=said)
     gc.collect()
     gc.disable()  # finalizers must not run at moments that no seed decides
@@ -76,6 +82,7 @@ def simulated(
         for owner, name, value in before:
             setattr(owner, name, value)
         random.setstate(state)
+        structlog.configure(**logging)
         del engines._CLASSES["moody"]
         gc.enable()
 
