@@ -5,11 +5,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-import orjson
-
 from events.blobs import BlobStore
 from events.catalog import NodeScheduled
-from events.chains import following
 from events.commands import (
     Advice,
     CancelRun,
@@ -32,19 +29,20 @@ from events.paths import node_id_of, scope_of
 from events.spill import spill
 from events.state import RunState
 from events.store import EventStore
-from events.subjects import RunKey, cancel, result, run_key, task, tenant_and_name, topic
-from events.view import evaluate, node_inputs
+from events.subjects import RunKey, cancel, run_key, tenant_and_name
+from events.view import evaluate
 from schemas.catalogue import Catalogue
 from schemas.compiler import compile_plan
 from schemas.errors import Aborted, AlreadyExists, InvalidArgument, NotFound, TerminalError
 from schemas.forks import parse_fork
 from schemas.ids import valid_token
-from schemas.messages import Abandoned, Control, Fault, Header, Task, TaskResult, pack, unpack
+from schemas.messages import Abandoned, Control, Fault, Header, TaskResult, pack, unpack
 from schemas.plan import Plan
 from schemas.submission import inputs_digest, parse_submission
-from schemas.values import from_json, to_json
+from schemas.values import from_json
 from schemas.workflow import parse_definition
 from services.orchestrator.gates import Gates
+from services.orchestrator.messages import emission_of, task_of
 from services.orchestrator.routing import Routing
 from services.orchestrator.runs import Decision, Runs
 from services.orchestrator.shares import Shares
@@ -287,10 +285,10 @@ class Handlers:
                 continue  # its scope ended in the same commit
             match state.planned(path).kind:
                 case "model":
-                    task = self._task(key, state, path, trace)
-                    out += [task] if self._means.shares.admits(task) else []
+                    asked = task_of(key, state, path, trace)
+                    out += [asked] if self._means.shares.admits(asked) else []
                 case "emit":
-                    out += self._emission(key, state, path, trace)
+                    out += emission_of(key, state, path, trace)
                 case "dynamic":
                     expanded.append(await self._expand(key, state, path, trace))
                 case _:
@@ -319,61 +317,6 @@ class Handlers:
         command = ExpandNode(path, node.attempt, plan, fault, self._clock.now())
         return await self._obey(key, command, traceparent=trace)
 
-    def _emission(self, key: RunKey, state: RunState, path: str, trace: str) -> list[Outgoing]:
-        """Return the message of an `emit` node, and the result that says it was sent."""
-        planned, node = state.planned(path), state.nodes_of(scope_of(path))[node_id_of(path)]
-        inputs = node_inputs(state, scope_of(path), planned)
-        payload = inputs["payload"] if "payload" in planned.bindings else inputs
-        headers = {
-            Header.RUN_ID: key.run_id,
-            Header.MSG_ID: f"{key.tenant}.{key.run_id}.{path}.{node.attempt}",
-            Header.CE_ID: f"{key.run_id}.{path}.{node.attempt}",
-            Header.CORRELATION_ID: state.correlation_id,
-            Header.TRACEPARENT: trace,
-            Header.CONTENT_TYPE: "application/json",
-        }
-        subject = topic(key.tenant, planned.params["subject"])
-        body = orjson.dumps(to_json({"payload": payload})["payload"])
-        sent = TaskResult(
-            tenant=key.tenant,
-            run_id=key.run_id,
-            node_id=path,
-            attempt=node.attempt,
-            outputs={},
-            model=planned.model,
-            worker="",
-        )
-        return [
-            Outgoing(subject, body, headers),
-            Outgoing(result(key), pack(sent), _headers(key, state, path, node.attempt, trace)),
-        ]
-
-    def _task(self, key: RunKey, state: RunState, path: str, trace: str) -> Outgoing:
-        planned, node = state.planned(path), state.nodes_of(scope_of(path))[node_id_of(path)]
-        route = planned.routes[node.route]
-        then, seen = following(state, path)
-        body = Task(
-            tenant=key.tenant,
-            run_id=key.run_id,
-            node_id=path,
-            attempt=node.attempt,
-            model=route.model,
-            params=route.params,
-            inputs=node_inputs(state, scope_of(path), planned),
-            scheduled_at=node.scheduled_at,
-            deadline=node.deadline,
-            memo_s=planned.memo_s,
-            correlation_id=state.correlation_id,
-            behind=state.plan.mode != "strong",
-            then=then,
-            seen=seen,
-        )
-        return Outgoing(
-            task(key.tenant, route.modality, route.pool, planned.lane, route.model),
-            pack(body),
-            _headers(key, state, path, node.attempt, trace),
-        )
-
 
 def _hold(delivery: Delivery, decision: Decision) -> None:
     """Keep a message until what it led to is stored, where its workflow wants that."""
@@ -390,14 +333,6 @@ def _is_known(state: RunState | None, result: TaskResult) -> bool:
         return True
     node = state.node(result.node_id)
     return node is not None and node.attempt >= result.attempt
-
-
-def _headers(key: RunKey, state: RunState, path: str, attempt: int, trace: str) -> dict[str, str]:
-    return {
-        Header.MSG_ID: f"{key.tenant}.{key.run_id}.{path}.{attempt}",
-        Header.CORRELATION_ID: state.correlation_id,
-        Header.TRACEPARENT: trace,
-    }
 
 
 def _scheduled(decision: Decision) -> list[str]:
