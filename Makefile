@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 AUDIO  ?=
+SEEDS  ?= 500
+FIRST_SEED ?= 0
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # The first interpreter that is new enough; empty when there is none.
@@ -8,7 +10,7 @@ NEW_ENOUGH = $(shell for p in $(PYTHON) python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-faults soak check lint format types imports schemas schemas-check bench bench-engine models compose-up compose-down test-compose clean
+.PHONY: help demo up test simulate test-faults soak check lint format types imports schemas schemas-check bench bench-engine models compose-up compose-down test-compose clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,11 +24,14 @@ up: $(STAMP) ## start nats-server and every service on this machine
 test: $(STAMP) ## every test but the slow ones, under ten minutes
 	$(BIN)/python -m pytest -m "not slow and not docker and not browser" $(ARGS)
 
-test-faults: $(STAMP) ## seeded simulation and killed processes, all of it
-	$(BIN)/python -m pytest tests/faults $(ARGS)
+simulate: $(STAMP) ## seeded simulation: make simulate SEEDS=10000 FIRST_SEED=0
+	$(BIN)/python -m tests.support.sim --first-seed $(FIRST_SEED) --seeds $(SEEDS) $(ARGS)
 
-soak: $(STAMP) ## the simulation over ever new seeds, until stopped
-	seed=0; while $(BIN)/python -m pytest -q tests/faults --first-seed $$seed; do seed=$$((seed + 1000)); done
+test-faults: $(STAMP) ## seeded simulation, killed processes, power cuts, damaged logs: all of it
+	$(BIN)/python -m pytest tests/simulation tests/faults --seeds $(SEEDS) $(ARGS)
+
+soak: $(STAMP) ## the simulation over ever new seeds, until one fails or you stop it
+	seed=$(FIRST_SEED); while $(MAKE) --no-print-directory simulate FIRST_SEED=$$seed SEEDS=1000; do seed=$$((seed + 1000)); done
 
 check: lint types imports schemas-check test ## what CI calls
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from clawdbot.results import Run
+from events.bundles import folded
 from events.recording import Recording, unpack_recording
 from events.tape import Recorded, Tape, run_view
 from schemas.errors import InvalidArgument
@@ -32,7 +33,9 @@ def open_recording(bundle: bytes | Path) -> Recording:
     Raises:
         InvalidArgument: It cannot be read, or does not verify.
     """
-    return unpack_recording(bundle_bytes(bundle))
+    recording = unpack_recording(bundle_bytes(bundle))
+    folded(recording)
+    return recording
 
 
 def records_of(recording: Recording) -> list[Recorded]:

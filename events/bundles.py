@@ -9,12 +9,14 @@ from events.blobs import BlobStore
 from events.catalog import RunStarted
 from events.codec import Commit
 from events.definitions import DefinitionStore
-from events.evolve import fold
-from events.jetstream import JetStreamEventStore
+from events.jetstream import JetStreamEventStore, commit_headers
 from events.recording import Recording, cited, pack_recording, unpack_recording
+from events.state import RunState
 from events.store import EMPTY, Append, EventStore, Head
 from events.subjects import RunKey
+from events.tape import Tape, run_view
 from schemas.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from schemas.ids import valid_token
 
 
 async def export_recording(  # noqa: PLR0913 - three stores, and three things to say about the file
@@ -126,7 +128,7 @@ async def import_recording(
         StoreFull, StoreUnavailable: Nothing more can be written now.
     """
     key = RunKey(tenant, recording.key.run_id)
-    state = _state(recording)
+    state = folded(recording)
     if not state.terminal:
         raise FailedPrecondition(
             f"run {key.run_id} is {state.status}; only a run that is over can be imported",
@@ -141,12 +143,22 @@ async def import_recording(
     return known < len(recording.commits)
 
 
-def _state(recording: Recording) -> Any:
+def folded(recording: Recording) -> RunState:
+    """Fold the events of a bundle and show the run, as everybody will who looks at it.
+
+    Raises:
+        InvalidArgument: They are no run.
+    """
     try:
-        state = fold(event for commit in recording.commits for event in commit.events)
-    except (AssertionError, KeyError, AttributeError) as error:
+        state = recording.history().state()
+        run_view(recording.key, Tape.of(recording.history()).records)
+        assert state is not None
+        valid_token(state.workflow, field="bundle")
+        commit_headers(Append(recording.key, "", (), EMPTY, state), 1)
+    except (AssertionError, ArithmeticError, AttributeError, LookupError) as error:
         raise InvalidArgument("the events of this bundle are no run", field="bundle") from error
-    assert state is not None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgument("the events of this bundle are no run", field="bundle") from error
     return state
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from events.catalog import Figures, ForkedFrom, NodeKept, NodeSkipped
+from events.catalog import Figures, ForkedFrom, NodeKept, NodeSkipped, SignalReceived
 from schemas.messages import Fault, TaskResult
 from schemas.plan import Plan
 from schemas.values import Wire
@@ -33,7 +33,7 @@ class StartRun:
     correlation_id: str
     at: float
     forked_from: ForkedFrom | None = None
-    kept: tuple[NodeKept | NodeSkipped, ...] = ()
+    kept: tuple[NodeKept | NodeSkipped | SignalReceived, ...] = ()
     """What a fork takes over from the run it was forked from."""
 
 

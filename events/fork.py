@@ -7,7 +7,7 @@ anew whole; there is no keeping of some iterations.
 
 from collections.abc import Iterator, Sequence
 
-from events.catalog import Event, NodeCompleted, NodeKept, NodeSkipped, ScopeOpened
+from events.catalog import Event, NodeCompleted, NodeKept, NodeSkipped, ScopeOpened, SignalReceived
 from events.evolve import fold
 from events.paths import ROOT, owner_of, scope_of
 from events.state import RunState
@@ -17,7 +17,7 @@ from schemas.plan import RUN, RUN_INPUT, TEMPLATE_ENGINE, Plan, PlanNode
 from schemas.values import Wire
 
 
-Kept = NodeKept | NodeSkipped
+Kept = NodeKept | NodeSkipped | SignalReceived
 
 
 def kept(
@@ -53,7 +53,18 @@ def kept(
             found.append(_cite(run_id, ordinal, event, known.outputs or {}, at))
         elif known.status == "completed" and isinstance(event, NodeKept):
             found.append(event.model_copy(update={"at": at}))
-    return tuple(found)
+    return (*found, *_untaken(state, events, at))
+
+
+def _untaken(state: RunState, events: Sequence[Event], at: float) -> Iterator[SignalReceived]:
+    """Yield the signals that wait for a node; one that a node took is not used twice."""
+    received = [event for event in events if isinstance(event, SignalReceived)]
+    for signal in state.signals:
+        for event in reversed(received):
+            if (event.name, event.payload) == (signal.name, signal.payload):
+                received.remove(event)
+                yield event.model_copy(update={"at": at})
+                break
 
 
 def run_anew(state: RunState, plan: Plan, inputs: Wire) -> set[str]:

@@ -25,12 +25,12 @@ from typing import Any, Literal
 import orjson
 from pydantic import Field, ValidationError
 
-from events.catalog import SHORT_NAMES, Event, RunStarted
+from events.catalog import EVENT_TYPES, SHORT_NAMES, Event, RunStarted
 from events.codec import Commit, read_event
 from events.store import EMPTY, Head, History
 from events.subjects import RunKey
 from schemas.errors import InvalidArgument
-from schemas.ids import RunId, Sha256, TenantId
+from schemas.ids import RunId, Sha256, TenantId, valid_token
 from schemas.message import Message
 
 
@@ -281,9 +281,10 @@ def _read_lines(
                 raise _bad(f"commit {number} does not follow the one before it")
             digest = hashlib.sha256(line).hexdigest()
             events = tuple(_read(item) for item in document["events"])
-            commit_id, sequence = str(document["commit_id"]), int(document["sequence"])
+            commit_id = valid_token(document["commit_id"], field="bundle")
+            sequence = int(document["sequence"])
             log_digests.append(str(document["log_digest"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise _bad(f"commit {number} cannot be read") from error
         commits.append(
             Commit(
@@ -302,7 +303,10 @@ def _read_lines(
 
 
 def _read(item: Mapping[str, Any]) -> Event:
-    return read_event(item["type"], item["class_version"], _decode(item["data"]))
+    name, version = item["type"], item["class_version"]
+    if name not in EVENT_TYPES or version not in range(1, EVENT_TYPES[name].class_version + 1):
+        raise _bad(f"it holds an event {name!s:.80} version {version!s:.20}, unknown here")
+    return read_event(name, version, _decode(item["data"]))
 
 
 def _encode(value: Any) -> Any:

@@ -29,6 +29,9 @@ class Header:
     DATA_KEY = "Clawdbot-Data-Key"
     WAKE = "Clawdbot-Wake"
     REASON = "Clawdbot-Reason"
+    """Why a dead letter could not be handled."""
+    SUBJECT = "Clawdbot-Subject"
+    """Where a dead letter came from."""
     INPUT = "Clawdbot-Input"
     """The name of the run input that a raw body is; needed when the workflow has several."""
     TIMEOUT_S = "Clawdbot-Timeout-S"
@@ -102,6 +105,8 @@ class Task(Message):
     memo_s: float = 0.0
     """Take a result that is at most this old, seconds; 0 never."""
     correlation_id: str = ""
+    behind: bool = Field(default=False, exclude_if=not_)
+    """Whether the log may not know of it yet."""
     then: tuple[Following, ...] = Field(default=(), exclude_if=not_)
     """What may be done next without being asked for."""
     seen: dict[str, Any] = Field(default_factory=dict, exclude_if=not_)
@@ -161,6 +166,8 @@ class TaskResult(Message):
     model: str
     worker: str
     timings: Timings = Timings()
+    behind: bool = Field(default=False, exclude_if=not_)
+    """Of the task."""
     then: tuple["TaskResult", ...] = Field(default=(), exclude_if=not_)
     """How the nodes went that the worker went on with, in order."""
     memo_of: str = ""

@@ -197,16 +197,19 @@ class Consumer:
             except NOT_ITS_FAULT as error:
                 if not turn:
                     log.warning("message_held", subject=delivery.subject, error=error.message)
-                await asyncio.sleep(_pause_s(turn))
+                await asyncio.sleep(pause_s(turn))
         raise AssertionError
 
     async def _attempt(self, delivery: Delivery, frame: Frame) -> tuple[str, int]:
         if delivery.count > self._pull.max_deliver:  # whoever had it died, or lost its bus
             return await self._bury(delivery, frame, "without an answer")
         try:
+            delivery.before_ack.clear()
             out = await self._handler(delivery)
             if out:
                 await publish(self._express, out)
+            for stored in delivery.before_ack:
+                await stored
         except NOT_ITS_FAULT:
             raise
         except TerminalError as error:
@@ -226,7 +229,7 @@ class Consumer:
         delivery.facts["error"] = why
         if delivery.count >= self._pull.max_deliver:
             return await self._bury(delivery, frame, f"and failed: {why}")
-        delay_ns = int(_pause_s(delivery.count - 1) * 1e9)
+        delay_ns = int(pause_s(delivery.count - 1) * 1e9)
         self._answer(frame, b"-NAK " + orjson.dumps({"delay": delay_ns}))
         return "retry", 0
 
@@ -243,17 +246,8 @@ class Consumer:
 
     async def _dead_letter(self, delivery: Delivery, error: ClawdbotError) -> None:
         delivery.facts["error"] = error.message
-        tenant = delivery.subject.split(".")[2]
-        said = {
-            Header.REASON: _one_line(error.message),
-            "Clawdbot-Subject": delivery.subject,
-            Header.MSG_ID: f"{tenant}.{self._pull.stream}.{delivery.sequence}",
-        }
-        headers = {**delivery.headers, **said}
-        room = self._nc.max_payload - len(encode_head(headers))
-        if room < len(delivery.data):  # what is said of it must still fit
-            headers, room = said, self._nc.max_payload - len(encode_head(said))
-        letter = Outgoing(dead(tenant, self._pull.kind), delivery.data[:room], headers)
+        name = f"{self._pull.stream}.{delivery.sequence}"
+        letter = dead_letter(self._pull.kind, delivery, error, name, self._nc.max_payload)
         await publish(self._express, [letter])
 
     def _answer(self, frame: Frame, verdict: bytes) -> None:
@@ -264,7 +258,33 @@ class Consumer:
             log.info("ack_lost", subject=frame.subject, error=str(error))
 
 
-def _pause_s(turn: int) -> float:
+def dead_letter(
+    kind: str, delivery: Delivery, error: ClawdbotError, name: str, bytes_max: int
+) -> Outgoing:
+    """Return a message for DEAD: as it came, with the reason; cut where it would not fit.
+
+    Args:
+        kind: What it was.
+        delivery: The message.
+        error: Why nobody could handle it.
+        name: Its own within the tenant, so that it is kept once.
+        bytes_max: What the server takes.
+    """
+    tenant = delivery.subject.split(".")[2]
+    said = {
+        Header.REASON: _one_line(error.message),
+        Header.SUBJECT: delivery.subject,
+        Header.MSG_ID: f"{tenant}.{name}",
+    }
+    headers = {**delivery.headers, **said}
+    room = bytes_max - len(encode_head(headers))
+    if room < len(delivery.data):  # what is said of it must still fit
+        headers, room = said, bytes_max - len(encode_head(said))
+    return Outgoing(dead(tenant, kind), delivery.data[:room], headers)
+
+
+def pause_s(turn: int) -> float:
+    """Return how long to wait before the next try, seconds; the first `turn` is 0."""
     return BACKOFF_S[min(turn, len(BACKOFF_S) - 1)]
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
-from nats.micro import add_service
+from nats.errors import TimeoutError as NatsTimeout
 from nats.micro.request import Request
-from nats.micro.service import EndpointStats
+from nats.micro.service import EndpointStats, Service, ServiceConfig
 
 from schemas.errors import ClawdbotError, EngineFailed, Unavailable
 from schemas.ids import new_id
@@ -79,30 +79,32 @@ class Endpoint:
 
 async def announce(nc: Nats, service: str, instance: str, description: str) -> None:
     """Let `nats micro` see a service that answers no requests."""
-    metadata = {"instance": instance}
-    await add_service(
-        nc,
-        name=f"clawdbot-{service}",
-        version=VERSION,
-        description=description,
-        metadata=metadata,
-    )
+    await _start(nc, _config(service, instance, description))
 
 
 async def serve(nc: Nats, group: asyncio.TaskGroup, endpoint: Endpoint, instance: str) -> None:
     """Answer an endpoint's requests in tasks of `group`."""
     desk = _Desk(nc, group, endpoint)
-    service = await add_service(
-        nc,
-        name=f"clawdbot-{endpoint.service}",
-        version=VERSION,
-        description=endpoint.description,
-        metadata={"instance": instance},
-        stats_handler=desk.correct,
-    )
+    config = _config(endpoint.service, instance, endpoint.description)
+    service = await _start(nc, replace(config, stats_handler=desk.correct))
     await service.add_endpoint(
         name=endpoint.name, subject=endpoint.subject, handler=desk.on_request
     )
+
+
+def _config(service: str, instance: str, description: str) -> ServiceConfig:
+    name, metadata = f"clawdbot-{service}", {"instance": instance}
+    return ServiceConfig(name=name, version=VERSION, description=description, metadata=metadata)
+
+
+async def _start(nc: Nats, config: ServiceConfig) -> Service:
+    """Return a service that others can see, at the latest when the bus is back."""
+    service = Service(nc, config)
+    try:
+        await service.start()
+    except NatsTimeout as error:  # its subscriptions are made all the same, now or at a reconnect
+        log.info("announce_unconfirmed", error=str(error))
+    return service
 
 
 class _Desk:

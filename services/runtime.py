@@ -1,17 +1,13 @@
-"""The kit of every service: connect to the bus, publish into streams, run until told to stop."""
+"""The kit of every service: connect to the bus, publish into streams."""
 
 import asyncio
 import contextlib
-import gc
 import logging
-import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-import uvloop
 from faststream.nats import NatsBroker
 from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
@@ -31,8 +27,7 @@ from events.streams import (
     work_consumer,
 )
 from schemas.errors import BusUnavailable, ClawdbotError, ResourceExhausted, StoreFull, Unavailable
-from services.settings import S, read
-from services.telemetry import BUS_CONNECTED, configure, get_logger
+from services.telemetry import BUS_CONNECTED, get_logger
 
 
 T = TypeVar("T")
@@ -46,7 +41,6 @@ RECONNECT_WAIT_S = 0.25
 PATIENCE_S = 0.5
 """Between two tries of a start to reach the bus."""
 REQUEST_TIMEOUT_S = 5.0
-STOP_PATIENCE_S = 3.0
 
 
 class Clock(Protocol):
@@ -89,6 +83,8 @@ class Delivery:
     """1 for the first delivery."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the handler wants in the canonical log line."""
+    before_ack: list[Awaitable[None]] = field(default_factory=list)
+    """What must be done, besides publishing what the handler returns, before it is acked."""
 
 
 Handler = Callable[[Delivery], Awaitable[Sequence[Outgoing]]]
@@ -182,10 +178,8 @@ class Bus:
         Raises:
             BusUnavailable: The server does not answer.
         """
-        try:
+        with _answering():
             await ensure(self.nc, self._limits)
-        except (NatsError, TimeoutError) as error:
-            raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
 
     async def generation(self) -> str:
         """Return when the memory streams were made, making them (and all others) if missing.
@@ -193,14 +187,11 @@ class Bus:
         Raises:
             BusUnavailable: The server does not answer.
         """
-        try:
-            try:
+        with _answering():
+            with contextlib.suppress(NotFoundError):
                 return await self._created()
-            except NotFoundError:
-                await self.ensure()
-                return await self._created()
-        except (NatsError, TimeoutError) as error:
-            raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
+            await self.ensure()
+            return await self._created()
 
     async def patiently(self, action: Callable[[], Awaitable[T]]) -> T:
         """Do what a start needs, again and again while the bus is unavailable."""
@@ -217,10 +208,30 @@ class Bus:
         Raises:
             BusUnavailable: The server does not answer.
         """
-        try:
+        with _answering():
             await ensure_consumer(self._js, stream, work_consumer(name, subject, self._limits))
-        except (NatsError, TimeoutError) as error:
-            raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
+
+    async def serve(self) -> None:
+        """Begin to take what FastStream serves; again is the same as once.
+
+        Raises:
+            BusUnavailable: The server does not answer.
+        """
+        with _answering():
+            await self.broker.start()
+
+    async def earliest(self, stream: str, subject: str) -> int:
+        """Return the sequence of a subject's oldest message in a stream; 0 when there is none.
+
+        Raises:
+            BusUnavailable: The server does not answer.
+        """
+        with _answering():
+            try:
+                found = await self._js.get_msg(stream, seq=1, subject=subject, next=True)
+            except NotFoundError:
+                return 0
+        return found.seq or 0
 
     async def publish(self, messages: Sequence[Outgoing]) -> None:
         """Publish into streams and wait for every ack."""
@@ -239,8 +250,7 @@ class Bus:
             BusUnavailable: It was not acknowledged.
             StoreFull: The stream has no room.
         """
-        express = await Express.of(self.nc)
-        head = encode_head(message.headers)
+        express, head = await Express.of(self.nc), encode_head(message.headers)
         try:
             ack = pub_ack(await express.ask(message.subject, message.data, head))
         except Refused as error:
@@ -249,8 +259,7 @@ class Bus:
             raise BusUnavailable("the bus refused the message", cause=str(error)) from error
         except NatsError as error:
             raise BusUnavailable("the bus did not acknowledge the message") from error
-        sequence: int = ack["seq"]
-        return sequence
+        return int(ack["seq"])
 
     async def free(self, stream: str) -> float:
         """Return the part of a stream that is free, in [0, 1].
@@ -258,11 +267,9 @@ class Bus:
         Raises:
             BusUnavailable: The server does not answer.
         """
-        try:
+        with _answering():
             info = await self._js.stream_info(stream)
-        except (NatsError, TimeoutError) as error:
-            raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
-        limit = info.config.max_bytes or -1
+        limit = info.config.max_bytes or 0
         return max(0.0, 1 - info.state.bytes / limit) if limit > 0 else 1.0
 
     async def count(self, stream: str, subjects: str) -> int:
@@ -283,10 +290,8 @@ class Bus:
         Raises:
             BusUnavailable: It does not.
         """
-        try:
+        with _answering():
             await self._js.account_info()
-        except (NatsError, JetStreamError, TimeoutError) as error:
-            raise BusUnavailable("JetStream does not answer") from error
 
     @contextlib.asynccontextmanager
     async def prompt(self, limit_s: float) -> AsyncIterator[None]:
@@ -319,6 +324,15 @@ class Bus:
         return f"{tasks.created} {results.created}"
 
 
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    """Turn what the client of the bus raises into our error."""
+    try:
+        yield
+    except (NatsError, TimeoutError) as error:
+        raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
+
+
 async def publish(express: Express, messages: Sequence[Outgoing]) -> None:
     """Publish into streams, all at once, and wait for every ack.
 
@@ -343,56 +357,3 @@ async def publish(express: Express, messages: Sequence[Outgoing]) -> None:
             failure = BusUnavailable("the bus did not acknowledge a message", cause=str(error))
     if failure is not None:
         raise failure
-
-
-class Service(Protocol):
-    """What a composition root builds."""
-
-    async def run(self) -> None:
-        """Serve until cancelled."""
-        ...
-
-
-def main(kind: type[S], build: Callable[[S], Service]) -> None:
-    """Run a service: read its settings, build it, serve until SIGTERM or SIGINT.
-
-    What makes a start impossible is one line in the log and exit status 1.
-    """
-    configure(kind.__module__.split(".")[1])
-    try:
-        run(build(read(kind)).run)
-    except ClawdbotError as error:
-        log.critical("cannot_start", error=error.message, field=error.field, **error.context)
-        sys.exit(1)
-
-
-def run(serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Serve until told to stop, then cancel it and let it finish what it holds.
-
-    `asyncio.wait_for`, which the client of the bus uses, may lose a cancellation before Python
-    3.12; so whatever still runs after a while is cancelled again.
-    """
-
-    async def supervised() -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        loop = asyncio.get_running_loop()
-
-        def stop() -> None:
-            task.cancel()
-            loop.call_later(STOP_PATIENCE_S, insist)
-
-        def insist() -> None:
-            for other in asyncio.all_tasks(loop) - {task}:
-                other.cancel()
-            loop.call_later(STOP_PATIENCE_S, insist)
-
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, stop)
-        with contextlib.suppress(asyncio.CancelledError):
-            await serve()
-        log.info("stopped")
-
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
-    uvloop.run(supervised())

@@ -69,6 +69,7 @@ class Gateway:
                 await self._serve_calls(bus, parts, group)
                 await caught_up.wait()
                 server = _server(parts)
+                listener.listen(server.config.backlog)  # from here on nobody is refused
                 group.create_task(_serve_http(server, listener))
                 log.info("listening", host=settings.http_host, port=listener.getsockname()[1])
                 log.info("ready")

@@ -33,12 +33,13 @@ from events.streams import (
     TOPIC_CONSUMER,
     TOPICS,
 )
-from events.subjects import RunKey, pattern
+from events.subjects import RunKey, every, pattern
+from events.subjects import control as control_subject
 from schemas.errors import NotFound, RetryableError
 from schemas.ids import DEFAULT_TENANT
 from schemas.messages import Control
 from services import micro
-from services.consumer import Consumer, Pull
+from services.consumer import Consumer, Pull, dead_letter
 from services.orchestrator.gates import Gates, check_for_ever
 from services.orchestrator.handlers import Handlers, Means
 from services.orchestrator.history import HistoryAccepted, HistoryWatch
@@ -49,15 +50,17 @@ from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.shares import Shares
 from services.orchestrator.starters import Starters
 from services.orchestrator.verifier import Pace, Verifier
-from services.runtime import Bus, SystemClock
+from services.runtime import Bus, Delivery, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 
 
 SERVICE = "orchestrator"
 DESCRIPTION = "decides what runs do; takes no requests but those of the streams"
 RETRY_S = 1
+TURN_S = 0.1
+"""A control waits so long for an earlier one of its run before it is looked at again."""
 STARTS_IN = 5
-"""Deliveries of a control message within which its run must have begun."""
+"""Deliveries that a control message has at least, if its run has not begun."""
 log = get_logger()
 
 
@@ -130,6 +133,7 @@ class Orchestrator:
         pace = Pace(settings.verify_runs_per_s, settings.verify_interval_s)
         verifier = Verifier(history, index, stores, runs, clock, pace)
         housekeeping = Housekeeping(stores, settings, clock, lambda: verifier.intact)
+        group.create_task(_flush_at_the_end(runs))
         caught_up = asyncio.Event()
         group.create_task(index.follow(bus.nc, ready=caught_up))
         await caught_up.wait()
@@ -204,15 +208,52 @@ class Orchestrator:
             meta = message.raw_message.metadata
             key = RunKey(tenant, run_id)
             try:
+                await self._turn(bus, key, meta.sequence.stream)
                 await bus.publish(await handlers.control(key, command, meta.sequence.stream))
             except (RetryableError, NotFound) as error:
-                if isinstance(error, NotFound) and meta.num_delivered >= STARTS_IN:
-                    log.info("control_dropped", run_id=run_id, error=error.message)
+                if isinstance(error, NotFound) and await self._is_buried(bus, message, error):
                     return
                 log.info("control_postponed", run_id=run_id, error=error.message)
                 raise NackMessage(delay=RETRY_S) from error
 
-        await bus.broker.start()
+        await bus.patiently(bus.serve)
+
+    @staticmethod
+    async def _turn(bus: Bus, key: RunKey, sequence: int) -> None:
+        """Let the controls of one run take effect in the order in which they were sent.
+
+        What was sent earlier stays in the work queue until it is done, wherever it is handled.
+
+        Raises:
+            NackMessage: An earlier one is not done yet.
+            BusUnavailable: The server does not answer.
+        """
+        earliest = await bus.earliest(COMMANDS, control_subject(key))
+        if 0 < earliest < sequence:
+            raise NackMessage(delay=TURN_S)
+
+    @staticmethod
+    async def _is_buried(bus: Bus, message: NatsMessage, error: NotFound) -> bool:
+        """Dead-letter a control whose run will never begin: everything submitted before is done.
+
+        A submission stays in the work queue until then, however long that takes; a few deliveries
+        are left for a run that is submitted after its control.
+        """
+        raw = message.raw_message
+        sequence, deliveries = raw.metadata.sequence.stream, raw.metadata.num_delivered
+        if deliveries < STARTS_IN:
+            return False
+        delivery = Delivery(raw.subject, raw.data, raw.headers or {}, sequence, deliveries)
+        name = f"{COMMANDS}.{sequence}"
+        try:
+            if 0 < await bus.earliest(COMMANDS, every("submit", "*")) < sequence:
+                return False
+            letter = dead_letter("control", delivery, error, name, bus.nc.max_payload)
+            await bus.publish([letter])
+        except RetryableError:
+            return False
+        log.warning("dead_lettered", subject=raw.subject, error=error.message)
+        return True
 
     def _pull(self, kind: str, stream: str, consumer: str) -> Pull:
         return Pull(
@@ -224,6 +265,14 @@ class Orchestrator:
             ack_wait_s=self.settings.ack_wait_s,
             max_deliver=self.settings.max_deliver,
         )
+
+
+async def _flush_at_the_end(runs: Runs) -> None:
+    """Store what follows behind before the process ends."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await runs.flush()
 
 
 def build(settings: OrchestratorSettings) -> Orchestrator:

@@ -36,7 +36,7 @@ from events.subjects import RunKey, cancel, result, run_key, task, tenant_and_na
 from events.view import evaluate, node_inputs
 from schemas.catalogue import Catalogue
 from schemas.compiler import compile_plan
-from schemas.errors import AlreadyExists, InvalidArgument, NotFound, TerminalError
+from schemas.errors import Aborted, AlreadyExists, InvalidArgument, NotFound, TerminalError
 from schemas.forks import parse_fork
 from schemas.ids import valid_token
 from schemas.messages import Abandoned, Control, Fault, Header, Task, TaskResult, pack, unpack
@@ -108,6 +108,7 @@ class Handlers:
             raise AlreadyExists(
                 f"run {run_id} exists with other inputs; choose another id", field=Header.RUN_ID
             )
+        _hold(delivery, decision)
         return await self._follow(key, decision, trace, stale=True)
 
     async def _start(
@@ -168,7 +169,10 @@ class Handlers:
         except NotFound:
             delivery.facts["stale"] = True  # the run was retired meanwhile
             return ()
+        if result.behind and not decision.events and not _is_known(decision.state, result):
+            raise Aborted("the log does not know of this attempt yet")
         delivery.facts["stale"] = not decision.events
+        _hold(delivery, decision)
         return await self._follow(key, decision, trace, stale=True)
 
     async def check_clock(self, key: RunKey) -> Sequence[Outgoing]:
@@ -346,6 +350,7 @@ class Handlers:
             deadline=node.deadline,
             memo_s=planned.memo_s,
             correlation_id=state.correlation_id,
+            behind=state.plan.mode != "strong",
             then=then,
             seen=seen,
         )
@@ -354,6 +359,23 @@ class Handlers:
             pack(body),
             _headers(key, state, path, node.attempt, trace),
         )
+
+
+def _hold(delivery: Delivery, decision: Decision) -> None:
+    """Keep a message until what it led to is stored, where its workflow wants that."""
+    state = decision.state
+    if decision.stored is not None and state is not None and state.plan.mode == "ordered":
+        delivery.before_ack.append(decision.stored)
+
+
+def _is_known(state: RunState | None, result: TaskResult) -> bool:
+    """Tell whether a log has the attempt whose result this is."""
+    if state is None:
+        return False
+    if state.terminal or not state.is_under_way(result.node_id):
+        return True
+    node = state.node(result.node_id)
+    return node is not None and node.attempt >= result.attempt
 
 
 def _headers(key: RunKey, state: RunState, path: str, attempt: int, trace: str) -> dict[str, str]:

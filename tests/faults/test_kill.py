@@ -41,6 +41,8 @@ pytestmark = pytest.mark.nats
 
 RUNS = 200
 KILLS_MIN = 10
+LOSSLESS = ("strong", "ordered")
+"""Modes that lose nothing that was accepted."""
 MASTER = bytes(32)
 MASTER_TEXT = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 LIMITS = {
@@ -53,10 +55,11 @@ LIMITS = {
 
 @pytest.fixture
 def mesh(nats_server: NatsServer, tmp_path: Path) -> Iterator[Mesh]:
-    """Two orchestrators and two text workers, with quick redelivery."""
+    """Two orchestrators and two text workers, with quick redelivery; one worker never goes on."""
     extra = {"ack_wait_s": "2", "max_deliver": "100", "master_key": MASTER_TEXT, **LIMITS}
     mesh = Mesh(tmp_path, nats_server.url, extra)
     mesh.add_core(replicas=2)
+    mesh.services["text-1"].environment["CLAWDBOT_CHAIN_MS"] = "0"
     mesh.start()
     yield mesh
     mesh.stop()
@@ -72,14 +75,14 @@ async def patient(nats_server: NatsServer) -> AsyncIterator[Nats]:
     await nc.close()
 
 
-async def _submit(nc: Nats, key: RunKey) -> None:
+async def _submit(nc: Nats, key: RunKey, workflow: str) -> None:
     """Submit until acked, as any client with a run id of its own may."""
     headers = {Header.RUN_ID: key.run_id, Header.CONTENT_TYPE: "application/msgpack"}
     body = pack_inputs({"text": key.run_id})
     while True:
         try:
             await nc.jetstream(timeout=1).publish(
-                submit(key.tenant, "chain"), body, headers=headers
+                submit(key.tenant, workflow), body, headers=headers
             )
             return
         except (NatsError, JetStreamError, TimeoutError):
@@ -109,7 +112,8 @@ async def test_killed_processes_lose_nothing_and_record_nothing_twice(
     mesh: Mesh, nats_server: NatsServer, patient: Nats
 ) -> None:
     """200 accepted runs all end once, with one result a node, whatever was killed meanwhile."""
-    await deploy(patient.jetstream(), "chain", echo_chain(3))
+    for mode in LOSSLESS:
+        await deploy(patient.jetstream(), mode, {**echo_chain(3), "mode": mode})
     rng = random.Random(7)
     keys = [RunKey(DEFAULT_TENANT, new_id()) for _ in range(RUNS)]
     done = asyncio.Event()
@@ -117,7 +121,7 @@ async def test_killed_processes_lose_nothing_and_record_nothing_twice(
         killer = group.create_task(_kill_for(mesh, nats_server, rng, done))
         for key in keys:
             await asyncio.sleep(rng.uniform(0, 0.04))
-            await _submit(patient, key)
+            await _submit(patient, key, rng.choice(LOSSLESS))
         done.set()
     assert len(killer.result()) >= KILLS_MIN
 

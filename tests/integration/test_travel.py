@@ -8,16 +8,19 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import nats
 import pytest
 
 from clawdbot import AsyncClient, Client, Run, WorkflowBuilder
 from clawdbot.cli.output import ExitCode
 from schemas.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from schemas.values import Binary
+from schemas.workflow import Deployment
 from tests.integration.conftest import Running
 from tests.integration.test_cli import CLAWDBOT, clawdbot
 from tests.support.mesh import Mesh
 from tests.support.nats import NatsServer, server_binary
+from tests.support.wait import until_sync
 
 
 pytestmark = pytest.mark.nats
@@ -289,6 +292,70 @@ def test_projections_are_what_the_log_says(url: str, chain: Run) -> None:
         assert (before + 1, True) == (after.runs, after.kept > 0)
         assert all(item.same for item in client.verify_projections())
     assert "greet" in clawdbot("stats", url=url).stdout.decode()
+
+
+def test_an_imported_run_is_forked_where_its_workflow_is(
+    url: str, elsewhere: str, tmp_path: Path
+) -> None:
+    """The bundle holds the workflow; deployed, its runs can be forked there too."""
+    with Client(url) as client:
+        run = client.run("travel_loop", {"name": "far"})
+        bundle = client.export(run.run_id)
+    with Client(elsewhere) as client:
+        client.import_bundle(bundle)
+        changes = {"last.template": "{{each.count}} far away"}
+        with pytest.raises(FailedPrecondition, match="not deployed here"):
+            client.fork(run.run_id, changes=changes)
+        definition = tmp_path / "definition.json"
+        with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+            definition.write_bytes(archive.read("definition.json"))
+        assert 0 == clawdbot("deploy", str(definition), url=elsewhere).returncode
+        fork = client.fork(run.run_id, changes=changes)
+        assert "3 far away" == outputs(fork)["last"]
+        assert {"first", "each"} == {node.id for node in fork.nodes if node.kept_from}
+
+
+def test_a_fork_goes_on_with_another_version(url: str, chain: Run) -> None:
+    """What the versions share is kept."""
+    with Client(url) as client:
+        definition = client.workflow("travel_chain", chain.version).definition.model_dump()
+        definition["nodes"][1]["params"]["template"] = "{{greet.text}}, version two"
+        view = client.deploy(
+            Deployment.model_validate({"name": "travel_chain", "definition": definition})
+        )
+        fork = client.fork(chain.run_id, version=view.version)
+        assert "Hello, Ada!, version two" == outputs(fork)["shout"]
+        assert {"greet", "aside"} == {node.id for node in fork.nodes if node.kept_from}
+        assert view.version == fork.version
+
+
+async def test_a_fork_straight_from_nats(running: Running, chain: Run) -> None:
+    """A header and a JSON body; one that cannot be is recorded as rejected."""
+    nc = await nats.connect(running.server.url)
+    try:
+        for run_id, parent in (("nats-fork", chain.run_id), ("nats-no-fork", "ghost")):
+            await nc.jetstream().publish(
+                "clawdbot.v1.default.submit.travel_chain",
+                b'{"changes": {"inputs.topic": "hail"}}',
+                headers={"Clawdbot-Run-Id": run_id, "Clawdbot-Fork-Of": parent},
+            )
+    finally:
+        await nc.close()
+    with Client(running.url()) as client:
+        for run_id, status in (("nats-fork", "completed"), ("nats-no-fork", "rejected")):
+            until_sync(lambda: status_of(client, run_id) == status, timeout_s=20)  # noqa: B023
+        assert "by the way, hail" == outputs(client.get("nats-fork"))["aside"]
+        error = client.get("nats-no-fork").error
+        assert error is not None
+        assert "no run ghost" == error.message
+
+
+def status_of(client: Client, run_id: str) -> str:
+    """Return a run's status; empty while there is no such run."""
+    try:
+        return client.get(run_id).status
+    except NotFound:
+        return ""
 
 
 def test_what_cannot_be_forked_or_exported_is_told(url: str, chain: Run) -> None:

@@ -24,6 +24,7 @@ router = APIRouter(prefix="/v1", tags=["time travel"], responses=ERRORS)
 FORK_BYTES_MAX = 1024 * 1024
 """Bytes of the body that asks for a fork."""
 _FILE: dict[str, Any] = {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}
+_BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string"}}}}
 _FORK_BODY: dict[str, Any] = {
     "requestBody": {
         "required": False,
@@ -69,7 +70,7 @@ async def bundle(
         200: {"model": RunView, "description": "The same run is here already"},
         409: {"model": ErrorBody, "description": "The id has another history here"},
     },
-    openapi_extra={"requestBody": {"required": True, **_FILE}},
+    openapi_extra={"requestBody": {"required": True, **_BYTES}},
 )
 async def import_bundle(request: Request, parts: Wanted) -> Response:
     """Take a run out of a file into this mesh's log, under its own id.

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from events.catalog import ForkedFrom, NodeKept, NodeScheduled
-from events.commands import CancelRun, StartRun
+from events.commands import CancelRun, SignalRun, StartRun
 from events.fork import kept
 from schemas.catalogue import load
 from schemas.compiler import compile_plan
@@ -20,7 +20,7 @@ def template(node_id: str, text: str) -> dict[str, Any]:
     return {"id": node_id, "type": "template", "params": {"template": text}}
 
 
-def fork(play: Play, at: int | None = None, **changes: Any) -> Play:
+def fork(play: Play, at: int | None = None, *, clock: bool = True, **changes: Any) -> Play:
     """Return a fork of a run, with its worker; `a__text` changes `a.text`."""
     assert play.state is not None
     named = {path.replace("__", "."): value for path, value in changes.items()}
@@ -32,7 +32,7 @@ def fork(play: Play, at: int | None = None, **changes: Any) -> Play:
     taken = kept("r", events, plan, inputs, 100.0)
     again = Play(play.definition, play.worker, play.workflows, at=100.0)
     again.obey(StartRun("w", 1, "d", plan, inputs, "i", "c", 100.0, forked_from=origin, kept=taken))
-    again.work()
+    again.work(clock=clock)
     return again
 
 
@@ -140,7 +140,8 @@ def test_control_nodes_are_kept_whole_or_run_whole() -> None:
     """A change inside runs every iteration, a fork from the middle too."""
     play = Play(EACH)
     play.run(text=["a", "b"])
-    inside = fork(play, **{"each/say__timeout_s": 5})
+    changes: dict[str, Any] = {"each/say__timeout_s": 5}
+    inside = fork(play, **changes)
     assert ["each[0]/say", "each[1]/say", "last"] == ran(inside)
     assert ["first"] == kept_by(inside)
     behind = fork(play, last__timeout_s=5)
@@ -193,6 +194,32 @@ def test_what_was_undone_runs_again() -> None:
     play.work()
     play.worker = lambda _, inputs: inputs
     assert ["pay", "ship"] == ran(fork(play))
+
+
+def test_signals_are_taken_over_unless_a_node_took_them() -> None:
+    """The one that waits is delivered in the fork; consent is not used twice."""
+    definition = graph(
+        model("a", "input.text"),
+        control("ok", "signal", name="ok"),
+        control("more", "signal", name="more"),
+        edges="a>ok ok>more",
+    )
+    play = Play(definition)
+    play.run(clock=False, text="x")
+    play.obey(SignalRun("ok", "s1", "yes", 1.0))
+    play.obey(SignalRun("other", "s2", 5, 2.0))
+    play.obey(SignalRun("other", "s3", 6, 3.0))
+    later = fork(play, clock=False)
+    assert later.state is not None
+    assert (["a", "ok"], ["other", "other"]) == (
+        kept_by(later),
+        [signal.name for signal in later.state.signals],
+    )
+    assert ("s2", "s3") == later.state.signal_ids
+    earlier = fork(play, clock=False, a__inputs__text="= upper(input.text)")
+    assert ["a", "ok"] == ran(earlier)
+    assert earlier.state is not None
+    assert "scheduled" == earlier.state.nodes["ok"].status
 
 
 @pytest.mark.parametrize(
