@@ -1,4 +1,4 @@
-"""Run the scenarios: `python -m bench [memory] [http] [engine] [replay]`, all by default.
+"""Run the scenarios: `python -m bench [SCENARIO ...]`, all by default.
 
 One JSON line each on stdout as it is measured, and a table on stderr at the end.
 """
@@ -8,18 +8,19 @@ import base64
 import json
 import sys
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import nats
 import uvloop
 
-from bench import engine, http, memory, replay
+from bench import engine, http, iterations, memory, projections, replay
 from tests.support.mesh import Mesh
 from tests.support.nats import NatsServer
 
 
-SCENARIOS = ("memory", "http", "engine", "replay")
+SCENARIOS = ("memory", "http", "engine", "replay", "projections", "iterations")
 MASTER_KEY = bytes(32)
 
 
@@ -32,15 +33,18 @@ async def _measure(chosen: set[str], mesh: Mesh, url: str) -> list[dict[str, Any
             print(json.dumps(row), flush=True)
 
     nc = await nats.connect(url)
+    scenarios: dict[str, Callable[[], Awaitable[list[dict[str, Any]]]]] = {
+        "memory": lambda: memory.measure(mesh),
+        "http": lambda: http.measure(nc, mesh.services["gateway"].fact("listening", "port")),
+        "engine": lambda: engine.measure(nc, url, MASTER_KEY),
+        "replay": lambda: replay.measure(nc, MASTER_KEY),
+        "projections": lambda: projections.measure(nc, MASTER_KEY),
+        "iterations": lambda: iterations.measure(nc, mesh, MASTER_KEY),
+    }
     try:
-        if "memory" in chosen:
-            add(await memory.measure(mesh))
-        if "http" in chosen:
-            add(await http.measure(nc, mesh.services["gateway"].fact("listening", "port")))
-        if "engine" in chosen:
-            add(await engine.measure(nc, url, MASTER_KEY))
-        if "replay" in chosen:
-            add(await replay.measure(nc, MASTER_KEY))
+        for name in SCENARIOS:
+            if name in chosen:
+                add(await scenarios[name]())
     finally:
         await nc.close()
     return rows

@@ -114,8 +114,9 @@ def main() -> None:
     folder = parser.parse_args().folder
     spec = catalogue.load().model("pocketsphinx")
     engine = engine_class(spec.engine)(spec, Path())
+    assert isinstance(engine, Engine)
     engine.load()
-    print(table(measure(engine, folder)))  # noqa: T201
+    print(table(measure(engine, folder)))
 
 
 if __name__ == "__main__":

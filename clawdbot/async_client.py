@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -10,10 +11,21 @@ import httpx
 
 from clawdbot import protocol
 from clawdbot.client import address
+from clawdbot.comparison import Comparison, blobs_to_compare, compare
 from clawdbot.protocol import Call
+from clawdbot.recordings import Source, blobs_of, bundle_bytes, open_recording, run_of
+from clawdbot.regression import PAGE, Regression, Trial, check_bounds, summarise
 from clawdbot.results import Run
-from schemas.api import EventView, ModelView, RunPage, WorkflowView
-from schemas.errors import RetryableError
+from events.recording import Recording
+from schemas.api import (
+    EventView,
+    ModelView,
+    ProjectionView,
+    RunPage,
+    StatisticsView,
+    WorkflowView,
+)
+from schemas.errors import ClawdbotError, NotFound, RetryableError
 from schemas.values import Binary, BlobRef, Tensor, to_wire
 from schemas.workflow import Deployment
 
@@ -150,6 +162,119 @@ class AsyncClient:
         """Return a run folded from its log, up to an event; no model is called."""
         return await self._do(protocol.replay(run_id, until))
 
+    async def export(self, run_id: str, *, blobs: bool = True) -> bytes:
+        """Return a run as one file, in clear: its events, its workflow, its blobs."""
+        return await self._do(protocol.export(run_id, blobs=blobs))
+
+    async def import_bundle(self, bundle: bytes | Path) -> Run:
+        """Take a run that is over out of a file into this mesh; the same again changes nothing."""
+        return await self._do(protocol.import_bundle(bundle_bytes(bundle)))
+
+    async def fork(
+        self,
+        run_id: str,
+        *,
+        at: int | None = None,
+        changes: Mapping[str, Any] | None = None,
+        version: int | None = None,
+        wait_s: float = protocol.WAIT_S,
+        idempotency_key: str | None = None,
+    ) -> Run:
+        """Start a run that begins like another one and goes on differently.
+
+        Args:
+            run_id: The run it comes from.
+            at: The event, from 1, after which it begins; by default the last one.
+            changes: By path: `node.model`, `node.param`, `inputs.name`.
+            version: Of the workflow to go on with; by default the run's own.
+            wait_s: How long to wait; 0 returns at once.
+            idempotency_key: The same key with the same fork is the same run, for ever.
+        """
+        call = protocol.fork(
+            run_id,
+            at,
+            changes or {},
+            version,
+            wait_s=wait_s,
+            idempotency_key=idempotency_key,
+        )
+        return await self._do(call)
+
+    async def compare(self, a: Source, b: Source, *, tolerance: float = 0.0) -> Comparison:
+        """Compare two runs, each by its id or out of a bundle."""
+        sides = [await self._side(a), await self._side(b)]
+        wanted = blobs_to_compare(sides[0][0], sides[1][0])
+        blobs: dict[str, bytes] = {}
+        for _, recording in sides:
+            blobs |= {} if recording is None else blobs_of(recording, wanted)
+        blobs |= await self._blobs(wanted - blobs.keys())
+        return compare(sides[0][0], sides[1][0], blobs=blobs, tolerance=tolerance)
+
+    async def regress(  # noqa: PLR0913 - what is changed, and how many runs at what pace
+        self,
+        workflow: str,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        version: int | None = None,
+        last: int = 100,
+        parallel: int = 4,
+        wait_s: float = protocol.WAIT_S,
+        tolerance: float = 0.0,
+    ) -> Regression:
+        """Fork a workflow's last completed runs with a change, and compare outputs and latency."""
+        check_bounds(last, parallel)
+        places = asyncio.Semaphore(parallel)
+
+        async def attempt(run: Run) -> Trial:
+            async with places:
+                try:
+                    fork = await self.fork(
+                        run.run_id, changes=changes, version=version, wait_s=wait_s
+                    )
+                    if not fork.over:
+                        return Trial(run, fork.run_id, error=f"the fork is {fork.status} still")
+                    blobs = await self._blobs(blobs_to_compare(run, fork))
+                    found = compare(run, fork, blobs=blobs, tolerance=tolerance)
+                    return Trial(run, fork.run_id, found)
+                except ClawdbotError as error:
+                    return Trial(run, error=error.message)
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(attempt(run)) async for run in self._recorded(workflow, last)
+            ]
+        return summarise(workflow, dict(changes or {}), [task.result() for task in tasks])
+
+    async def _side(self, source: Source) -> tuple[Run, Recording | None]:
+        if isinstance(source, str):
+            return await self.get(source), None
+        recording = open_recording(source)
+        return run_of(recording), recording
+
+    async def _blobs(self, wanted: set[str]) -> dict[str, bytes]:
+        blobs: dict[str, bytes] = {}
+        for sha256 in sorted(wanted):
+            with contextlib.suppress(NotFound):  # gone; compared by its digest
+                blobs[sha256] = await self._do(protocol.get_blob(sha256))
+        return blobs
+
+    async def _recorded(self, workflow: str, last: int) -> AsyncGenerator[Run, None]:
+        """Yield a workflow's last completed runs that are no forks, newest first."""
+        cursor: str | None = None
+        found = 0
+        while True:
+            page = await self.runs(workflow=workflow, status="completed", limit=PAGE, cursor=cursor)
+            for summary in page.runs:
+                run = await self.get(summary.run_id)
+                if run.forked_from is None:
+                    yield run
+                    found += 1
+                if found >= last:
+                    return
+            if page.next is None:
+                return
+            cursor = page.next
+
     async def put_blob(self, data: bytes, media_type: str = "application/octet-stream") -> BlobRef:
         """Keep bytes."""
         return await self._do(protocol.put_blob(data, media_type))
@@ -159,6 +284,14 @@ class AsyncClient:
         if isinstance(value, BlobRef):
             return await self._do(protocol.get_blob(value.sha256))
         return value.data
+
+    async def statistics(self, workflow: str | None = None) -> StatisticsView:
+        """Return what each node did over all runs in the log."""
+        return await self._do(protocol.statistics(workflow))
+
+    async def verify_projections(self) -> tuple[ProjectionView, ...]:
+        """Have the gateway build its projections anew from the log and compare them."""
+        return await self._do(protocol.verify_projections())
 
     async def models(self) -> tuple[ModelView, ...]:
         """Return the catalogue and who serves it."""

@@ -10,7 +10,14 @@ from clawdbot.client import Client
 from clawdbot.graphs import Graph, GraphBuilder, given
 from schemas.api import WorkflowView
 from schemas.errors import InvalidArgument
-from schemas.workflow import Alternative, Deployment, RetryPolicy, invalid
+from schemas.workflow import (
+    Alternative,
+    Concurrency,
+    Deployment,
+    Priority,
+    RetryPolicy,
+    invalid,
+)
 
 
 class WorkflowBuilder(GraphBuilder):
@@ -27,6 +34,7 @@ class WorkflowBuilder(GraphBuilder):
         timeout_s: Time for a whole run, seconds.
         on_failure: What a node that failed for good does to the run: `fail` ends it, `pause` waits
             until somebody retries or skips the node.
+        priority: Which tasks go first where workers are short.
     """
 
     def __init__(
@@ -34,9 +42,10 @@ class WorkflowBuilder(GraphBuilder):
         *,
         timeout_s: float | None = None,
         on_failure: Literal["fail", "pause"] | None = None,
+        priority: Priority | None = None,
     ) -> None:
         super().__init__()
-        self._limits = given(timeout_s=timeout_s, on_failure=on_failure)
+        self._limits = given(timeout_s=timeout_s, on_failure=on_failure, priority=priority)
 
     def add_node(  # noqa: PLR0913 - one keyword for each thing a node may have
         self,
@@ -54,6 +63,9 @@ class WorkflowBuilder(GraphBuilder):
         alternatives: Sequence[Alternative] | None = None,
         prefer: Literal["order", "fastest"] | None = None,
         hedge_after_s: float | None = None,
+        priority: Priority | None = None,
+        memo: bool | float | None = None,
+        concurrency: Concurrency | None = None,
         **params: Any,
     ) -> Self:
         """Add a node: a model, a template of your own, or a named template.
@@ -73,16 +85,15 @@ class WorkflowBuilder(GraphBuilder):
             alternatives: Other models or pools that may do it, best first.
             prefer: Among the ways that are well: the first, or the fastest.
             hedge_after_s: Ask another way too after this long, seconds.
+            priority: Of its tasks; the workflow's by default.
+            memo: Take a result of before: a day old at most, or so many seconds.
+            concurrency: It waits until fewer than `limit` nodes of its key are under way.
             params: For the model, for instance `grammar=...`.
 
         Raises:
             InvalidArgument: Names what cannot work.
         """
-        what = given(model=model, template=template, template_id=template_id)
-        if len(what) != 1:
-            raise InvalidArgument(
-                f"node '{node_id}' needs exactly one of model, template, template_id"
-            )
+        what = _one(node_id, model=model, template=template, template_id=template_id)
         rest = given(
             inputs=inputs,
             timeout_s=timeout_s,
@@ -93,7 +104,7 @@ class WorkflowBuilder(GraphBuilder):
             alternatives=None if alternatives is None else tuple(alternatives),
             prefer=prefer,
             hedge_after_s=hedge_after_s,
-        )
+        ) | given(priority=priority, memo=memo, concurrency=concurrency)
         return self._add(node_id, "model" if model is not None else "template", what | params, rest)
 
     def deploy(self, name: str, *, replicas: int = 1, client: Client | None = None) -> WorkflowView:
@@ -121,3 +132,15 @@ class WorkflowBuilder(GraphBuilder):
     @override
     def _whole(self) -> dict[str, Any]:
         return self._limits
+
+
+def _one(node_id: str, **choices: str | None) -> dict[str, Any]:
+    """Return the one of some arguments that was given.
+
+    Raises:
+        InvalidArgument: None was, or several were.
+    """
+    what = given(**choices)
+    if len(what) != 1:
+        raise InvalidArgument(f"node '{node_id}' needs exactly one of {', '.join(choices)}")
+    return what

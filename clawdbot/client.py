@@ -2,18 +2,31 @@
 
 import contextlib
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
 
 from clawdbot import protocol
+from clawdbot.comparison import Comparison, blobs_to_compare, compare
 from clawdbot.protocol import Call
+from clawdbot.recordings import Source, blobs_of, bundle_bytes, open_recording, run_of
+from clawdbot.regression import PAGE, Regression, Trial, check_bounds, summarise
 from clawdbot.results import Run
 from clawdbot.settings import read
-from schemas.api import EventView, ModelView, RunPage, WorkflowView
-from schemas.errors import RetryableError
+from events.recording import Recording
+from schemas.api import (
+    EventView,
+    ModelView,
+    ProjectionView,
+    RunPage,
+    StatisticsView,
+    WorkflowView,
+)
+from schemas.errors import ClawdbotError, NotFound, RetryableError
 from schemas.values import Binary, BlobRef, Tensor, to_wire
 from schemas.workflow import Deployment
 
@@ -186,6 +199,129 @@ class Client:
         """Return a run folded from its log, up to an event; no model is called."""
         return self._do(protocol.replay(run_id, until))
 
+    def export(self, run_id: str, *, blobs: bool = True) -> bytes:
+        """Return a run as one file, in clear: its events, its workflow, its blobs."""
+        return self._do(protocol.export(run_id, blobs=blobs))
+
+    def import_bundle(self, bundle: bytes | Path) -> Run:
+        """Take a run that is over out of a file into this mesh; the same again changes nothing."""
+        return self._do(protocol.import_bundle(bundle_bytes(bundle)))
+
+    def fork(
+        self,
+        run_id: str,
+        *,
+        at: int | None = None,
+        changes: Mapping[str, Any] | None = None,
+        version: int | None = None,
+        wait_s: float = protocol.WAIT_S,
+        idempotency_key: str | None = None,
+    ) -> Run:
+        """Start a run that begins like another one and goes on differently.
+
+        Args:
+            run_id: The run it comes from.
+            at: The event, from 1, after which it begins; by default the last one.
+            changes: By path: `node.model`, `node.param`, `inputs.name`.
+            version: Of the workflow to go on with; by default the run's own.
+            wait_s: How long to wait; 0 returns at once.
+            idempotency_key: The same key with the same fork is the same run, for ever.
+        """
+        call = protocol.fork(
+            run_id,
+            at,
+            changes or {},
+            version,
+            wait_s=wait_s,
+            idempotency_key=idempotency_key,
+        )
+        return self._do(call)
+
+    def compare(self, a: Source, b: Source, *, tolerance: float = 0.0) -> Comparison:
+        """Compare two runs, each by its id or out of a bundle.
+
+        Args:
+            a: One.
+            b: The other.
+            tolerance: Numbers that are no further apart than this count as equal.
+        """
+        sides = [self._side(a), self._side(b)]
+        wanted = blobs_to_compare(sides[0][0], sides[1][0])
+        blobs: dict[str, bytes] = {}
+        for _, recording in sides:
+            blobs |= {} if recording is None else blobs_of(recording, wanted)
+        blobs |= self._blobs(wanted - blobs.keys())
+        return compare(sides[0][0], sides[1][0], blobs=blobs, tolerance=tolerance)
+
+    def regress(  # noqa: PLR0913 - what is changed, and how many runs at what pace
+        self,
+        workflow: str,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        version: int | None = None,
+        last: int = 100,
+        parallel: int = 4,
+        wait_s: float = protocol.WAIT_S,
+        tolerance: float = 0.0,
+    ) -> Regression:
+        """Fork a workflow's last completed runs with a change, and compare outputs and latency.
+
+        Args:
+            workflow: Its name.
+            changes: As in `fork`.
+            version: Of the workflow, as in `fork`.
+            last: How many runs; forks are no recorded runs and are passed over.
+            parallel: How many forks are under way at the same time.
+            wait_s: How long each fork may take.
+            tolerance: Numbers that are no further apart than this count as equal.
+        """
+        check_bounds(last, parallel)
+
+        def attempt(run: Run) -> Trial:
+            try:
+                fork = self.fork(run.run_id, changes=changes, version=version, wait_s=wait_s)
+                if not fork.over:
+                    return Trial(run, fork.run_id, error=f"the fork is {fork.status} still")
+                blobs = self._blobs(blobs_to_compare(run, fork))
+                found = compare(run, fork, blobs=blobs, tolerance=tolerance)
+                return Trial(run, fork.run_id, found)
+            except ClawdbotError as error:
+                return Trial(run, error=error.message)
+
+        with ThreadPoolExecutor(max_workers=parallel) as pool:
+            trials = list(pool.map(attempt, self._recorded(workflow, last)))
+        return summarise(workflow, dict(changes or {}), trials)
+
+    def _blobs(self, wanted: set[str]) -> dict[str, bytes]:
+        blobs: dict[str, bytes] = {}
+        for sha256 in sorted(wanted):
+            with contextlib.suppress(NotFound):  # gone; compared by its digest
+                blobs[sha256] = self._do(protocol.get_blob(sha256))
+        return blobs
+
+    def _side(self, source: Source) -> tuple[Run, Recording | None]:
+        if isinstance(source, str):
+            return self.get(source), None
+        recording = open_recording(source)
+        return run_of(recording), recording
+
+    def _recorded(self, workflow: str, last: int) -> Iterator[Run]:
+        """Yield a workflow's last completed runs that are no forks, newest first."""
+        cursor: str | None = None
+        found = 0
+        while True:
+            page = self.runs(workflow=workflow, status="completed", limit=PAGE, cursor=cursor)
+            for summary in page.runs:
+                run = self.get(summary.run_id)
+                if run.forked_from is None:
+                    yield run
+                    found += 1
+                if found >= last:
+                    return
+            if page.next is None:
+                return
+            cursor = page.next
+
     def put_blob(self, data: bytes, media_type: str = "application/octet-stream") -> BlobRef:
         """Keep bytes."""
         return self._do(protocol.put_blob(data, media_type))
@@ -195,6 +331,14 @@ class Client:
         if isinstance(value, BlobRef):
             return self._do(protocol.get_blob(value.sha256))
         return value.data
+
+    def statistics(self, workflow: str | None = None) -> StatisticsView:
+        """Return what each node did over all runs in the log."""
+        return self._do(protocol.statistics(workflow))
+
+    def verify_projections(self) -> tuple[ProjectionView, ...]:
+        """Have the gateway build its projections anew from the log and compare them."""
+        return self._do(protocol.verify_projections())
 
     def models(self) -> tuple[ModelView, ...]:
         """Return the catalogue and who serves it."""

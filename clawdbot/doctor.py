@@ -63,11 +63,12 @@ def examine(url: str | None, data_dir: Path | None = None) -> list[Finding]:
     if not any(finding.subject == "weights" for finding in found):
         found.append(_local_weights(settings))
     findings += found
+    up = mesh_runs(settings.data_dir) or found[0].level == "ok"  # whoever keeps its data
     for host, port, option in (
         (settings.http_host, settings.http_port, "--port"),
         (embedded.HOST, settings.nats_port, "--nats-port"),
     ):
-        findings.append(_port(host, port, option, up=mesh_runs(settings.data_dir)))
+        findings.append(_port(host, port, option, up=up))
     findings += _services(settings.data_dir)
     findings += asyncio.run(_bus(settings))
     return findings

@@ -1,6 +1,6 @@
 """Graphs step by step: control nodes, edges, and the definition they make."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, TypedDict, Union
 
 from pydantic import ValidationError
@@ -8,7 +8,16 @@ from typing_extensions import Unpack
 
 from schemas.errors import InvalidArgument
 from schemas.structures import PARAMS, read_params
-from schemas.workflow import Edge, Node, NodeType, RetryPolicy, WorkflowDefinition, invalid
+from schemas.workflow import (
+    Concurrency,
+    Edge,
+    Node,
+    NodeType,
+    Priority,
+    RetryPolicy,
+    WorkflowDefinition,
+    invalid,
+)
 
 
 Graph = Union["GraphBuilder", WorkflowDefinition, Mapping[str, Any]]
@@ -28,6 +37,12 @@ class NodeOptions(TypedDict, total=False):
     """How many taken edges it waits for; `all` waits until every edge is decided."""
     compensate: Graph
     """Undoes it when the run fails or is cancelled later; sees `input.outputs`."""
+    priority: Priority
+    """Of its tasks: `high`, `normal`, `low`; the workflow's by default."""
+    memo: bool | float
+    """Take a result of before: a day old at most, or so many seconds; of http nodes."""
+    concurrency: Concurrency
+    """It waits until fewer than `limit` nodes of its key are under way."""
 
 
 class GraphBuilder:
@@ -237,16 +252,30 @@ class GraphBuilder:
         node_id: str,
         url: str | None = None,
         *,
-        method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] | None = None,
+        method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] | None = None,
         headers: Mapping[str, str] | None = None,
+        accept: Sequence[int] | None = None,
         **options: Unpack[NodeOptions],
     ) -> Self:
-        """Call an address outside; its outputs are `status`, `headers`, `body` and `text`.
+        """Call an address outside; its outputs are `status`, `headers` and `body`.
 
-        `inputs` may bring `url`, `body` and `headers` from other nodes.
+        Args:
+            node_id: The node.
+            url: The address; or else the input `url`.
+            method: GET by default.
+            headers: Sent along; those of the input `headers` win.
+            accept: Statuses that are no failure, beside 200 to 299.
+            options: See `NodeOptions`; `inputs` may bring `url`, `query`, `headers` and `body`.
         """
-        sent = None if headers is None else dict(headers)
-        return self._control(node_id, "http", options, url=url, method=method, headers=sent)
+        return self._control(
+            node_id,
+            "http",
+            options,
+            url=url,
+            method=method,
+            headers=None if headers is None else dict(headers),
+            accept=None if accept is None else list(accept),
+        )
 
     def connect(
         self, source: str, target: str, *, when: str | None = None, case: str | None = None

@@ -15,6 +15,7 @@ import orjson
 from pydantic import ValidationError
 
 from clawdbot.results import Run
+from events.recording import MEDIA_TYPE
 from schemas.api import (
     BlobView,
     ErrorBody,
@@ -22,11 +23,15 @@ from schemas.api import (
     EventView,
     ModelList,
     ModelView,
+    ProjectionsView,
+    ProjectionView,
     RunPage,
+    StatisticsView,
     WorkflowList,
     WorkflowView,
 )
 from schemas.errors import ClawdbotError, InvalidArgument, RetryableError, Unavailable, by_code
+from schemas.forks import Fork
 from schemas.ids import new_id
 from schemas.messages import Control, Header
 from schemas.submission import MSGPACK, pack_inputs
@@ -43,6 +48,8 @@ ANSWER_S = 30.0
 WAIT_S = 60.0
 """How long a run is waited for unless somebody says otherwise."""
 STREAM_SILENCE_S = 45.0
+PROJECT_S = 300.0
+"""How long a gateway may take to read the whole log, by default."""
 TERMINAL = {"RunCompleted", "RunFailed", "RunRejected", "RunCancelled"}
 RETRYABLE = {429, 502, 503, 504}
 
@@ -89,17 +96,12 @@ def workflow(name: str, version: int | None) -> Call[WorkflowView]:
 
 def submit(name: str, wire: Wire, wait_s: float, idempotency_key: str | None) -> Call[Run]:
     """Start a run; its name, chosen here, makes it safe to send again after a lost answer."""
-    name_header = (
-        {Header.RUN_ID: new_id()}
-        if idempotency_key is None
-        else {"Idempotency-Key": idempotency_key}
-    )
     return Call(
         "POST",
         f"/v1/workflows/{quote(name, safe='')}/runs",
         _model(Run),
         params={"wait": wait_s} if wait_s else {},
-        headers={"Content-Type": MSGPACK, **name_header},
+        headers={"Content-Type": MSGPACK, **_named(idempotency_key)},
         content=pack_inputs(wire),
         patience_s=wait_s + ANSWER_S,
     )
@@ -114,6 +116,51 @@ def replay(run_id: str, until: int | None) -> Call[Run]:
     """Fold a run's log."""
     params = {} if until is None else {"until": until}
     return Call("GET", f"{_run_path(run_id)}/replay", _model(Run), params)
+
+
+def export(run_id: str, *, blobs: bool) -> Call[bytes]:
+    """Fetch a run as one file."""
+    path = f"{_run_path(run_id)}/bundle"
+    params = {"blobs": str(blobs).lower()}
+    return Call("GET", path, lambda answer: answer.content, params, patience_s=120.0)
+
+
+def import_bundle(bundle: bytes) -> Call[Run]:
+    """Hand over a run as one file; again is the same as once."""
+    headers = {"Content-Type": MEDIA_TYPE}
+    return Call(
+        "POST", "/v1/bundles", _model(Run), headers=headers, content=bundle, patience_s=120.0
+    )
+
+
+def fork(
+    run_id: str,
+    at: int | None,
+    changes: Mapping[str, Any],
+    version: int | None,
+    *,
+    wait_s: float,
+    idempotency_key: str | None,
+) -> Call[Run]:
+    """Fork a run; its name, chosen here, makes it safe to send again after a lost answer.
+
+    Raises:
+        InvalidArgument: A field is wrong.
+    """
+    plain = to_json({path: to_wire(value) for path, value in changes.items()})
+    try:
+        wanted = Fork.model_validate({"at": at, "changes": plain, "version": version})
+    except ValidationError as error:
+        raise invalid(error) from error
+    return Call(
+        "POST",
+        f"{_run_path(run_id)}/fork",
+        _model(Run),
+        params={"wait": wait_s} if wait_s else {},
+        headers={"Content-Type": "application/json", **_named(idempotency_key)},
+        content=orjson.dumps(wanted.model_dump(exclude_defaults=True)),
+        patience_s=wait_s + ANSWER_S,
+    )
 
 
 def runs(
@@ -185,6 +232,24 @@ def get_blob(sha256: str) -> Call[bytes]:
     """Fetch bytes."""
     path = f"/v1/blobs/{quote(sha256, safe='')}"
     return Call("GET", path, lambda answer: answer.content, patience_s=120.0)
+
+
+def statistics(workflow_name: str | None) -> Call[StatisticsView]:
+    """Count what nodes did."""
+    params = {} if workflow_name is None else {"workflow": workflow_name}
+    return Call(
+        "GET", "/v1/statistics", _model(StatisticsView), params, patience_s=PROJECT_S + ANSWER_S
+    )
+
+
+def verify_projections() -> Call[tuple[ProjectionView, ...]]:
+    """Have projections built anew and compared."""
+    return Call(
+        "POST",
+        "/v1/projections/verify",
+        lambda answer: _model(ProjectionsView)(answer).projections,
+        patience_s=PROJECT_S + ANSWER_S,
+    )
 
 
 def models() -> Call[tuple[ModelView, ...]]:
@@ -292,6 +357,12 @@ def request(
         content=call.content,
         timeout=patience_s or call.patience_s,
     )
+
+
+def _named(idempotency_key: str | None) -> dict[str, str]:
+    if idempotency_key is None:
+        return {Header.RUN_ID: new_id()}
+    return {"Idempotency-Key": idempotency_key}
 
 
 def _model(kind: type[Any]) -> Callable[[httpx.Response], Any]:

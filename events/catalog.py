@@ -23,6 +23,19 @@ class DomainEvent(BaseModel):
     at: float
 
 
+class ForkedFrom(BaseModel):
+    """Where a fork comes from, and what is different in it."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    run_id: str
+    """The run it was forked from."""
+    at: int
+    """The event of that run, from 1, after which the fork begins."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """By path: `node.model`, `node.param`, `inputs.name`."""
+
+
 class RunStarted(DomainEvent):
     """A submission was accepted; the plan is a copy, so the run never depends on later versions."""
 
@@ -33,6 +46,8 @@ class RunStarted(DomainEvent):
     inputs: Wire
     inputs_digest: str
     correlation_id: str
+    forked_from: ForkedFrom | None = Field(default=None, exclude_if=_nothing)
+    """Set when the run is a fork of another one."""
 
 
 class RunRejected(DomainEvent):
@@ -74,6 +89,14 @@ class RouteChosen(BaseModel):
     """Of every way, as the decision saw them."""
 
 
+class NodeQueued(DomainEvent):
+    """A node waits for its turn: so many of its concurrency key are under way already."""
+
+    node_id: str
+    key: str
+    limit: int
+
+
 class NodeScheduled(DomainEvent):
     """An attempt was decided; only results of this attempt count."""
 
@@ -99,6 +122,23 @@ class NodeCompleted(DomainEvent):
     """The model that really ran; the kind of a control node."""
     worker: str = Field(default="", exclude_if=not_)
     """Empty when the orchestrator itself decided."""
+    timings: Timings = Timings()
+    memo_of: str = Field(default="", exclude_if=not_)
+    """Run and node whose result was taken instead of computing it again, `run/node`."""
+
+
+class NodeKept(DomainEvent):
+    """A node of a fork was not run again: its outputs are those that another run recorded."""
+
+    node_id: str
+    run_id: str
+    """The run in which it really ran."""
+    event: int
+    """The event there, from 1, that says so."""
+    attempt: int
+    outputs: Wire
+    model: str
+    worker: str = Field(default="", exclude_if=not_)
     timings: Timings = Timings()
 
 
@@ -210,8 +250,10 @@ class RunCancelled(DomainEvent):
 Event = (
     RunStarted
     | RunRejected
+    | NodeQueued
     | NodeScheduled
     | NodeCompleted
+    | NodeKept
     | NodeFailed
     | NodeSkipped
     | NodeOpened
@@ -229,8 +271,10 @@ Event = (
 EVENT_TYPES: dict[str, type[DomainEvent]] = {
     "RunStarted": RunStarted,
     "RunRejected": RunRejected,
+    "NodeQueued": NodeQueued,
     "NodeScheduled": NodeScheduled,
     "NodeCompleted": NodeCompleted,
+    "NodeKept": NodeKept,
     "NodeFailed": NodeFailed,
     "NodeSkipped": NodeSkipped,
     "NodeOpened": NodeOpened,

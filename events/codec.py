@@ -24,6 +24,8 @@ from events.catalog import EVENT_TYPES, SHORT_NAMES, Event
 
 COMMIT_TOPIC = "clawdbot:commit"
 COMPRESS_OVER_BYTES = 2048
+RawEvent = tuple[str, dict[str, Any]]
+"""Short name and state of one event."""
 
 
 class Commit(BaseModel):
@@ -97,14 +99,10 @@ class CommitMapper(Mapper[str]):
         Raises:
             MapperDeserialisationError: Altered bytes, a wrong key, or an unknown event.
         """
-        state = stored_event.state
         try:
-            if self.cipher:
-                state = self.cipher.decrypt(state)
-            assert self.compressor is not None
-            document = self.transcoder.decode(self.compressor.decompress(state))
+            document = self._document(stored_event.state)
             commit_id = document["commit_id"]
-            events = tuple(_event(*item) for item in document["events"])
+            events = tuple(read_event(*item) for item in document["events"])
         except (ValueError, KeyError, TypeError, zlib.error, ValidationError) as error:
             raise MapperDeserialisationError(
                 f"commit {stored_event.originator_version} of {stored_event.originator_id} "
@@ -117,10 +115,38 @@ class CommitMapper(Mapper[str]):
             events=events,
         )
 
+    def raw_events(self, state: bytes) -> list[RawEvent]:
+        """Return names and states of a commit's events, upcast but not validated: for projections.
 
-def _event(name: str, version: int, state: dict[str, Any]) -> Event:
+        Raises:
+            MapperDeserialisationError: Altered bytes, a wrong key, or an unknown event.
+        """
+        try:
+            return [_raw_event(*item) for item in self._document(state)["events"]]
+        except (ValueError, KeyError, TypeError, zlib.error) as error:
+            raise MapperDeserialisationError("a commit cannot be read") from error
+
+    def _document(self, state: bytes) -> Any:
+        if self.cipher:
+            state = self.cipher.decrypt(state)
+        assert self.compressor is not None
+        return self.transcoder.decode(self.compressor.decompress(state))
+
+
+def _raw_event(name: str, version: int, state: dict[str, Any]) -> RawEvent:
     kind = EVENT_TYPES[name]
     while version < kind.class_version:
         getattr(kind, f"upcast_v{version}_v{version + 1}")(state)
         version += 1
-    return cast("Event", kind.model_validate(state))
+    return name, state
+
+
+def read_event(name: str, version: int, state: dict[str, Any]) -> Event:
+    """Return the event behind its stored state, through the upcasters it needs.
+
+    Raises:
+        KeyError: No event has this name.
+        ValidationError: The state does not fit.
+    """
+    _, state = _raw_event(name, version, state)
+    return cast("Event", EVENT_TYPES[name].model_validate(state))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from events.catalog import Figures
+from events.catalog import Figures, ForkedFrom, NodeKept, NodeSkipped, SignalReceived
 from schemas.messages import Fault, TaskResult
 from schemas.plan import Plan
 from schemas.values import Wire
@@ -32,6 +32,9 @@ class StartRun:
     inputs_digest: str
     correlation_id: str
     at: float
+    forked_from: ForkedFrom | None = None
+    kept: tuple[NodeKept | NodeSkipped | SignalReceived, ...] = ()
+    """What a fork takes over from the run it was forked from."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,14 @@ class RetryNode:
 
 
 @dataclass(frozen=True)
+class GrantNode:
+    """It is a queued node's turn."""
+
+    node_id: str
+    at: float
+
+
+@dataclass(frozen=True)
 class ExpandNode:
     """A dynamic node's graph was compiled, or cannot be."""
 
@@ -132,5 +143,6 @@ Command = (
     | SignalRun
     | SkipNode
     | RetryNode
+    | GrantNode
     | ExpandNode
 )

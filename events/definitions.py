@@ -74,18 +74,15 @@ class DefinitionStore:
             newest, revision = None, 0
         if newest is not None and _same(newest, candidate):
             return newest
+        if newest is not None:  # perhaps whoever deployed it died before it wrote its version
+            await bucket.put(f"{key}.{newest.version}", _body(newest))
         version = newest.version + 1 if newest else 1
         stored = candidate.model_copy(update={"version": version})
-        body = orjson.dumps(stored.model_dump(mode="json"))
         try:
-            await bucket.create(f"{key}.{version}", body)
-        except KeyWrongLastSequenceError:
-            pass  # a deploy that died before moving the pointer, or a racing one: CAS decides
-        try:
-            await bucket.update(key, body, last=revision)
+            await bucket.update(key, _body(stored), last=revision)
         except KeyWrongLastSequenceError:
             return None
-        await bucket.put(f"{key}.{version}", body)
+        await bucket.put(f"{key}.{version}", _body(stored))
         return stored
 
     async def newest(self, tenant: str, name: str) -> DeployedWorkflow:
@@ -112,7 +109,9 @@ class DefinitionStore:
             return found
         try:
             bucket = await self._js.key_value(DEFINITIONS)
-            found = _read((await bucket.get(f"{tenant}.{name}.{version}")).value)
+            found = _read((await bucket.get(f"{tenant}.{name}")).value)
+            if found.version != version:
+                found = _read((await bucket.get(f"{tenant}.{name}.{version}")).value)
         except KeyNotFoundError:
             raise NotFound(f"workflow '{name}' has no version {version}", field="version") from None
         except (APIError, *BUS_ERRORS) as error:
@@ -175,6 +174,10 @@ async def called(
 def _same(stored: DeployedWorkflow, candidate: DeployedWorkflow) -> bool:
     ignored = {"version", "warnings", "deployed_at"}
     return stored.model_dump(exclude=ignored) == candidate.model_dump(exclude=ignored)
+
+
+def _body(workflow: DeployedWorkflow) -> bytes:
+    return orjson.dumps(workflow.model_dump(mode="json"))
 
 
 def _read(body: bytes | None) -> DeployedWorkflow:

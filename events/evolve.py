@@ -4,7 +4,6 @@ Pure: no clock, no random, no I/O, and no expression is ever evaluated here, so 
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -13,7 +12,9 @@ from events.catalog import (
     Event,
     NodeCompleted,
     NodeFailed,
+    NodeKept,
     NodeOpened,
+    NodeQueued,
     NodeScheduled,
     NodeSkipped,
     RunCancelled,
@@ -28,7 +29,7 @@ from events.catalog import (
     SignalReceived,
 )
 from events.paths import ROOT, is_inside, node_id_of, owner_of, scope_of
-from events.state import TIMED, Cleanup, NodeState, Progress, RunState, Scope, Signal, Undo
+from events.state import Cleanup, NodeState, Progress, RunState, Scope, Signal, Undo, changed
 from schemas.messages import Fault
 from schemas.plan import Plan, PlanNode
 from schemas.values import Wire
@@ -54,13 +55,23 @@ def evolve(state: RunState | None, event: Event) -> RunState:
         case _:
             pass  # every other event needs a state
     assert state is not None, "the first event of a run is RunStarted or RunRejected"
-    return replace(_evolve(state, event), updated_at=event.at)
+    return changed(_evolve(state, event), updated_at=event.at)
 
 
 def _evolve(state: RunState, event: Event) -> RunState:  # noqa: C901, PLR0911 - a case each
     match event:
-        case NodeScheduled() | NodeCompleted() | NodeFailed() | NodeSkipped() | NodeOpened():
+        case (
+            NodeQueued()
+            | NodeScheduled()
+            | NodeCompleted()
+            | NodeFailed()
+            | NodeSkipped()
+            | NodeOpened()
+        ):
             return _node_changed(state, event)
+        case NodeKept():
+            node = NodeState("completed", event.attempt, event.at, event.at, outputs=event.outputs)
+            return _with_node(state, scope_of(event.node_id), node_id_of(event.node_id), node)
         case ScopeOpened():
             return _scope_opened(state, event)
         case ScopeClosed():
@@ -70,19 +81,19 @@ def _evolve(state: RunState, event: Event) -> RunState:  # noqa: C901, PLR0911 -
         case SignalReceived():
             kept = (*state.signal_ids, event.signal_id)[-SIGNAL_IDS_KEPT:]
             signals = (*state.signals, Signal(event.name, event.payload))
-            return replace(state, signals=signals, signal_ids=kept)
+            return changed(state, signals=signals, signal_ids=kept)
         case RunPaused():
-            return replace(state, status="paused")
+            return changed(state, status="paused")
         case RunResumed():
-            return replace(state, status="running")
+            return changed(state, status="running")
         case RunCompleted():
             outputs = state.sink_outputs(ROOT) if event.outputs is None else event.outputs
-            return replace(state, status="completed", outputs=outputs)
+            return changed(state, status="completed", outputs=outputs)
         case RunFailed():
-            return replace(state, status="failed", error=event.error)
+            return changed(state, status="failed", error=event.error)
         case RunCancelled():
             error = Fault(code="CANCELLED", message=event.reason or "cancelled")
-            return replace(state, status="cancelled", error=error)
+            return changed(state, status="cancelled", error=error)
         case RunStarted() | RunRejected():
             raise AssertionError("handled before")
 
@@ -117,7 +128,7 @@ def _rejected(event: RunRejected) -> RunState:
     )
 
 
-NodeEvent = NodeScheduled | NodeCompleted | NodeFailed | NodeSkipped | NodeOpened
+NodeEvent = NodeQueued | NodeScheduled | NodeCompleted | NodeFailed | NodeSkipped | NodeOpened
 
 
 def _node_changed(state: RunState, event: NodeEvent) -> RunState:
@@ -128,34 +139,42 @@ def _node_changed(state: RunState, event: NodeEvent) -> RunState:
         state = _without_scopes(state, f"{event.node_id}[")
     match event:
         case NodeOpened(plan=Plan() as plan):
-            return replace(state, expanded={**state.expanded, event.node_id: plan})
+            return changed(state, expanded={**state.expanded, event.node_id: plan})
         case NodeCompleted():
             return _after_completion(state, event)
         case _:
             return state
 
 
-def _evolve_node(state: RunState, node: NodeState | None, event: NodeEvent) -> NodeState:
+def _evolve_node(  # noqa: C901, PLR0911 - a case each
+    state: RunState, node: NodeState | None, event: NodeEvent
+) -> NodeState:
     match event:
+        case NodeQueued():
+            attempt = 0 if node is None else node.attempt
+            return NodeState(
+                "queued", attempt, event.at, event.at, gate=event.key, limit=event.limit
+            )
         case NodeScheduled():
             return _scheduled(node, event)
         case NodeOpened():
             progress = Progress(total=event.total, variables=event.variables)
-            return NodeState("open", event.attempt, event.at, event.deadline, progress=progress)
+            opened = NodeState("open", event.attempt, event.at, event.deadline, progress=progress)
+            return opened if node is None else changed(opened, gate=node.gate, limit=node.limit)
         case NodeCompleted():
             known = node or NodeState("completed", event.attempt, event.at, event.at)
             outputs = event.outputs
             if outputs is None:
                 outputs = control_outputs(state.planned(event.node_id), known.progress)
-            return replace(known, status="completed", outputs=outputs, progress=None)
+            return changed(known, status="completed", outputs=outputs, progress=None)
         case NodeSkipped():
             known = node or NodeState("skipped", 0, event.at, event.at)
-            return replace(known, status="skipped", outputs=None, progress=None)
+            return changed(known, status="skipped", outputs=None, progress=None)
         case NodeFailed():
             known = node or NodeState("failed", event.attempt, event.at, event.at)
             if event.retry_at is None:
-                return replace(known, status="failed", error=event.error, progress=None)
-            return replace(known, status="waiting", error=event.error, deadline=event.retry_at)
+                return changed(known, status="failed", error=event.error, progress=None)
+            return changed(known, status="waiting", error=event.error, deadline=event.retry_at)
 
 
 def _scheduled(node: NodeState | None, event: NodeScheduled) -> NodeState:
@@ -163,9 +182,10 @@ def _scheduled(node: NodeState | None, event: NodeScheduled) -> NodeState:
     if event.route is not None:
         tried = (*tried, event.route.index)
     rivals = (node.attempt,) if node is not None and event.hedge else ()
-    return NodeState(
+    begun = NodeState(
         "scheduled", event.attempt, event.at, event.deadline, tried=tried, rivals=rivals
     )
+    return begun if node is None else changed(begun, gate=node.gate, limit=node.limit)
 
 
 def control_outputs(planned: PlanNode, progress: Progress | None) -> Wire:
@@ -195,26 +215,26 @@ def _after_completion(state: RunState, event: NodeCompleted) -> RunState:
     outputs = (node.outputs if node is not None else None) or {}
     if "compensate" in planned.bodies:
         undo = Undo(f"{event.node_id}[compensate]", outputs)
-        state = replace(state, undo=(*state.undo, undo))
+        state = changed(state, undo=(*state.undo, undo))
     if planned.kind == "signal" and not outputs.get("timed_out"):
         name = planned.params["name"]
         for place, signal in enumerate(state.signals):
             if signal.name == name:
                 rest = state.signals[:place] + state.signals[place + 1 :]
-                return replace(state, signals=rest)
+                return changed(state, signals=rest)
     return state
 
 
 def _scope_opened(state: RunState, event: ScopeOpened) -> RunState:
     scopes = {**state.scopes, event.scope: Scope(event.inputs, cleanup_of=event.cleanup_of)}
-    state = replace(state, scopes=scopes)
+    state = changed(state, scopes=scopes)
     if event.cleanup_of is not None:
         cleanup = state.cleanups[event.cleanup_of]
         rest = tuple(step for step in cleanup.steps if step.scope != event.scope)
-        cleanups = {**state.cleanups, event.cleanup_of: replace(cleanup, steps=rest)}
-        return replace(state, cleanups=cleanups)
+        cleanups = {**state.cleanups, event.cleanup_of: changed(cleanup, steps=rest)}
+        return changed(state, cleanups=cleanups)
     owner, _ = owner_of(event.scope)
-    return _with_progress(state, owner, lambda now: replace(now, opened=now.opened + 1))
+    return _with_progress(state, owner, lambda now: changed(now, opened=now.opened + 1))
 
 
 def _scope_closed(state: RunState, event: ScopeClosed) -> RunState:
@@ -229,42 +249,40 @@ def _scope_closed(state: RunState, event: ScopeClosed) -> RunState:
     kind = state.planned(owner).kind
 
     def closed(now: Progress) -> Progress:
-        now = replace(now, closed=now.closed + 1, phase=label, ended=now.ended or event.last)
+        now = changed(now, closed=now.closed + 1, phase=label, ended=now.ended or event.last)
         if event.status == "failed":
-            return replace(now, error=event.error)
+            return changed(now, error=event.error)
         if kind == "try":
             return _after_try(now, label, gave)
         if kind == "loop":
             variables = {**now.variables, **event.variables}
-            return replace(now, results={"last": gave}, variables=variables)
-        return replace(now, results={**now.results, label: gave})
+            return changed(now, results={"last": gave}, variables=variables)
+        return changed(now, results={**now.results, label: gave})
 
     return _with_progress(state, owner, closed)
 
 
 def _after_try(now: Progress, label: str, gave: Wire) -> Progress:
     if label == "catch":
-        return replace(now, results={**now.results, label: gave}, caught=now.error, error=None)
-    return replace(now, results={**now.results, label: gave})
+        return changed(now, results={**now.results, label: gave}, caught=now.error, error=None)
+    return changed(now, results={**now.results, label: gave})
 
 
 def _cleanup_started(state: RunState, event: CleanupStarted) -> RunState:
     """Forget what was under way in the scope, and what is going to be undone."""
     kept = {
-        node_id: node
-        for node_id, node in state.nodes_of(event.scope).items()
-        if node.status not in TIMED
+        node_id: node for node_id, node in state.nodes_of(event.scope).items() if not node.is_busy
     }
     outputs = {undo.scope: undo.outputs for undo in state.undo}
     steps = tuple(Undo(step, outputs.get(step, {})) for step in event.steps)
     cleanup = Cleanup(event.ending, event.node_id, event.error, steps)
     state = _without_scopes(state, f"{event.scope}/" if event.scope else "")
     if event.scope:
-        scope = replace(state.scopes[event.scope], nodes=kept)
-        state = replace(state, scopes={**state.scopes, event.scope: scope})
+        scope = changed(state.scopes[event.scope], nodes=kept)
+        state = changed(state, scopes={**state.scopes, event.scope: scope})
     else:
-        state = replace(state, nodes=kept)
-    return replace(
+        state = changed(state, nodes=kept)
+    return changed(
         state,
         undo=tuple(undo for undo in state.undo if not is_inside(undo.scope, event.scope)),
         cleanups={**state.cleanups, event.scope: cleanup},
@@ -281,20 +299,20 @@ def _without_scopes(state: RunState, prefix: str) -> RunState:
         for path, cleanup in state.cleanups.items()
         if path == ROOT or not path.startswith(prefix)
     }
-    return replace(state, scopes=scopes, cleanups=cleanups)
+    return changed(state, scopes=scopes, cleanups=cleanups)
 
 
 def _with_node(state: RunState, scope: str, node_id: str, node: NodeState) -> RunState:
     if scope == ROOT:
-        return replace(state, nodes={**state.nodes, node_id: node})
+        return changed(state, nodes={**state.nodes, node_id: node})
     known = state.scopes[scope]
-    changed = replace(known, nodes={**known.nodes, node_id: node})
-    return replace(state, scopes={**state.scopes, scope: changed})
+    with_node = changed(known, nodes={**known.nodes, node_id: node})
+    return changed(state, scopes={**state.scopes, scope: with_node})
 
 
 def _with_progress(state: RunState, path: str, change: Any) -> RunState:
     node = state.node(path)
     assert node is not None
     assert node.progress is not None
-    changed = replace(node, progress=change(node.progress))
-    return _with_node(state, scope_of(path), node_id_of(path), changed)
+    further = changed(node, progress=change(node.progress))
+    return _with_node(state, scope_of(path), node_id_of(path), further)

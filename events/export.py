@@ -16,7 +16,7 @@ import base64
 import io
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ from events.jetstream import (
     read_subject,
 )
 from events.keys import KeyRing
+from events.recording import cited
 from events.store import EMPTY, Head
 from events.streams import EVENTS
 from events.subjects import RunKey, event
@@ -179,22 +180,6 @@ class _Blobs:
             raise FailedPrecondition("the run's commits and blobs are too large for a bundle")
         self.kept[sha256] = stored
         self.media_types[sha256] = media_type
-
-
-def cited(commits: Iterable[Commit]) -> set[str]:
-    """Return the SHA-256 of every blob that commits cite."""
-    found: set[str] = set()
-    pending: list[Any] = [item.model_dump() for commit in commits for item in commit.events]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, Mapping):
-            blob = value.get("$blob")
-            if isinstance(blob, Mapping) and isinstance(blob.get("sha256"), str):
-                found.add(blob["sha256"])
-            pending.extend(value.values())
-        elif isinstance(value, list | tuple):
-            pending.extend(value)
-    return found
 
 
 def pack(bundle: Bundle, view: Sequence[Commit] = ()) -> bytes:

@@ -37,7 +37,8 @@ SWEEP_S = 0.1
 """How often unanswered requests are looked at."""
 BETWEEN_S = 0.001
 _CRLF = b"\r\n"
-_STATUS = b"NATS/1.0 "
+STATUS = b"NATS/1.0 "
+"""What the head of a status begins with, and of no other message."""
 _NO_RESPONDERS = b"NATS/1.0 503"
 
 
@@ -96,7 +97,7 @@ def decode_head(head: bytes) -> dict[str, str]:
     """Read headers; a status line becomes the header `Status`."""
     lines = head.decode(errors="replace").split("\r\n")
     headers: dict[str, str] = {}
-    if head.startswith(_STATUS):
+    if head.startswith(STATUS):
         headers["Status"] = lines[0].split(" ", 2)[1]
     for line in lines[1:]:
         name, colon, value = line.partition(":")

@@ -7,16 +7,18 @@ whoever acts on a row reads the run's log first.
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import orjson
 from nats.aio.client import Client as Nats
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
+from events.express import Express, Frame, delivered
+from events.statistics import digest_of
 from events.store import RETIRED
 from events.streams import EVENTS
 from events.subjects import RunKey, run_key
@@ -47,8 +49,32 @@ INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET workflow=excluded.workflow, status=excluded.status,
     commits=excluded.commits, updated_at=excluded.updated_at, wake=excluded.wake,
     sequence=excluded.sequence
-WHERE excluded.sequence > runs.sequence
+WHERE excluded.sequence >= runs.sequence
 """
+_FIRST = """
+UPDATE runs SET started_at=?3, first=?4 WHERE tenant=?1 AND run_id=?2 AND first >= ?4
+"""
+"""A run's first commit says when it began, even if later ones came first."""
+
+
+class Recordable(Protocol):
+    """A commit as far as the index looks at it."""
+
+    @property
+    def key(self) -> RunKey:
+        """Its run."""
+
+    @property
+    def sequence(self) -> int:
+        """Its place in EVENTS."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Its headers."""
+
+    @property
+    def at(self) -> float:
+        """When it was stored, seconds since the epoch."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +146,8 @@ class RunIndex:
             sequence,
         )
         self._db.execute(_UPSERT, row)
+        if row[4] == 1:
+            self._db.execute(_FIRST, (key.tenant, key.run_id, at, sequence))
 
     def unfinished(self, limit: int = 10_000) -> list[RunKey]:
         """Return runs that are not over."""
@@ -158,6 +186,25 @@ class RunIndex:
         """Forget everything, before `follow` reads it again from the log."""
         self._db.executescript("DELETE FROM runs; DELETE FROM checkpoint;")
         self.position = 0
+
+    def digest(self) -> str:
+        """Return SHA-256 over all rows in order; the same log gives the same."""
+        return digest_of(self._db, "runs")
+
+    def record(self, batch: "Iterable[Recordable]") -> None:
+        """Record commits in the order of the log, in one transaction."""
+        with self.transaction():
+            for item in batch:
+                self.apply(item.key, item.sequence, item.headers, item.at)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Write all that is applied within it at once."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("COMMIT")
 
     def next_wake(self) -> float | None:
         """Return the earliest wake time of all runs."""
@@ -209,21 +256,22 @@ class RunIndex:
             mem_storage=True,
         )
         consumer = (await js.add_consumer(EVENTS, config)).name
-        queue: asyncio.Queue[Msg] = asyncio.Queue()
-        subscription = await nc.subscribe(nc.new_inbox(), cb=queue.put)
+        queue: asyncio.Queue[Frame] = asyncio.Queue()
+        express = await Express.of(nc)
+        subscription = await express.subscribe(nc.new_inbox(), queue.put_nowait)
         ask = f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS}.{consumer}"
         request = orjson.dumps({"batch": BATCH, "expires": int(IDLE_S * 1e9)})
         try:
             while True:
-                await nc.publish(ask, request, reply=subscription.subject)
+                express.publish(ask, request, reply=subscription.subject)
                 done = await self._take_batch(queue)
                 if ready is not None and done >= info.state.last_seq:
                     ready.set()
         finally:
             with contextlib.suppress(NatsError):
-                await subscription.unsubscribe()
+                await express.unsubscribe(subscription)
 
-    async def _take_batch(self, queue: "asyncio.Queue[Msg]") -> int:
+    async def _take_batch(self, queue: "asyncio.Queue[Frame]") -> int:
         """Record what one request brings; return the last sequence recorded, or 0."""
         last = taken = 0
         while taken < BATCH:
@@ -233,32 +281,28 @@ class RunIndex:
             while not queue.empty():
                 burst.append(queue.get_nowait())
             ended = False
-            self._db.execute("BEGIN")
-            try:
-                for message in burst:
-                    if message.reply:
-                        last = self._take(message)
+            with self.transaction():
+                for frame in burst:
+                    if frame.reply:
+                        last = self._take(frame)
                         taken += 1
                     else:
-                        _check_status(message)
+                        _check_status(frame)
                         ended = True
                 if last:
                     self._db.execute("UPDATE checkpoint SET sequence=?", (last,))
-            finally:
-                self._db.execute("COMMIT")
             if ended:
                 break
         return last
 
-    def _take(self, message: Msg) -> int:
-        meta = message.metadata
-        at = meta.timestamp.timestamp()
-        self.apply(run_key(message.subject), meta.sequence.stream, message.headers or {}, at)
-        return meta.sequence.stream
+    def _take(self, frame: Frame) -> int:
+        receipt = delivered(frame.reply)
+        self.apply(run_key(frame.subject), receipt.sequence, frame.headers(), receipt.at)
+        return receipt.sequence
 
 
-def _check_status(message: Msg) -> None:
+def _check_status(frame: Frame) -> None:
     """Tell the end of a request from the end of the consumer."""
-    status = (message.headers or {}).get("Status")
+    status = frame.headers().get("Status")
     if status not in {"404", "408"}:
         raise NatsError(f"the index's consumer ended with status {status}")

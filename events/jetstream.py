@@ -2,12 +2,12 @@
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import orjson
 from eventsourcing.persistence import MapperDeserialisationError, StoredEvent
 from nats.aio.client import Client as Nats
-from nats.aio.msg import Msg
 from nats.errors import (
     ConnectionClosedError,
     ConnectionReconnectingError,
@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from events.chain import check_head, check_link
 from events.codec import COMMIT_TOPIC, Commit, CommitMapper
-from events.express import Express, Refused
+from events.express import STATUS, Express, Frame, Refused
 from events.group_commit import GroupCommit
 from events.keys import KeyRing
 from events.store import EMPTY, RETIRED, Append, EventStore, Head, History, retired
@@ -65,15 +65,11 @@ class StoredCommit:
     data: bytes
 
     @classmethod
-    def of(cls, message: Msg) -> "StoredCommit":
+    def of(cls, frame: Frame) -> "StoredCommit":
         """Read a direct-get answer or a republished message."""
-        headers = message.headers or {}
-        return cls(
-            headers.get("Nats-Subject", message.subject),
-            int(headers["Nats-Sequence"]),
-            headers,
-            message.data,
-        )
+        headers = frame.headers()
+        subject = headers.get("Nats-Subject", frame.subject)
+        return cls(subject, int(headers["Nats-Sequence"]), headers, frame.data)
 
     @property
     def version(self) -> int:
@@ -246,10 +242,11 @@ class JetStreamEventStore(EventStore):
                 raise
             return last.seq
 
-    async def decode_one(self, stored: StoredCommit) -> Commit:
-        """Decode one commit on its own, as a waiter sees it on `live`."""
+    async def decoder(self, stored: StoredCommit) -> Callable[[], Commit]:
+        """Return what decodes one commit on its own, as a waiter sees it on `live`."""
         key = run_key(stored.subject)
-        return _decode(CommitMapper(await self._keys.cipher(key.tenant)), key, stored)
+        mapper = CommitMapper(await self._keys.cipher(key.tenant))
+        return lambda: _decode(mapper, key, stored)
 
 
 def _decode(mapper: CommitMapper, key: RunKey, item: StoredCommit) -> Commit:
@@ -329,28 +326,31 @@ async def _read_batch(
     done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     found: list[StoredCommit] = []
 
-    async def on_message(message: Msg) -> None:
+    def on_frame(frame: Frame) -> None:
         if done.done():
             return
-        headers = message.headers or {}
-        status = headers.get("Status")
-        if status == "404":
-            done.set_result(0)
-        elif status == "204":
-            done.set_result(int(headers.get("Nats-Num-Pending", "0")))
-        elif status is not None:
-            done.set_exception(StoreUnavailable("the event log does not answer", status=status))
-        else:
-            found.append(StoredCommit.of(message))
+        if not frame.head.startswith(STATUS):
+            found.append(StoredCommit.of(frame))
+            return
+        headers = frame.headers()
+        match headers["Status"]:
+            case "404":
+                done.set_result(0)
+            case "204":
+                done.set_result(int(headers.get("Nats-Num-Pending", "0")))
+            case status:
+                error = StoreUnavailable("the event log does not answer", status=status)
+                done.set_exception(error)
 
     inbox = nc.new_inbox()
-    subscription = await nc.subscribe(inbox, cb=on_message)
+    express = await Express.of(nc)
+    subscription = await express.subscribe(inbox, on_frame)
     try:
-        await nc.publish(f"$JS.API.DIRECT.GET.{stream}", orjson.dumps(query), reply=inbox)
+        express.publish(f"$JS.API.DIRECT.GET.{stream}", orjson.dumps(query), reply=inbox)
         async with asyncio.timeout(timeout_s):
             pending = await done
     except (TimeoutError, *BUS_ERRORS) as error:
         raise StoreUnavailable("the event log does not answer") from error
     finally:
-        await subscription.unsubscribe()
+        await express.unsubscribe(subscription)
     return found, pending

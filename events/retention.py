@@ -16,7 +16,7 @@ from nats.js.errors import APIError
 
 from events.archive import Archive
 from events.blobs import BlobStore
-from events.export import BUNDLE_BYTES_MAX, cited, export_run, unpack
+from events.export import BUNDLE_BYTES_MAX, export_run, unpack
 from events.jetstream import (
     BUS_ERRORS,
     READ_BATCH,
@@ -26,6 +26,7 @@ from events.jetstream import (
     read_subject,
 )
 from events.keys import KeyRing
+from events.recording import cited
 from events.snapshots import SnapshotStore
 from events.store import Head
 from events.streams import BLOBS, EVENTS
@@ -255,7 +256,7 @@ async def _mark(stores: Stores, undecided: set[str]) -> set[str]:
                 continue
             tenant = run_key(item.subject).tenant
             try:
-                commit = await stores.log.decode_one(item)
+                commit = (await stores.log.decoder(item))()
             except DataLoss:
                 undecided.add(tenant)
                 continue

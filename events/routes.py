@@ -29,9 +29,9 @@ def choose(node: PlanNode, health: Health, tried: tuple[int, ...] = ()) -> Route
         health: How the ways are doing.
         tried: Indexes of ways that earlier attempts took.
     """
-    routes = node.routes
-    if len(routes) == 1:
+    if not node.alternatives:
         return None
+    routes = node.routes
     figures = tuple(health.get(route.name) or Figures(route=route.name) for route in routes)
     slow = _outliers(figures)
 

@@ -23,6 +23,7 @@ from events.commands import (
     CheckClock,
     Command,
     ExpandNode,
+    GrantNode,
     PauseRun,
     RecordResult,
     RejectRun,
@@ -36,7 +37,7 @@ from events.evolve import started
 from events.paths import ROOT, scope_of
 from events.state import DECIDED, TIMED, NodeState, RunState
 from events.turn import Turn
-from schemas.messages import Fault
+from schemas.messages import Fault, TaskResult
 from schemas.plan import DISPATCHED
 
 
@@ -81,6 +82,8 @@ def _decide(state: RunState, command: Command, advice: Advice) -> list[Event]:  
             return _skip(state, command, advice)
         case RetryNode():
             return _retry(state, command, advice)
+        case GrantNode():
+            return _grant(state, command, advice) if state.status == "running" else []
         case ExpandNode():
             return _expand(state, command, advice)
         case StartRun() | RejectRun():
@@ -97,8 +100,11 @@ def _start(command: StartRun, advice: Advice) -> list[Event]:
         inputs=command.inputs,
         inputs_digest=command.inputs_digest,
         correlation_id=command.correlation_id,
+        forked_from=command.forked_from,
     )
     turn = Turn(started(begun), command.at, advice)
+    for kept in command.kept:
+        turn.happen(kept)
     turn.advance(ROOT)
     return [begun, *turn.finish()]
 
@@ -115,33 +121,42 @@ def _reject(command: RejectRun) -> list[Event]:
 
 
 def _record(state: RunState, command: RecordResult, advice: Advice) -> list[Event]:
-    result = command.result
-    node = state.node(result.node_id)
-    if node is None or node.status != "scheduled":
-        return []
-    if result.attempt not in {node.attempt, *node.rivals}:
-        return []
-    if state.planned(result.node_id).kind not in DISPATCHED:
-        return []
-    if result.error is not None and node.rivals and result.attempt != node.attempt:
-        return []  # the other one may still answer
+    """Record a worker's result, and those of the nodes that it went on with."""
     turn = Turn(state, command.at, advice)
-    if result.error is not None:
-        turn.fail(result.node_id, result.error)
-        return turn.finish()
-    turn.happen(
-        NodeCompleted(
-            at=command.at,
-            node_id=result.node_id,
-            attempt=result.attempt,
-            outputs=result.outputs or {},
-            model=result.model,
-            worker=result.worker,
-            timings=result.timings,
-        )
-    )
-    turn.advance(scope_of(result.node_id))
-    return turn.finish()
+    for result in (command.result, *command.result.then):
+        if not _is_awaited(turn.state, result):
+            break
+        if result.error is not None:
+            turn.fail(result.node_id, result.error)
+        else:
+            turn.happen(
+                NodeCompleted(
+                    at=command.at,
+                    node_id=result.node_id,
+                    attempt=result.attempt,
+                    outputs=result.outputs or {},
+                    model=result.model,
+                    worker=result.worker,
+                    timings=result.timings,
+                    memo_of=result.memo_of,
+                )
+            )
+            turn.advance(scope_of(result.node_id))
+        turn.finish()
+    return turn.events
+
+
+def _is_awaited(state: RunState, result: TaskResult) -> bool:
+    """Tell whether a result is that of an attempt under way."""
+    node = None if state.terminal else state.node(result.node_id)
+    if node is None or node.status != "scheduled":
+        return False
+    if result.attempt not in {node.attempt, *node.rivals}:
+        return False
+    if state.planned(result.node_id).kind not in DISPATCHED:
+        return False
+    # An earlier attempt that failed beside the current one: that one may still answer.
+    return result.error is None or not node.rivals or result.attempt == node.attempt
 
 
 def _check_clock(state: RunState, command: CheckClock, advice: Advice) -> list[Event]:
@@ -247,7 +262,9 @@ def _retry(state: RunState, command: RetryNode, advice: Advice) -> list[Event]:
         return []
     planned = state.planned(command.node_id)
     turn = _woken(state, command.at, advice, failed=node.status == "failed")
-    if planned.kind in DISPATCHED:
+    if planned.gate is not None and node.status == "failed":
+        turn.queue(command.node_id, planned)
+    elif planned.kind in DISPATCHED:
         turn.schedule(command.node_id, planned, node.attempt + 1)
     else:
         turn.restart(command.node_id, planned)
@@ -262,6 +279,14 @@ def _woken(state: RunState, at: float, advice: Advice, *, failed: bool) -> Turn:
         for scope in (ROOT, *state.scopes):
             turn.advance(scope)
     return turn
+
+
+def _grant(state: RunState, command: GrantNode, advice: Advice) -> list[Event]:
+    if not state.is_under_way(command.node_id):
+        return []
+    turn = Turn(state, command.at, advice)
+    turn.grant(command.node_id)
+    return turn.finish()
 
 
 def _expand(state: RunState, command: ExpandNode, advice: Advice) -> list[Event]:

@@ -61,7 +61,7 @@ async def fetch(wire: Wire, tenant: str, blobs: BlobStore) -> dict[str, Value]:
         value = from_wire(item, field=f"inputs.{name}")
         if isinstance(value, BlobRef):
             data, media_type = await blobs.get(tenant, value.sha256)
-            value = _restore(value.media_type or media_type, data)
+            value = restore_blob(value.media_type or media_type, data)
         values[name] = value
     return values
 
@@ -71,7 +71,12 @@ def _tensor_type(tensor: Tensor) -> str:
     return f"{TENSOR_TYPE};datatype={tensor.datatype};shape={shape}"
 
 
-def _restore(media_type: str, data: bytes) -> Value:
+def restore_blob(media_type: str, data: bytes) -> Value:
+    """Return the value that a blob was made of: bytes, or a tensor.
+
+    Raises:
+        DataLoss: The media type is not one that `spill` writes.
+    """
     if not media_type.startswith(TENSOR_TYPE):
         return Binary(media_type=media_type, data=data)
     found = _TENSOR.fullmatch(media_type)

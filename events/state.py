@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from events.catalog import RunStatus
 from events.paths import ROOT, node_id_of, node_path, scope_of, steps_of
@@ -11,9 +11,22 @@ from schemas.plan import DISPATCHED, Plan, PlanNode
 from schemas.values import Wire
 
 
-NodeStatus = Literal["scheduled", "waiting", "open", "completed", "failed", "skipped"]
+T = TypeVar("T")
+NodeStatus = Literal["queued", "scheduled", "waiting", "open", "completed", "failed", "skipped"]
 DECIDED: frozenset[NodeStatus] = frozenset({"completed", "skipped"})
 TIMED: frozenset[NodeStatus] = frozenset({"scheduled", "waiting", "open"})
+BUSY: frozenset[NodeStatus] = TIMED | {"queued"}
+
+
+def changed(record: T, **changes: Any) -> T:
+    """Return a copy of a frozen record with some fields changed.
+
+    `dataclasses.replace` would call the constructor, at five times the cost; a state is copied for
+    every event.
+    """
+    copy = object.__new__(type(record))
+    copy.__dict__.update(record.__dict__, **changes)
+    return copy
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,16 @@ class NodeState:
     """Which ways its attempts took, where it has several; the last is the current one."""
     rivals: tuple[int, ...] = ()
     """Earlier attempts that go on beside this one; the first answer counts."""
+
+    gate: str = ""
+    """Key of the gate that it waits for or is inside of."""
+    limit: int = 0
+    """How many may be inside."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has begun, or is to begin, and is not over."""
+        return self.status in BUSY
 
     @property
     def route(self) -> int:
@@ -127,6 +150,11 @@ class RunState:
     def terminal(self) -> bool:
         """Whether the run is over; nothing is ever appended after that."""
         return self.status not in {"running", "paused"}
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether nodes of it may wait for gates."""
+        return self.plan.gated or any(plan.gated for plan in self.expanded.values())
 
     @property
     def deadline(self) -> float | None:

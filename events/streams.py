@@ -18,11 +18,13 @@ from nats.js.api import (
 from nats.js.errors import BadRequestError, NotFoundError
 
 from events.subjects import ROOT, every
+from schemas.workflow import MEMO_S_MAX
 
 
 COMMANDS, EVENTS, TASKS, RESULTS = "COMMANDS", "EVENTS", "TASKS", "RESULTS"
 TIMERS, TOPICS, DEAD, SNAPSHOTS = "TIMERS", "TOPICS", "DEAD", "SNAPSHOTS"
 DEFINITIONS, KEYS, MODELS, BLOBS = "DEFINITIONS", "KEYS", "MODELS", "BLOBS"
+CANCELS, GATES, MEMOS = "CANCELS", "GATES", "MEMOS"
 HISTORY = "HISTORY"
 """What is known about the log, kept outside of it: its high-water marks, who sweeps it when."""
 
@@ -45,6 +47,9 @@ class StreamLimits:
     work_bytes_max: int = 512 * MIB
     """TASKS and RESULTS each; kept in memory, rebuilt from the log."""
     dead_bytes_max: int = 256 * MIB
+    cancels_bytes_max: int = 16 * MIB
+    memos_bytes_max: int = 1024 * MIB
+    memos_age_s: float = MEMO_S_MAX
     blobs_bytes_max: int = 8192 * MIB
     bucket_bytes_max: int = 256 * MIB
     """Each of the key-value buckets."""
@@ -54,6 +59,8 @@ class StreamLimits:
     duplicate_window_s: float = 120.0
     topics_age_s: float = 86_400.0
     """How long the tenants' own messages are kept for triggers."""
+    cancels_age_s: float = 3600.0
+    """How long it is known what nobody waits for: as long as an attempt may take."""
 
 
 def stream_configs(limits: StreamLimits) -> list[StreamConfig]:
@@ -76,8 +83,18 @@ def stream_configs(limits: StreamLimits) -> list[StreamConfig]:
     snapshots = _rolling(_durable(limits, SNAPSHOTS, "snapshot", limits.events_bytes_max, "*.*"))
     snapshots.max_msgs_per_subject = 1
     dead = _rolling(_durable(limits, DEAD, "dead", limits.dead_bytes_max))
+    cancels = _rolling(_durable(limits, CANCELS, "cancel", limits.cancels_bytes_max, "*"))
+    cancels.storage = StorageType.MEMORY
+    cancels.max_age = limits.cancels_age_s
+    gates = _durable(limits, GATES, "gate", limits.bucket_bytes_max, "*")
+    gates.max_msgs_per_subject = 1
+    gates.allow_msg_ttl = True
+    memos = _rolling(_durable(limits, MEMOS, "memo", limits.memos_bytes_max, "*"))
+    memos.max_msgs_per_subject = 1
+    memos.max_age = limits.memos_age_s
     tasks, results = _work(limits, TASKS, "task"), _work(limits, RESULTS, "result")
-    return [commands, events, tasks, results, timers, topics, snapshots, dead]
+    work = [commands, events, tasks, results, cancels, gates]
+    return [*work, timers, topics, snapshots, memos, dead]
 
 
 def _durable(
@@ -163,11 +180,14 @@ async def ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
 
 
 async def ensure_consumer(js: JetStreamContext, stream: str, config: ConsumerConfig) -> None:
-    """Create a durable consumer unless it exists."""
+    """Create a durable consumer unless it exists as it should be."""
     assert config.durable_name is not None
     try:
-        await js.consumer_info(stream, config.durable_name)
+        known = await js.consumer_info(stream, config.durable_name)
     except NotFoundError:
+        known = None
+    # The version before may have made it with another filter, which is changed in place.
+    if known is None or known.config.filter_subject != config.filter_subject:
         await js.add_consumer(stream, config)
 
 

@@ -7,12 +7,16 @@ one token and `decode` turns it back.
 import base64
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from schemas.errors import InvalidArgument
 
 
 ROOT = "clawdbot.v1"
 PARTS = 64
+LANES = ("high", "normal", "low")
+"""Priorities of tasks, the most urgent first."""
+DEFAULT_LANE = "normal"
 _PLAIN = re.compile(r"[A-Za-z0-9_-]")
 _FNV_OFFSET, _FNV_PRIME = 0x811C9DC5, 0x01000193
 
@@ -25,6 +29,7 @@ class RunKey:
     run_id: str
 
 
+@lru_cache(65_536)
 def part(run_id: str) -> int:
     """Return the run's part: FNV-1a over the run id, modulo 64, as the server's `partition` does.
 
@@ -36,6 +41,7 @@ def part(run_id: str) -> int:
     return digest % PARTS
 
 
+@lru_cache(4096)
 def encode(name: str) -> str:
     """Return `name` as one subject token: anything but letters, digits, `_`, `-` becomes `=hh`."""
     return "".join(
@@ -129,9 +135,35 @@ def task(tenant: str, modality: str, pool: str, lane: str, model: str) -> str:
     return f"{ROOT}.{tenant}.task.{modality}.{pool}.{lane}.{encode(model)}"
 
 
+def lane_of(subject: str) -> str:
+    """Read the lane out of a `task` subject."""
+    return subject.split(".")[6]
+
+
+def pool_of(subject: str) -> tuple[str, str, str]:
+    """Read tenant, modality and pool out of a `task` subject."""
+    tokens = subject.split(".")
+    return tokens[2], tokens[4], tokens[5]
+
+
+def every_task(tenant: str, modality: str, pool: str) -> str:
+    """A filter for a tenant's tasks of one pool."""
+    return f"{ROOT}.{tenant}.task.{modality}.{pool}.>"
+
+
 def result(key: RunKey) -> str:
     """Where a worker says how a task went."""
     return f"{ROOT}.{key.tenant}.result.{part(key.run_id)}.{key.run_id}"
+
+
+def memo(tenant: str, digest: str) -> str:
+    """Where a result is kept that later attempts may take."""
+    return f"{ROOT}.{tenant}.memo.{digest}"
+
+
+def gate(tenant: str, name: str) -> str:
+    """Where it is kept who is inside a gate, and who waits."""
+    return f"{ROOT}.{tenant}.gate.{name}"
 
 
 def infer(tenant: str, modality: str, model: str) -> str:
@@ -200,12 +232,14 @@ def pattern(kind: str, *names: str) -> str:
 
 
 def run_key(subject: str) -> RunKey:
-    """Read the run out of an `event`, `live` or `result` subject.
+    """Read the run out of an `event`, `live`, `result` or `cancel` subject.
 
     Raises:
         InvalidArgument: Another kind of subject.
     """
     tokens = subject.split(".")
+    if len(tokens) == 5 and tokens[3] == "cancel":  # noqa: PLR2004
+        return RunKey(tokens[2], tokens[4])
     if len(tokens) != 6 or tokens[3] not in {"event", "live", "result"}:  # noqa: PLR2004
         raise InvalidArgument("not the subject of a run", subject=subject)
     return RunKey(tokens[2], tokens[5])

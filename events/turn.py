@@ -6,6 +6,7 @@ left is then due at once (`RunState.wake_at`), so a loop that needs no worker ca
 """
 
 from collections import deque
+from collections.abc import Iterator
 from typing import Literal
 
 from events import controls
@@ -14,6 +15,7 @@ from events.catalog import (
     Event,
     NodeCompleted,
     NodeFailed,
+    NodeQueued,
     NodeScheduled,
     NodeSkipped,
     RunCancelled,
@@ -28,7 +30,7 @@ from events.evolve import evolve
 from events.paths import ROOT, is_inside, node_path, outwards, owner_of, scope_of
 from events.routes import choose
 from events.state import DECIDED, RunState
-from events.view import look_up, missing_inputs, node_inputs
+from events.view import evaluate, look_up, missing_inputs, node_inputs
 from schemas.errors import InvalidArgument
 from schemas.messages import Fault
 from schemas.plan import DISPATCHED, PlanNode
@@ -289,12 +291,46 @@ class Turn:
             if lacking:
                 reason = f"its input {lacking} comes from a node that was skipped"
                 self.happen(NodeSkipped(at=self.at, node_id=path, reason=reason))
+            elif node.gate is not None:
+                self.queue(path, node)
             elif node.kind in DISPATCHED:
                 self.schedule(path, node, 1)
             else:
                 controls.begin(self, path, node, inputs)
         except InvalidArgument as error:
             self.fail(path, Fault.of(error))
+
+    def queue(self, path: str, node: PlanNode) -> None:
+        """Let a node wait for its turn.
+
+        Raises:
+            InvalidArgument: Its key cannot be computed, or is no text and no number.
+        """
+        assert node.gate is not None
+        key = evaluate(self.state, scope_of(path), node.gate.key)
+        if isinstance(key, bool) or not isinstance(key, str | int | float):
+            raise InvalidArgument(f"node '{node.id}': its concurrency key is no text or number")
+        self.happen(NodeQueued(at=self.at, node_id=path, key=str(key), limit=node.gate.limit))
+
+    def grant(self, path: str) -> None:
+        """Begin a node whose turn it is."""
+        node, planned = self.state.node(path), self.state.planned(path)
+        if node is None or node.status != "queued" or not self._goes_on(scope_of(path)):
+            return
+        if planned.kind in DISPATCHED:
+            self.schedule(path, planned, node.attempt + 1)
+        else:
+            self.restart(path, planned)
+
+    def _deadlines_around(self, path: str) -> Iterator[float]:
+        """Yield the deadlines of what a node is a part of: control nodes under way, and the run."""
+        for around in outwards(scope_of(path)):
+            if around != ROOT:
+                owner = self.state.node(owner_of(around)[0])
+                if owner is not None and owner.status == "open":
+                    yield owner.deadline
+        if self.state.deadline is not None and ROOT not in self.state.cleanups:
+            yield self.state.deadline
 
     def restart(self, path: str, node: PlanNode) -> None:
         """Begin a control node that failed once more."""
@@ -315,8 +351,7 @@ class Turn:
     ) -> None:
         """Schedule an attempt of a node, or a wait."""
         deadline = self.at + (timeout_s or node.attempt_s)
-        if self.state.deadline is not None and ROOT not in self.state.cleanups:
-            deadline = min(deadline, self.state.deadline)
+        deadline = min([deadline, *self._deadlines_around(path)])
         before = self.state.node(path)
         tried = before.tried if before is not None else ()
         self.happen(

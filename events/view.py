@@ -1,12 +1,13 @@
 """What a node sees: values by name for expressions and inputs. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from events.paths import ROOT, node_path, outwards, owner_of
 from events.state import RunState
 from schemas.errors import InvalidArgument
 from schemas.expressions import parse
+from schemas.messages import Following
 from schemas.plan import RUN, RUN_INPUT, Binding, PlanNode
 from schemas.values import Wire
 
@@ -24,7 +25,7 @@ def evaluate(state: RunState, scope: str, formula: str, inputs: Wire | None = No
         InvalidArgument: It cannot be computed.
     """
     expression = parse(formula)
-    values = {name: look_up(state, scope, name) for name in expression.names()}
+    values = {name: look_up(state, scope, name) for name in expression.names}
     if inputs is not None and RUN_INPUT in values:
         values[RUN_INPUT] = inputs
     return expression.evaluate(values)
@@ -49,15 +50,28 @@ def node_inputs(state: RunState, scope: str, node: PlanNode) -> Wire:
     Raises:
         InvalidArgument: An input's expression cannot be computed.
     """
+    return bound_inputs(node.bindings, lambda name: look_up(state, scope, name))
+
+
+def bound_inputs(bindings: Mapping[str, Binding], look: Callable[[str], Any]) -> Wire:
+    """Return the inputs that bindings give; what is not there is left out.
+
+    Args:
+        bindings: By input.
+        look: Gives what a name stands for: an object, or None.
+
+    Raises:
+        InvalidArgument: An input's expression cannot be computed.
+    """
     inputs: Wire = {}
-    for name, binding in node.bindings.items():
-        found, value = _bound(state, scope, binding)
+    for name, binding in bindings.items():
+        found, value = _bound(binding, look)
         if found:
             inputs[name] = value
     return inputs
 
 
-def missing_inputs(node: PlanNode, inputs: Wire) -> Iterable[str]:
+def missing_inputs(node: PlanNode | Following, inputs: Wire) -> Sequence[str]:
     """Return the names of the inputs a node needs and does not have."""
     return [
         name
@@ -69,16 +83,17 @@ def missing_inputs(node: PlanNode, inputs: Wire) -> Iterable[str]:
     ]
 
 
-def _bound(state: RunState, scope: str, binding: Binding) -> tuple[bool, Any]:
+def _bound(binding: Binding, look: Callable[[str], Any]) -> tuple[bool, Any]:
     if binding.expression:
-        return True, evaluate(state, scope, binding.expression)
-    source = look_up(state, scope, binding.node)
+        expression = parse(binding.expression)
+        return True, expression.evaluate({name: look(name) for name in expression.names})
+    source = look(binding.node)
     if not binding.output:
         return source is not None, source
     if isinstance(source, dict) and binding.output in source:
         return True, source[binding.output]
     for other in binding.otherwise:
-        found, value = _bound(state, scope, other)
+        found, value = _bound(other, look)
         if found:
             return True, value
     return False, None

@@ -11,7 +11,7 @@ from schemas.workflow import Schedule, Trigger, WorkflowDefinition
 
 
 NodeViewStatus = Literal[
-    "pending", "scheduled", "waiting", "open", "completed", "failed", "skipped"
+    "pending", "queued", "scheduled", "waiting", "open", "completed", "failed", "skipped"
 ]
 RunViewStatus = Literal[
     "accepted", "running", "paused", "completed", "failed", "rejected", "cancelled"
@@ -81,6 +81,23 @@ class WorkflowList(Message):
     workflows: tuple[WorkflowView, ...]
 
 
+class KeptView(Message):
+    """Where a node of a fork really ran."""
+
+    run_id: str
+    event: int
+    """The event of that run, from 1, that has its outputs."""
+
+
+class ForkView(Message):
+    """Where a fork comes from."""
+
+    run_id: str
+    at: int
+    """The event of that run, from 1, after which the fork begins."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+
+
 class NodeView(Message):
     """One node of a run."""
 
@@ -96,6 +113,8 @@ class NodeView(Message):
     timings: Timings | None = None
     outputs: dict[str, Any] | None = None
     error: Fault | None = None
+    kept_from: KeptView | None = None
+    """Set in a fork where the node was not run again."""
 
 
 class RunView(Message):
@@ -111,6 +130,7 @@ class RunView(Message):
     outputs: dict[str, Any] | None = None
     error: Fault | None = None
     correlation_id: str = ""
+    forked_from: ForkView | None = None
     events: int = 0
     """How many events the view was folded from."""
     started_at: float
@@ -204,3 +224,66 @@ class Health(Message):
     """An answer to a probe."""
 
     status: Literal["ok"] = "ok"
+
+
+class ModelStatisticsView(Message):
+    """One model under one node; times are means, milliseconds."""
+
+    model: str
+    completed: int
+    compute_ms: float
+    compute_ms_max: float
+
+
+class NodeStatisticsView(Message):
+    """One node of one workflow over all runs in the log; times are means, milliseconds."""
+
+    workflow: str
+    node: str
+    """Its path without iterations: `each/ocr`."""
+    runs: int
+    scheduled: int
+    """Attempts."""
+    completed: int
+    kept: int
+    """Taken over by forks."""
+    failed: int
+    """For good."""
+    retried: int
+    """Attempts that failed and were followed by another one."""
+    skipped: int
+    queue_ms: float
+    load_ms: float
+    compute_ms: float
+    compute_ms_max: float
+    models: tuple[ModelStatisticsView, ...]
+
+
+class StatisticsView(Message):
+    """What the nodes of workflows did."""
+
+    sequence: int
+    """The commit of the log up to which it is counted."""
+    nodes: tuple[NodeStatisticsView, ...]
+
+
+class ProjectionView(Message):
+    """A projection that was built anew from the log beside the one that is kept."""
+
+    name: Literal["runs", "nodes"]
+    sequence: int
+    """The commit of the log up to which both were."""
+    same: bool
+    """Whether they are equal to the bit."""
+    kept: str
+    """SHA-256 over the rows of the one that is kept."""
+    rebuilt: str
+    events: int
+    seconds: float
+    events_per_s: float
+
+
+class ProjectionsView(Message):
+    """Every projection."""
+
+    projections: tuple[ProjectionView, ...]

@@ -12,7 +12,7 @@ from schemas.catalogue import Catalogue, Port
 from schemas.errors import InvalidArgument
 from schemas.expressions import parse
 from schemas.plan import RUN, RUN_INPUT, Binding
-from schemas.workflow import Node, WorkflowDefinition
+from schemas.workflow import Node, Priority, WorkflowDefinition
 
 
 DEPTH_MAX = 8
@@ -38,6 +38,8 @@ class Surroundings:
     depth: int = 0
     given: Ports = None
     """The graph's own inputs, where they are known."""
+    priority: Priority = "normal"
+    """Of tasks, where a node does not say."""
 
     def inside(self, seen: Offers, given: Ports) -> "Surroundings":
         """Return the surroundings of a graph inside a node.
@@ -112,7 +114,7 @@ def check_expression(formula: str, named: Offers, where: str, node_id: str) -> s
         expression = parse(formula)
     except InvalidArgument as error:
         raise InvalidArgument(f"node '{node_id}': {error.message}", field=where) from error
-    for name in sorted(expression.names()):
+    for name in sorted(expression.names):
         if name not in named:
             known = ", ".join(sorted(named))
             raise InvalidArgument(

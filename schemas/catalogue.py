@@ -53,6 +53,8 @@ class ModelSpec(UserInput):
     description: str = ""
     params: dict[str, Any] = Field(default_factory=dict)
     """Defaults for the engine; a node's own params win."""
+    accepts: tuple[str, ...] | None = Field(default=None, strict=False)
+    """Params that a node may give; None lets any pass."""
     timeout_s: float = Field(default=30.0, gt=0, le=3600, strict=False)
 
 
@@ -93,6 +95,24 @@ class Catalogue(UserInput):
             known = ", ".join(sorted(self.models))
             raise NotFound(f"no model named '{name}'; known: {known}", field=field) from None
 
+    def params(self, name: str, given: Mapping[str, Any], *, field: str) -> dict[str, Any]:
+        """Return the parameters of `name`'s engine: the catalogue's, overridden by a node's.
+
+        Raises:
+            InvalidArgument: Neither the model nor who may stand in for it knows one.
+        """
+        spec = self.models[name]
+        stand_in = None if spec.fallback is None else self.models[spec.fallback]
+        accepted = [item.accepts for item in (spec, stand_in) if item is not None]
+        known = sorted({param for params in accepted for param in params or ()})
+        unknown = sorted(set(given) - set(known))
+        if unknown and None not in accepted:
+            raise InvalidArgument(
+                f"'{name}' has no parameter '{unknown[0]}'; known: {', '.join(known) or 'none'}",
+                field=f"{field}.{unknown[0]}",
+            )
+        return {**spec.params, **given}
+
 
 def signature(spec: ModelSpec) -> tuple[object, ...]:
     """Return what two models must share so that one may serve for the other."""
@@ -131,8 +151,3 @@ def load(path: Path | None = None) -> Catalogue:
             raise InvalidArgument(f"cannot read {path.name}: {error}", field="catalogue") from error
         return parse(text)
     return parse(resources.files("schemas").joinpath("catalogue.yaml").read_text(encoding="utf-8"))
-
-
-def merge_params(spec: ModelSpec, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the engine's parameters: the catalogue's, overridden by the node's."""
-    return {**spec.params, **params}

@@ -16,26 +16,28 @@ from schemas.catalogue import (
     Catalogue,
     ModelSpec,
     Port,
-    merge_params,
     signature,
 )
 from schemas.errors import InvalidArgument, NotFound
 from schemas.inputs import mentioned_inputs
 from schemas.plan import (
     DEFAULT_POOL,
+    HTTP_MODEL,
     RUN,
     RUN_INPUT,
     TEMPLATE_ENGINE,
     Binding,
+    Gate,
     Plan,
     PlanEdge,
     PlanNode,
     Route,
 )
-from schemas.workflow import Edge, WorkflowDefinition, invalid
+from schemas.workflow import MEMO_S, Edge, WorkflowDefinition, invalid
 
 
 TEMPLATE_TIMEOUT_S = 10.0
+REMEMBERED = {"model", "http"}
 JOINS = {"all": 0, "any": 1}
 
 Planned = tuple[PlanNode, tuple[Port, ...] | None]
@@ -58,7 +60,8 @@ def compile_plan(
         InvalidArgument: Names the node that lacks a parameter or an input.
         NotFound: Names the node whose model, template or workflow does not exist.
     """
-    plan, _ = compile_whole(definition, Surroundings(catalogue, workflows or {}))
+    around = Surroundings(catalogue, workflows or {}, priority=definition.priority)
+    plan, _ = compile_whole(definition, around)
     return plan.model_copy(
         update={
             "timeout_s": definition.timeout_s or 0.0,
@@ -133,9 +136,10 @@ def compile_body(
     except ValidationError as error:
         wrong = invalid(error)
         raise InvalidArgument(wrong.message, field=f"{where}{wrong.field or ''}") from error
-    if graph.timeout_s is not None or graph.on_failure != "fail":
+    if graph.timeout_s is not None or graph.on_failure != "fail" or graph.priority != "normal":
         raise InvalidArgument(
-            "timeout_s and on_failure belong to the outermost graph", field=where.rstrip(".")
+            "timeout_s, on_failure and priority belong to the outermost graph",
+            field=where.rstrip("."),
         )
     try:
         around = place.around.inside({} if blind else place.seen, given)
@@ -155,8 +159,14 @@ def plan_model(place: Place) -> Planned:
         raise InvalidArgument(
             f"node '{node.id}' needs the name of a model", field=f"{where}.params.model"
         )
+    if name == HTTP_MODEL:
+        raise InvalidArgument(
+            f"node '{node.id}': to call an address, give the node the type http",
+            field=f"{where}.params.model",
+        )
     spec = place.around.catalogue.model(name, field=f"{where}.params.model")
-    params = merge_params(spec, {k: v for k, v in node.params.items() if k != "model"})
+    given = {key: value for key, value in node.params.items() if key != "model"}
+    params = place.around.catalogue.params(name, given, field=f"{where}.params")
     planned = model_node(place, name, spec, params)
     routed = {
         "pool": node.pool or DEFAULT_POOL,
@@ -186,7 +196,9 @@ def _alternatives(place: Place, spec: ModelSpec) -> tuple[Route, ...]:
                 model=other.model,
                 modality=found.modality,
                 pool=other.pool or place.node.pool or DEFAULT_POOL,
-                params=merge_params(found, other.params),
+                params=place.around.catalogue.params(
+                    other.model, other.params, field=f"{where}.params"
+                ),
             )
         )
     return tuple(routes)
@@ -234,6 +246,15 @@ def _check_routing(place: Place) -> None:
         raise InvalidArgument(
             f"a {node.type} node has no pool and no alternatives", field=f"{place.where}.type"
         )
+    if node.memo is not False and node.type not in REMEMBERED:
+        raise InvalidArgument(
+            f"a {node.type} node has no memo; model and http nodes may have one",
+            field=f"{place.where}.memo",
+        )
+    if node.memo is not False and node.type == "http" and node.params.get("method", "GET") != "GET":
+        raise InvalidArgument(
+            f"node '{node.id}': only a GET may be remembered", field=f"{place.where}.memo"
+        )
 
 
 def _finish(planned: PlanNode, place: Place, graph: WorkflowDefinition, where: str) -> PlanNode:
@@ -260,8 +281,15 @@ def _finish(planned: PlanNode, place: Place, graph: WorkflowDefinition, where: s
         bodies["compensate"], _ = compile_body(
             place, node.compensate, "compensate", given, blind=True
         )
+    gate: Gate | None = None
+    if node.concurrency is not None:
+        key = place.check(node.concurrency.key, "concurrency.key")
+        gate = Gate(key=key, limit=node.concurrency.limit)
     return planned.model_copy(
         update={
+            "lane": node.priority or place.around.priority,
+            "memo_s": MEMO_S if node.memo is True else float(node.memo),
+            "gate": gate,
             "sources": tuple(place.sources),
             "guards": tuple(guards),
             "join": join if place.sources else 0,

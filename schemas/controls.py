@@ -18,14 +18,14 @@ from schemas.compiler import (
     Planner,
     compile_body,
     compile_whole,
-    model_node,
     plan_model,
     plan_template,
 )
 from schemas.errors import InvalidArgument, NotFound
 from schemas.inputs import input_ports
-from schemas.plan import RUN_INPUT, Binding, NodeKind, Plan, PlanNode
+from schemas.plan import HTTP_MODEL, RUN_INPUT, Binding, NodeKind, Plan, PlanNode
 from schemas.structures import (
+    HTTP_INPUTS,
     SIGNAL_TIMEOUT_S,
     DelayParams,
     DynamicParams,
@@ -44,7 +44,6 @@ from schemas.structures import (
 from schemas.workflow import WAIT_S_MAX, NodeType
 
 
-HTTP_MODEL = "http"
 EMIT_TIMEOUT_S = 30.0
 
 
@@ -153,9 +152,17 @@ def plan_workflow(place: Place) -> Planned:
         Port(name=name, kind=known[name].kind if name in known else "json", required=needed)
         for name, needed in body.run_inputs().items()
     ]
+    if body.takes_any:
+        named = {port.name for port in ports}
+        ports += [
+            Port.model_construct(name=name, kind="json", required=False)
+            for name in place.node.inputs
+            if name not in named
+        ]
     planned = _control(place, "graph", {}, body=body).model_copy(
         update={
             "bindings": bind(place, ports),
+            "timeout_s": place.node.timeout_s or definition.timeout_s or WAIT_S_MAX,
             "optional": tuple(port.name for port in ports if not port.required),
         }
     )
@@ -211,14 +218,29 @@ def plan_emit(place: Place) -> Planned:
 
 def plan_http(place: Place) -> Planned:
     """Plan an `http` node: a model whose engine calls out."""
-    params = _params(place, HttpParams)
+    params, node = _params(place, HttpParams), place.node
     spec = place.around.catalogue.model(HTTP_MODEL, field=f"{place.where}.type")
-    if not params.url and "url" not in place.node.inputs:
-        raise InvalidArgument(
-            f"node '{place.node.id}' needs a url", field=f"{place.where}.params.url"
-        )
-    settings = params.model_dump(exclude_defaults=True)
-    return model_node(place, HTTP_MODEL, spec, settings), spec.outputs
+    if not params.url and "url" not in node.inputs:
+        raise InvalidArgument(f"node '{node.id}' needs a url", field=f"{place.where}.params.url")
+    bindings: dict[str, Binding] = {}
+    for name in node.inputs:
+        found = bind_explicit(place, name) if name in HTTP_INPUTS else None
+        if found is None:
+            raise InvalidArgument(
+                f"node '{node.id}' has no input '{name}'; it has {', '.join(HTTP_INPUTS)}",
+                field=f"{place.where}.inputs.{name}",
+            )
+        bindings[name] = found
+    planned = PlanNode(
+        id=node.id,
+        model=HTTP_MODEL,
+        modality=spec.modality,
+        params=params.model_dump(exclude_defaults=True),
+        bindings=bindings,
+        timeout_s=node.timeout_s or spec.timeout_s,
+        retry=node.retry,
+    )
+    return planned, spec.outputs
 
 
 def _params(place: Place, kind: Any) -> Any:

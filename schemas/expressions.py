@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from schemas.errors import InvalidArgument
@@ -23,6 +23,8 @@ STEPS_MAX = 10_000
 SIZE_MAX = 64 * 1024
 """Characters of a text or items of a list that an expression may make."""
 NUMBER_BITS_MAX = 256
+DIGITS_MAX = 100
+"""Digits that a number is rounded to."""
 
 Values = Mapping[str, Any]
 _NAMES = {"null": None, "true": True, "false": False}
@@ -49,6 +51,18 @@ _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
+
+
+def _joined(items: list[Any], separator: str = "") -> int:
+    """Return how long the items are when they are joined."""
+    return sum(_length(item) for item in items) + len(separator) * len(items)
+
+
+def _round(value: float, digits: int = 0) -> float:
+    """Return a number rounded to so many digits after the point, half to even."""
+    if not -DIGITS_MAX <= digits <= DIGITS_MAX:
+        raise InvalidArgument(f"round() takes -{DIGITS_MAX} to {DIGITS_MAX} digits")
+    return round(value, digits) if digits else round(value)
 
 
 def _range(*bounds: int) -> list[int]:
@@ -83,7 +97,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "number": _number,
     "range": _range,
     "replace": str.replace,
-    "round": round,
+    "round": _round,
     "sorted": sorted,
     "split": lambda text, separator=None: str.split(text, separator),
     "starts_with": str.startswith,
@@ -102,8 +116,9 @@ class Expression:
     text: str
     tree: ast.expr
 
+    @cached_property
     def names(self) -> frozenset[str]:
-        """Return the names it looks up."""
+        """The names it looks up."""
         return frozenset(
             part.id
             for part in ast.walk(self.tree)
@@ -157,7 +172,10 @@ def parse(text: str) -> Expression:
 
 
 _FORMS: dict[type[ast.AST], Callable[[Any], bool]] = {
-    ast.Constant: lambda part: isinstance(part.value, bool | int | float | str | None),
+    ast.Constant: lambda part: (
+        isinstance(part.value, bool | float | str | None)
+        or (isinstance(part.value, int) and part.value.bit_length() <= NUMBER_BITS_MAX)
+    ),
     ast.BinOp: lambda part: type(part.op) in _ARITHMETIC,
     ast.Compare: lambda part: all(type(op) in _COMPARISONS for op in part.ops),
     ast.UnaryOp: lambda part: type(part.op) in _UNARY,
@@ -185,6 +203,9 @@ def _check(tree: ast.AST, depth: int) -> None:
             _check(child, depth + 1)
 
 
+_MISTAKES = (TypeError, ValueError, ArithmeticError, LookupError, RecursionError)
+
+
 class _Evaluation:
     """One evaluation: a walk over the tree with a budget."""
 
@@ -197,7 +218,7 @@ class _Evaluation:
         self._spend(1)
         try:
             value = self._value(tree)
-        except (TypeError, ValueError, ZeroDivisionError, OverflowError, KeyError) as error:
+        except _MISTAKES as error:
             raise InvalidArgument(f"`{_source(tree)}`: {_reason(error)}") from error
         return value
 
@@ -281,7 +302,7 @@ class _Evaluation:
             text, old, new = args
             if len(text) + text.count(old) * len(new) > SIZE_MAX:
                 raise InvalidArgument(f"an expression makes at most {SIZE_MAX} characters")
-        if name == "join" and sum(_length(item) for item in args[0]) > SIZE_MAX:
+        if name == "join" and _joined(*args) > SIZE_MAX:
             raise InvalidArgument(f"an expression makes at most {SIZE_MAX} characters")
         return self._made(FUNCTIONS[name](*args))
 

@@ -55,6 +55,8 @@ def _formulas(node: PlanNode) -> Iterable[str]:
     yield from (guard.when for guard in node.guards if guard.when)
     yield from (item.expression for item in node.bindings.values() if item.expression)
     yield from _written(node, "formulas")
+    if node.gate is not None:
+        yield node.gate.key
 
 
 def _written(node: PlanNode, where: str) -> Iterable[str]:

@@ -1,5 +1,6 @@
 """What services send each other over the bus (MessagePack), and the headers they use."""
 
+from operator import not_
 from typing import Any, Literal, TypeVar
 
 import ormsgpack
@@ -7,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from schemas.errors import ClawdbotError, EngineFailed, InvalidArgument, by_code
 from schemas.message import Message, UserInput
+from schemas.plan import Binding
 from schemas.values import Wire
 
 
@@ -18,6 +20,8 @@ class Header:
 
     RUN_ID = "Clawdbot-Run-Id"
     """The id a submitter chose for its run; permanent idempotency hangs on it."""
+    FORK_OF = "Clawdbot-Fork-Of"
+    """Makes a submission a fork of this run; its body is then a `Fork`."""
     STATUS = "Clawdbot-Run-Status"
     WORKFLOW = "Clawdbot-Workflow"
     VERSION = "Clawdbot-Version"
@@ -25,6 +29,9 @@ class Header:
     DATA_KEY = "Clawdbot-Data-Key"
     WAKE = "Clawdbot-Wake"
     REASON = "Clawdbot-Reason"
+    """Why a dead letter could not be handled."""
+    SUBJECT = "Clawdbot-Subject"
+    """Where a dead letter came from."""
     INPUT = "Clawdbot-Input"
     """The name of the run input that a raw body is; needed when the workflow has several."""
     TIMEOUT_S = "Clawdbot-Timeout-S"
@@ -71,6 +78,18 @@ class Timings(Message):
     compute_ms: float = 0.0
 
 
+class Following(Message):
+    """A node that a worker may go on with once the one before it is done."""
+
+    node_id: str
+    model: str
+    params: dict[str, Any]
+    bindings: dict[str, Binding]
+    """To what the task has `seen`, and to nodes done on the way."""
+    optional: tuple[str, ...]
+    timeout_s: float
+
+
 class Task(Message):
     """One attempt of one node, for one worker."""
 
@@ -83,7 +102,13 @@ class Task(Message):
     inputs: Wire
     scheduled_at: float
     deadline: float
+    memo_s: float = 0.0
+    """Take a result that is at most this old, seconds; 0 never."""
     correlation_id: str = ""
+    then: tuple[Following, ...] = Field(default=(), exclude_if=not_)
+    """What may be done next without being asked for."""
+    seen: dict[str, Any] = Field(default_factory=dict, exclude_if=not_)
+    """What `then` needs besides: outputs by node, inputs as `input` and `run`."""
 
 
 class Control(UserInput):
@@ -139,6 +164,10 @@ class TaskResult(Message):
     model: str
     worker: str
     timings: Timings = Timings()
+    then: tuple["TaskResult", ...] = Field(default=(), exclude_if=not_)
+    """How the nodes went that the worker went on with, in order."""
+    memo_of: str = ""
+    """Run and node whose result this is, where it was not computed for this one."""
 
 
 def pack(message: Message) -> bytes:

@@ -16,7 +16,7 @@ Source: the tag syntax of mustache(5); partials, lambdas and set-delimiter tags 
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +74,15 @@ class Template:
         output = _Output()
         _render(self.parts, (context,), output)
         return "".join(output.pieces)
+
+    def paths(self) -> Iterator[tuple[str, ...]]:
+        """Yield the parts of each name it looks up; none stands for all there is."""
+        for part in self.parts:
+            if isinstance(part, Variable):
+                yield part.path
+            elif isinstance(part, Section):
+                yield part.path
+                yield from (path for path in Template(part.parts).paths() if path)
 
 
 def render(template: str, context: Mapping[str, Any]) -> str:

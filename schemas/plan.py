@@ -18,6 +18,7 @@ RUN_INPUT = "input"
 RUN = "run"
 """The name of the whole run's inputs, inside the graphs of control nodes too."""
 TEMPLATE_ENGINE = "template"
+HTTP_MODEL = "http"
 DEFAULT_POOL = "default"
 
 NodeKind = Literal[
@@ -76,6 +77,14 @@ class Route(Message):
         return f"{self.pool}/{self.model}"
 
 
+class Gate(Message):
+    """A key, and how many of it may be under way at once."""
+
+    key: str
+    """An expression."""
+    limit: int
+
+
 class PlanNode(Message):
     """One node, ready to be scheduled. What is empty is not stored."""
 
@@ -102,6 +111,12 @@ class PlanNode(Message):
     """Whether the soonest answer counts for more than the order of the ways."""
     hedge_after_s: float = Field(default=0.0, exclude_if=not_)
     """Ask another way too after this long; 0 never."""
+    lane: str = Field(default="normal", exclude_if=lambda lane: lane == "normal")
+    """Priority of its tasks."""
+    memo_s: float = Field(default=0.0, exclude_if=not_)
+    """Take a result that is at most this old; 0 never."""
+    gate: Gate | None = Field(default=None, exclude_if=not_)
+    """What it waits for before it begins."""
     bodies: dict[str, "Plan"] = Field(default_factory=dict, exclude_if=not_)
     """Graphs of its own by name: body, catch, finally, compensate."""
 
@@ -110,7 +125,7 @@ class PlanNode(Message):
         """Time for one attempt, or for a wait, seconds."""
         return min(self.timeout_s, EXPAND_S) if self.kind == "dynamic" else self.timeout_s
 
-    @property
+    @cached_property
     def routes(self) -> tuple[Route, ...]:
         """Every way to do it, the node's own first."""
         own = Route(model=self.model, modality=self.modality, pool=self.pool, params=self.params)
@@ -132,9 +147,30 @@ class Plan(Message):
     """Whether inputs that nothing names are of use, to a template for instance."""
 
     @cached_property
+    def gated(self) -> bool:
+        """Whether a node, inside control nodes too, waits for a gate."""
+        return any(
+            node.gate is not None or any(body.gated for body in node.bodies.values())
+            for node in self.nodes
+        )
+
+    @cached_property
     def by_id(self) -> Mapping[str, PlanNode]:
         """The nodes by id."""
         return {node.id: node for node in self.nodes}
+
+    @cached_property
+    def followers(self) -> Mapping[str, PlanNode]:
+        """The node that alone waits for a node, and for that one alone, by the latter's id."""
+        waiting: dict[str, list[PlanNode]] = {}
+        for node in self.nodes:
+            for source in node.sources:
+                waiting.setdefault(source, []).append(node)
+        return {
+            source: nodes[0]
+            for source, nodes in waiting.items()
+            if len(nodes) == 1 and nodes[0].sources == (source,)
+        }
 
     def node(self, node_id: str) -> PlanNode:
         """Return one node by id."""

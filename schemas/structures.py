@@ -1,5 +1,6 @@
 """What each kind of control node takes in its `params`."""
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -16,6 +17,17 @@ ITERATIONS_MAX = 100_000
 PARALLEL_MAX = 256
 VARIABLES_MAX = 64
 SIGNAL_TIMEOUT_S = 7 * 86_400.0
+HEADERS_MAX = 32
+HEADER_CHARS_MAX = 4096
+HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
+RESERVED_HEADERS = frozenset(
+    {
+        *("host", "content-length", "transfer-encoding", "connection", "keep-alive", "upgrade"),
+        *("te", "trailer", "expect", "accept-encoding", "proxy-connection", "proxy-authorization"),
+    }
+)
+HTTP_INPUTS = ("url", "query", "headers", "body")
 
 Formula = Annotated[str, Field(min_length=1, max_length=CHARS_MAX)]
 """An expression (`schemas.expressions`)."""
@@ -150,12 +162,47 @@ class EmitParams(UserInput):
 
 
 class HttpParams(UserInput):
-    """`http`: calls an address outside; private ones are refused."""
+    """`http`: calls an address outside; private ones are refused.
 
-    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
+    Its inputs, none of which binds by itself: `url`, `query`, `headers`, `body`.
+    """
+
+    method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = "GET"
     url: Annotated[str, Field(max_length=2048)] = ""
     """Where to; or else the input `url`."""
-    headers: Annotated[dict[str, str], Field(max_length=32)] = Field(default_factory=dict)
+    headers: Annotated[dict[str, str], Field(max_length=HEADERS_MAX)] = Field(default_factory=dict)
+    """Those of the input `headers` win. `Idempotency-Key` is set unless you do."""
+    accept: Annotated[tuple[Annotated[int, Field(ge=100, le=599)], ...], Field(max_length=32)] = (
+        Field(default=(), strict=False)
+    )
+    """Statuses that are no failure, beside 200 to 299."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "HttpParams":
+        for name, value in self.headers.items():
+            check_header(name, value)
+        if self.url and not self.url.lower().startswith(("http://", "https://")):
+            raise ValueError("a url begins with http:// or https://")
+        if "@" in self.url.partition("://")[2].partition("/")[0]:
+            raise ValueError("a url carries no credentials; send a header instead")
+        return self
+
+
+def check_header(name: str, value: str) -> str:
+    """Return the value of a header that may be sent.
+
+    Raises:
+        ValueError: It is malformed, or not the sender's to choose.
+    """
+    if not HEADER_NAME.fullmatch(name):
+        raise ValueError(f"'{name[:64]}' is no name of a header")
+    if name.lower() in RESERVED_HEADERS:
+        raise ValueError(f"the header {name} is set by the call itself")
+    if len(value) > HEADER_CHARS_MAX or not HEADER_VALUE.fullmatch(value):
+        raise ValueError(
+            f"the value of header {name} is no line of at most {HEADER_CHARS_MAX} characters"
+        )
+    return value
 
 
 PARAMS: dict[NodeType, type[UserInput]] = {

@@ -19,6 +19,10 @@ EDGES_MAX = 1024
 DEFINITION_BYTES_MAX = 256 * 1024
 ATTEMPTS_MAX = 10
 CRON = r"^(@every [1-9][0-9]{0,6}(s|m|h)|([0-9*/,A-Za-z-]+ ){4,5}[0-9*/,A-Za-z-]+)$"
+CONCURRENCY_MAX = 1_000
+MEMO_S = 86_400.0
+MEMO_S_MAX = 7 * 86_400.0
+"""How long results are kept for nodes with a `memo`."""
 ATTEMPT_S_MAX = 3600.0
 """Time for an attempt of a worker."""
 WAIT_S_MAX = 365 * 86_400.0
@@ -81,6 +85,18 @@ ATTEMPTED: frozenset[NodeType] = frozenset({"model", "template", "http", "emit"}
 """Types whose `timeout_s` is for one attempt."""
 
 
+class Concurrency(UserInput):
+    """How many nodes of one key may be under way at once, in all runs of the tenant."""
+
+    key: Annotated[str, Field(min_length=1, max_length=CHARS_MAX)]
+    """An expression; its value, a text or a number, names the group: `"input.customer"`."""
+    limit: int = Field(default=1, ge=1, le=CONCURRENCY_MAX)
+
+
+Priority = Literal["high", "normal", "low"]
+"""Which tasks go first where workers are short."""
+
+
 class Alternative(UserInput):
     """Another way to do what a model node does."""
 
@@ -119,6 +135,16 @@ class Node(UserInput):
     """Other models or pools that may do it, best first; the node's own comes before them."""
     prefer: Literal["order", "fastest"] = "order"
     """Among the ways that are well: the first, or the one that answers soonest."""
+    priority: Priority | None = None
+    """Of its tasks; the workflow's by default."""
+    memo: Annotated[
+        bool | Annotated[float, Field(gt=0, le=MEMO_S_MAX, strict=False)],
+        expected(f"true, or a number of seconds up to {MEMO_S_MAX:g}"),
+    ] = False
+    """Take the result of an earlier attempt of the same model with the same inputs and parameters,
+    a day old at most, or as old as this says, seconds."""
+    concurrency: Concurrency | None = None
+    """It waits until fewer than `limit` nodes of its key are under way."""
     hedge_after_s: float | None = Field(default=None, gt=0, le=3600, strict=False)
     """Ask another way as well when there is no answer after this long, and take the first answer;
     only for nodes that may run twice."""
@@ -145,6 +171,8 @@ class WorkflowDefinition(UserInput):
     on_failure: Literal["fail", "pause"] = "fail"
     """What a node that failed for good does to the run: end it, or pause it until somebody retries
     or skips the node. Of the outermost graph only."""
+    priority: Priority = "normal"
+    """Of the tasks of all its nodes. Of the outermost graph only."""
 
     def digest(self) -> str:
         """SHA-256 over the canonical JSON: sorted keys, no spaces, defaults left out."""

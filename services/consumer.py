@@ -5,6 +5,7 @@ The table of errors to bus outcomes lives here (`Consumer._handle`) and nowhere 
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,17 @@ import orjson
 from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
 
-from events.express import Express, Frame, delivered
+from events.express import Express, Frame, delivered, encode_head
 from events.subjects import dead
-from schemas.errors import ClawdbotError, InvalidArgument, RetryableError, TerminalError
+from schemas.errors import (
+    BusUnavailable,
+    ClawdbotError,
+    InvalidArgument,
+    RetryableError,
+    StoreFull,
+    StoreUnavailable,
+    TerminalError,
+)
 from schemas.messages import Header
 from services.runtime import Delivery, Handler, Outgoing, publish
 from services.telemetry import MessageMeter, get_logger
@@ -24,6 +33,8 @@ from services.telemetry import MessageMeter, get_logger
 log = get_logger()
 
 BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
+NOT_ITS_FAULT = (BusUnavailable, StoreUnavailable, StoreFull)
+"""What no message is to blame for: it is kept and tried until the bus and the log are well."""
 
 
 @dataclass(frozen=True)
@@ -180,38 +191,49 @@ class Consumer:
 
     async def _handle(self, delivery: Delivery, frame: Frame) -> tuple[str, int]:
         """Handle, publish, ack; return the outcome and how many messages went out."""
-        try:
-            return await self._attempt(delivery, frame)
-        except RetryableError as error:
-            delivery.facts["error"] = error.message
-            return await self._nak(delivery, frame), 0
-        except Exception:
-            log.exception("handler_crashed", subject=delivery.subject)
-            return await self._nak(delivery, frame), 0
+        for turn in itertools.count():
+            try:
+                return await self._attempt(delivery, frame)
+            except NOT_ITS_FAULT as error:
+                if not turn:
+                    log.warning("message_held", subject=delivery.subject, error=error.message)
+                await asyncio.sleep(_pause_s(turn))
+        raise AssertionError
 
     async def _attempt(self, delivery: Delivery, frame: Frame) -> tuple[str, int]:
-        if delivery.count > self._pull.max_deliver:
-            return await self._bury(delivery, frame)
+        if delivery.count > self._pull.max_deliver:  # whoever had it died, or lost its bus
+            return await self._bury(delivery, frame, "without an answer")
         try:
             out = await self._handler(delivery)
+            if out:
+                await publish(self._express, out)
+        except NOT_ITS_FAULT:
+            raise
         except TerminalError as error:
             await self._dead_letter(delivery, error)
             self._answer(frame, b"+TERM")
             return "undecodable" if isinstance(error, InvalidArgument) else "terminal", 1
-        if out:
-            await publish(self._express, out)
+        except RetryableError as error:
+            return await self._failed(delivery, frame, error.message)
+        except Exception as error:
+            log.exception("handler_crashed", subject=delivery.subject)
+            return await self._failed(delivery, frame, type(error).__name__)
         self._answer(frame, b"+ACK")
         return "ok", len(out)
 
-    async def _nak(self, delivery: Delivery, frame: Frame) -> str:
-        delay_s = BACKOFF_S[min(delivery.count, len(BACKOFF_S)) - 1]
-        self._answer(frame, b"-NAK " + orjson.dumps({"delay": int(delay_s * 1e9)}))
-        return "retry"
+    async def _failed(self, delivery: Delivery, frame: Frame, why: str) -> tuple[str, int]:
+        """Have a message come again after a pause, or bury it when it came too often."""
+        delivery.facts["error"] = why
+        if delivery.count >= self._pull.max_deliver:
+            return await self._bury(delivery, frame, f"and failed: {why}")
+        delay_ns = int(_pause_s(delivery.count - 1) * 1e9)
+        self._answer(frame, b"-NAK " + orjson.dumps({"delay": delay_ns}))
+        return "retry", 0
 
-    async def _bury(self, delivery: Delivery, frame: Frame) -> tuple[str, int]:
+    async def _bury(self, delivery: Delivery, frame: Frame, why: str) -> tuple[str, int]:
         """Dead-letter a message that was delivered too often, and say so to whoever waits."""
-        reason = InvalidArgument(f"delivered {delivery.count - 1} times without an answer")
-        await self._dead_letter(delivery, reason)
+        times = min(delivery.count, self._pull.max_deliver)
+        await self._dead_letter(delivery, InvalidArgument(f"delivered {times} times {why}"))
         out = list(self._exhausted(delivery))
         if out:
             await publish(self._express, out)
@@ -221,11 +243,8 @@ class Consumer:
 
     async def _dead_letter(self, delivery: Delivery, error: ClawdbotError) -> None:
         delivery.facts["error"] = error.message
-        tenant = delivery.subject.split(".")[2]
-        headers = {**delivery.headers, Header.REASON: _one_line(error.message)}
-        headers["Clawdbot-Subject"] = delivery.subject
-        headers[Header.MSG_ID] = f"{tenant}.{self._pull.stream}.{delivery.sequence}"
-        letter = Outgoing(dead(tenant, self._pull.kind), delivery.data, headers)
+        name = f"{self._pull.stream}.{delivery.sequence}"
+        letter = dead_letter(self._pull.kind, delivery, error, name, self._nc.max_payload)
         await publish(self._express, [letter])
 
     def _answer(self, frame: Frame, verdict: bytes) -> None:
@@ -234,6 +253,35 @@ class Consumer:
             self._express.publish(frame.reply, verdict)
         except NatsError as error:
             log.info("ack_lost", subject=frame.subject, error=str(error))
+
+
+def dead_letter(
+    kind: str, delivery: Delivery, error: ClawdbotError, name: str, bytes_max: int
+) -> Outgoing:
+    """Return a message for DEAD: as it came, with the reason; cut where it would not fit.
+
+    Args:
+        kind: What it was.
+        delivery: The message.
+        error: Why nobody could handle it.
+        name: Its own within the tenant, so that it is kept once.
+        bytes_max: What the server takes.
+    """
+    tenant = delivery.subject.split(".")[2]
+    said = {
+        Header.REASON: _one_line(error.message),
+        Header.SUBJECT: delivery.subject,
+        Header.MSG_ID: f"{tenant}.{name}",
+    }
+    headers = {**delivery.headers, **said}
+    room = bytes_max - len(encode_head(headers))
+    if room < len(delivery.data):  # what is said of it must still fit
+        headers, room = said, bytes_max - len(encode_head(said))
+    return Outgoing(dead(tenant, kind), delivery.data[:room], headers)
+
+
+def _pause_s(turn: int) -> float:
+    return BACKOFF_S[min(turn, len(BACKOFF_S) - 1)]
 
 
 def _one_line(text: str) -> str:

@@ -51,7 +51,8 @@ CHANNELS = (
         "Any client -> orchestrator, JetStream (COMMANDS). The ack means: the run is stored. Its "
         "id is the header Clawdbot-Run-Id, or else COMMANDS-<sequence of the ack>. The content "
         "type is application/json, application/msgpack, or that of one raw input, which the "
-        "header Clawdbot-Input names. Clawdbot-Version pins a version of the workflow.",
+        "header Clawdbot-Input names. Clawdbot-Version pins a version of the workflow. "
+        "With Clawdbot-Fork-Of the body is a Fork: the run begins like that one, changed.",
     ),
     Channel(
         "control",

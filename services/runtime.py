@@ -1,20 +1,17 @@
-"""The kit of every service: connect to the bus, publish into streams, run until told to stop."""
+"""The kit of every service: connect to the bus, publish into streams."""
 
 import asyncio
 import contextlib
-import gc
 import logging
-import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-import uvloop
 from faststream.nats import NatsBroker
 from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
+from nats.errors import MaxPayloadError
 from nats.js.errors import Error as JetStreamError
 from nats.js.errors import NotFoundError
 
@@ -29,9 +26,8 @@ from events.streams import (
     ensure_consumer,
     work_consumer,
 )
-from schemas.errors import BusUnavailable, ClawdbotError, StoreFull, Unavailable
-from services.settings import S, read
-from services.telemetry import BUS_CONNECTED, configure, get_logger
+from schemas.errors import BusUnavailable, ClawdbotError, ResourceExhausted, StoreFull, Unavailable
+from services.telemetry import BUS_CONNECTED, get_logger
 
 
 T = TypeVar("T")
@@ -45,7 +41,6 @@ RECONNECT_WAIT_S = 0.25
 PATIENCE_S = 0.5
 """Between two tries of a start to reach the bus."""
 REQUEST_TIMEOUT_S = 5.0
-STOP_PATIENCE_S = 3.0
 
 
 class Clock(Protocol):
@@ -275,6 +270,18 @@ class Bus:
         limit = info.config.max_bytes or 0
         return max(0.0, 1 - info.state.bytes / limit) if limit > 0 else 1.0
 
+    async def count(self, stream: str, subjects: str) -> int:
+        """Return how many messages a stream holds on subjects that match a filter.
+
+        Raises:
+            BusUnavailable: The server does not answer.
+        """
+        try:
+            info = await self._js.stream_info(stream, subjects)
+        except (NatsError, TimeoutError) as error:
+            raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
+        return sum((info.state.subjects or {}).values())
+
     async def ping(self) -> None:
         """Return when JetStream answers.
 
@@ -329,6 +336,7 @@ async def publish(express: Express, messages: Sequence[Outgoing]) -> None:
 
     Raises:
         BusUnavailable: At least one was not acknowledged.
+        ResourceExhausted: One is larger than the server takes.
     """
     answers: list[Awaitable[bytes]] = []
     for message in messages:
@@ -337,64 +345,13 @@ async def publish(express: Express, messages: Sequence[Outgoing]) -> None:
             answers.append(express.ask(message.subject, message.data, head))
         else:
             express.publish(message.subject, message.data, head)
-    failure: Exception | None = None
+    failure: ClawdbotError | None = None
     for answer in answers:
         try:
             pub_ack(await answer)
+        except MaxPayloadError:
+            failure = ResourceExhausted("a message is larger than the server takes")
         except (Refused, NatsError) as error:
-            failure = error
+            failure = BusUnavailable("the bus did not acknowledge a message", cause=str(error))
     if failure is not None:
-        raise BusUnavailable("the bus did not acknowledge a message") from failure
-
-
-class Service(Protocol):
-    """What a composition root builds."""
-
-    async def run(self) -> None:
-        """Serve until cancelled."""
-        ...
-
-
-def main(kind: type[S], build: Callable[[S], Service]) -> None:
-    """Run a service: read its settings, build it, serve until SIGTERM or SIGINT.
-
-    What makes a start impossible is one line in the log and exit status 1.
-    """
-    configure(kind.__module__.split(".")[1])
-    try:
-        run(build(read(kind)).run)
-    except ClawdbotError as error:
-        log.critical("cannot_start", error=error.message, field=error.field, **error.context)
-        sys.exit(1)
-
-
-def run(serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Serve until told to stop, then cancel it and let it finish what it holds.
-
-    `asyncio.wait_for`, which the client of the bus uses, may lose a cancellation before Python
-    3.12; so whatever still runs after a while is cancelled again.
-    """
-
-    async def supervised() -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        loop = asyncio.get_running_loop()
-
-        def stop() -> None:
-            task.cancel()
-            loop.call_later(STOP_PATIENCE_S, insist)
-
-        def insist() -> None:
-            for other in asyncio.all_tasks(loop) - {task}:
-                other.cancel()
-            loop.call_later(STOP_PATIENCE_S, insist)
-
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, stop)
-        with contextlib.suppress(asyncio.CancelledError):
-            await serve()
-        log.info("stopped")
-
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
-    uvloop.run(supervised())
+        raise failure

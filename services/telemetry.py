@@ -21,6 +21,13 @@ HANDLE_SECONDS = Histogram(
 )
 IN_FLIGHT = Gauge("clawdbot_in_flight", "Messages being handled.", ["service", "kind"])
 BUS_CONNECTED = Gauge("clawdbot_bus_connected", "1 while the bus answers.", ["service"])
+STOPPED = Counter(
+    "clawdbot_tasks_stopped_total", "Tasks that nobody waited for any more.", ["reason"]
+)
+MEMOS = Counter("clawdbot_memos_total", "Results looked for before computing.", ["outcome"])
+HELD = Gauge(
+    "clawdbot_tasks_held", "Decided tasks that wait for room in their tenant's share of a queue."
+)
 
 HISTORY_REGRESSED = Gauge(
     "clawdbot_history_regressed",

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from clawdbot import doctor as examination
-from clawdbot.cli import controls, local, runs
+from clawdbot.cli import controls, local, replay, runs, travel
 from clawdbot.cli.options import Json, Url, guarded
 from clawdbot.cli.output import ExitCode, Screen, fail
 from clawdbot.client import Client
@@ -25,8 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=(
-        "Exit status: 0 all went well, 1 the run failed, 2 something you passed is wrong, "
-        "3 the mesh cannot be reached, 4 not found, 5 it took too long, 130 interrupted."
+        "Exit status: 0 all went well, 1 the run failed or differs, 2 something you passed is "
+        "wrong, 3 the mesh cannot be reached, 4 not found, 5 it took too long, 130 interrupted."
     ),
 )
 
@@ -151,17 +151,23 @@ for command in (
     runs.runs,
     runs.show,
     runs.events,
-    runs.replay,
+    replay.replay,
+    travel.export,
+    travel.fork,
+    travel.diff,
+    travel.regress,
     controls.cancel,
     controls.pause,
     controls.resume,
     controls.signal,
     controls.skip,
     controls.retry,
+    runs.stats,
     models,
     doctor,
 ):
     app.command()(command)
+app.command("import")(travel.import_)
 
 
 def main() -> None:

@@ -53,6 +53,27 @@ def named_values(items: Iterable[str], option: str) -> dict[str, Any]:
     return found
 
 
+def changes_of(items: Iterable[str] | None) -> dict[str, Any]:
+    """Read `--set PATH=VALUE`: JSON where the value is JSON, else text; `PATH:=JSON` insists.
+
+    Raises:
+        InvalidArgument: One is neither; names it.
+    """
+    found: dict[str, Any] = {}
+    for item in items or ():
+        path, equals, text = item.partition("=")
+        if not equals or not path.strip(":"):
+            raise InvalidArgument(f"'{item}' is not PATH=VALUE", field="--set")
+        if path.endswith(":"):
+            found[path[:-1]] = json_value(text, "--set")
+            continue
+        try:
+            found[path] = json.loads(text)
+        except ValueError:
+            found[path] = text
+    return found
+
+
 def json_value(text: str, option: str) -> Any:
     """Read JSON.
 

@@ -211,7 +211,7 @@ def _row(node: NodeView, run: RunView) -> list[Text | str]:
         parts = (timings.queue_ms, timings.load_ms, timings.compute_ms)
         times = [f"{part:.1f}" for part in parts]
     at = "" if begun is None else _ms(begun - run.started_at)
-    total: str = node.status
+    total: str = node.status if node.kept_from is None else "kept"
     if node.status == "completed" and begun is not None and ended is not None:
         total = _ms(ended - begun)
     return [Text(step), node.model, at, *times, total]  # a step's brackets are no markup

@@ -13,7 +13,7 @@ from clawdbot.cli.output import ExitCode, Screen, brief, event_line, run_exit_co
 from clawdbot.cli.values import bytes_of, inputs_of, targets_of, write_bytes
 from clawdbot.client import Client
 from clawdbot.results import Run, value_of
-from schemas.api import WorkflowView
+from schemas.api import StatisticsView, WorkflowView
 from schemas.errors import (
     ClawdbotError,
     DeadlineExceeded,
@@ -65,7 +65,7 @@ def run(  # noqa: PLR0913, PLR0917 - one option for each
         if targets and not wait:
             raise InvalidArgument("without waiting there is nothing to save yet", field="--save")
         found = _run(screen, client, workflow, inputs_of(inputs, files), wait, key)
-        _show_run(screen, found)
+        show_run(screen, found)
         code = run_exit_code(found)
         if code == ExitCode.OK:
             for path, target in targets.items():
@@ -154,7 +154,7 @@ def show(
 
     def action(client: Client) -> None:
         try:
-            _show_run(screen, client.get(name))
+            show_run(screen, client.get(name))
         except NotFound:
             try:
                 _show_workflow(screen, client.workflow(name), client)
@@ -185,27 +185,60 @@ def events(
     guarded(screen, url, action)
 
 
-def replay(
-    run_id: RunId,
-    until: Annotated[
-        int | None, typer.Option(min=1, help="The state as it was after this event.")
+def stats(
+    workflow: Annotated[
+        str | None, typer.Argument(metavar="[WORKFLOW]", help="Only of this workflow.")
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Build index and statistics anew from the log and compare them first."
+        ),
+    ] = False,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """Fold a run's log again and show it step by step; no model is called."""
+    """Count what each node did over all runs in the log.
+
+    Exit status 1: with --verify, what the gateway keeps is not what the log says.
+    """
     screen = Screen(as_json)
 
-    def action(client: Client) -> None:
-        found = client.replay(run_id, until)
+    def action(client: Client) -> int:
+        verdicts = client.verify_projections() if verify else ()
+        for item in verdicts:
+            if screen.as_json:
+                screen.json(item)
+            else:
+                said = "the same to the bit" if item.same else "NOT what the log says"
+                screen.print(
+                    f"{item.name}: {said}, {item.events} events at {item.events_per_s:.0f}/s, "
+                    f"{item.rebuilt[:16]}"
+                )
+        found = client.statistics(workflow)
         if screen.as_json:
             screen.json(found)
-            return
-        for event in client.events(run_id)[:until]:
-            screen.line(event_line(event, found.started_at))
-        _show_run(screen, found)
+        else:
+            screen.print(_statistics(found))
+        return ExitCode.OK if all(item.same for item in verdicts) else ExitCode.RUN_FAILED
 
     guarded(screen, url, action)
+
+
+def _statistics(found: StatisticsView) -> Table:
+    table = Table(title="times are means, milliseconds", title_justify="left")
+    for column in ("workflow", "node", "models"):
+        table.add_column(column)
+    counts = ("runs", "completed", "kept", "failed", "retried", "skipped")
+    times = ("queue_ms", "load_ms", "compute_ms", "compute_ms_max")
+    for column in (*counts, *(name.replace("_ms", "").replace("_", " ") for name in times)):
+        table.add_column(column, justify="right")
+    for node in found.nodes:
+        models = ", ".join(model.model for model in node.models)
+        numbers = [str(getattr(node, name)) for name in counts]
+        numbers += [f"{getattr(node, name):.1f}" for name in times]
+        table.add_row(node.workflow, node.node, models, *numbers)
+    return table
 
 
 def _run(
@@ -241,7 +274,8 @@ def _failure(found: Run) -> ClawdbotError:
     return DeadlineExceeded(f"run {found.run_id} is still {found.status}; it goes on")
 
 
-def _show_run(screen: Screen, found: Run) -> None:
+def show_run(screen: Screen, found: Run) -> None:
+    """Print a run, its steps and its outputs."""
     if screen.as_json:
         screen.json(found)
         return

@@ -2,7 +2,7 @@
 
 from services.gateway.app import build
 from services.gateway.settings import GatewaySettings
-from services.runtime import main
+from services.process import main
 
 
 main(GatewaySettings, build)

@@ -9,10 +9,11 @@ from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
 
 from schemas.api import RunRequest
+from schemas.forks import Fork
 from schemas.messages import Control
 from schemas.workflow import Deployment
 from services.gateway import errors
-from services.gateway.routes import Parts, blobs, health, runs, workflows
+from services.gateway.routes import Parts, blobs, health, runs, statistics, travel, workflows
 from services.runtime import BUS_ERRORS
 
 
@@ -24,7 +25,7 @@ Times are seconds since the epoch. Bytes in JSON are `{"$binary": {"media_type",
 base64 data; an uploaded blob is `{"$blob": {"media_type", "size_bytes", "sha256"}}`. Every error is
 `{"error": {"code", "message", "field", "retryable", "request_id"}}`.
 """
-_BODIES = (Deployment, RunRequest, Control)
+_BODIES = (Deployment, RunRequest, Control, Fork)
 
 
 def build_api(parts: Parts | None = None) -> FastAPI:
@@ -38,7 +39,7 @@ def build_api(parts: Parts | None = None) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     app.state.parts = parts
-    for module in (workflows, runs, blobs, health):
+    for module in (workflows, runs, travel, statistics, blobs, health):
         app.include_router(module.router)
     errors.install(app, BUS_ERRORS)
     app.openapi = lambda: openapi_document(app)  # type: ignore[method-assign]

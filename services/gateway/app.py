@@ -5,15 +5,17 @@ import socket
 from dataclasses import dataclass
 
 import uvicorn
-from nats.aio.msg import Msg
 
 from events.blobs import JetStreamBlobStore
 from events.definitions import DefinitionStore
+from events.express import Express
 from events.index import RunIndex
-from events.jetstream import JetStreamEventStore, StoredCommit
+from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
 from events.models import ModelDirectory
+from events.projections import Projector
 from events.schedules import Schedules
+from events.statistics import Statistics
 from events.subjects import every
 from schemas.errors import FailedPrecondition
 from schemas.ids import DEFAULT_TENANT
@@ -55,7 +57,8 @@ class Gateway:
         keys = JetStreamKeyRing(bus.nc.jetstream(), settings.master_key_bytes())
         await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
         index = RunIndex(settings.data_dir / f"gateway-{settings.instance}.sqlite")
-        parts = self._parts(bus, index, keys)
+        statistics = Statistics(settings.data_dir / f"statistics-{settings.instance}.sqlite")
+        parts = self._parts(bus, index, Projector(bus.nc, keys, statistics), keys)
         caught_up = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as group:
@@ -66,15 +69,19 @@ class Gateway:
                 await self._serve_calls(bus, parts, group)
                 await caught_up.wait()
                 server = _server(parts)
+                listener.listen(server.config.backlog)  # from here on nobody is refused
                 group.create_task(_serve_http(server, listener))
                 log.info("listening", host=settings.http_host, port=listener.getsockname()[1])
                 log.info("ready")
         finally:
             listener.close()
             index.close()
+            statistics.close()
             await bus.close()
 
-    def _parts(self, bus: Bus, index: RunIndex, keys: JetStreamKeyRing) -> Parts:
+    def _parts(
+        self, bus: Bus, index: RunIndex, projector: Projector, keys: JetStreamKeyRing
+    ) -> Parts:
         settings, clock = self.settings, SystemClock()
         js = bus.nc.jetstream()
         store = JetStreamEventStore(bus.nc, keys)
@@ -112,6 +119,7 @@ class Gateway:
             ),
             waiters=waiters,
             clock=clock,
+            projector=projector,
         )
 
     async def _serve_calls(self, bus: Bus, parts: Parts, group: asyncio.TaskGroup) -> None:
@@ -175,10 +183,8 @@ async def _serve_http(server: uvicorn.Server, listener: socket.socket) -> None:
 
 
 async def _hear_commits(bus: Bus, waiters: Waiters) -> None:
-    async def on_live(message: Msg) -> None:
-        waiters.on_commit(StoredCommit.of(message))
-
-    await bus.nc.subscribe(every("live", "*.*"), cb=on_live)
+    express = await Express.of(bus.nc)
+    await express.subscribe(every("live", "*.*"), waiters.on_live)
 
 
 async def _watch(bus: Bus, waiters: Waiters) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import orjson
 
 from events.subjects import tenant_and_name
-from schemas.api import RunView
 from schemas.catalogue import Port
 from schemas.errors import ClawdbotError, DeadlineExceeded, EngineFailed, InvalidArgument, by_code
 from schemas.ids import DEFAULT_TENANT, valid_token
@@ -14,7 +13,7 @@ from schemas.plan import Plan
 from schemas.submission import parse_submission
 from schemas.values import Wire
 from services.gateway.inputs import checked
-from services.gateway.submissions import Ask, Submissions
+from services.gateway.submissions import Ask, Ended, Submissions
 from services.micro import Asked, Reply
 
 
@@ -43,9 +42,9 @@ class Calls:
         async def read(plan: Plan, ports: Mapping[str, Port]) -> Wire:
             return checked(parse_submission(asked.body, asked.headers, plan), plan, ports)
 
-        view = await self._submissions.run(ask, read)
-        asked.facts["correlation_id"] = view.correlation_id or ask.correlation_id or view.run_id
-        return _reply(view)
+        ended = await self._submissions.call(ask, read)
+        asked.facts["correlation_id"] = ended.correlation_id or ask.correlation_id or ended.run_id
+        return _reply(ended)
 
     def _ask(self, subject: str, headers: Mapping[str, str]) -> Ask:
         tenant, workflow = tenant_and_name(subject)
@@ -76,16 +75,16 @@ class Calls:
         return seconds
 
 
-def _reply(view: RunView) -> Reply:
-    headers = {Header.RUN_ID: view.run_id, Header.STATUS: view.status}
-    if view.status == "completed":
-        return Reply(orjson.dumps(view.outputs), headers)
-    return Reply(b"", headers, _error(view))
+def _reply(ended: Ended) -> Reply:
+    headers = {Header.RUN_ID: ended.run_id, Header.STATUS: ended.status}
+    if ended.status == "completed":
+        return Reply(orjson.dumps(ended.outputs), headers)
+    return Reply(b"", headers, _error(ended))
 
 
-def _error(view: RunView) -> ClawdbotError:
-    if view.error is None:
-        text = f"run {view.run_id} is still {view.status}; it goes on"
-        return DeadlineExceeded(text, run_id=view.run_id)
-    kind = by_code().get(view.error.code, EngineFailed)
-    return kind(view.error.message, field=view.error.field, run_id=view.run_id)
+def _error(ended: Ended) -> ClawdbotError:
+    if ended.error is None:
+        text = f"run {ended.run_id} is still {ended.status}; it goes on"
+        return DeadlineExceeded(text, run_id=ended.run_id)
+    kind = by_code().get(ended.error.code, EngineFailed)
+    return kind(ended.error.message, field=ended.error.field, run_id=ended.run_id)

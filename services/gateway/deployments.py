@@ -159,7 +159,7 @@ def check_starts(deployment: Deployment) -> None:
         for wanted, formula in trigger.inputs.items():
             where = f"triggers.{name}.inputs.{wanted}"
             try:
-                unknown = parse(formula).names() - {"event"}
+                unknown = parse(formula).names - {"event"}
             except InvalidArgument as error:
                 raise InvalidArgument(error.message, field=where) from error
             if unknown:

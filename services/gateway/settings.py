@@ -33,6 +33,10 @@ class GatewaySettings(Settings):
     """Silence after which a waiter reads the log itself."""
     request_s_max: float = Field(default=2.0, gt=0, le=30)
     """How long the bus may take for one request before the answer is 503."""
+    bundle_bytes_max: int = Field(default=BLOB_BYTES_MAX, ge=1024, le=512 * 1024 * 1024)
+    """Commits and blobs of one exported run, and bytes that an imported one unpacks to."""
+    project_s_max: float = Field(default=300.0, gt=0, le=3600)
+    """How long statistics may take to read what is new in the log, and a rebuild all of it."""
     blob_s_max: float = Field(default=30.0, gt=0, le=600)
     """How long the bus may take for a blob."""
     events_reserve: float = Field(default=0.02, ge=0, lt=1)

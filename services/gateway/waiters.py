@@ -7,12 +7,16 @@ the log.
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Iterator
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
+from events.catalog import TERMINAL
 from events.chain import check_link
 from events.codec import Commit
+from events.express import Frame
 from events.jetstream import JetStreamEventStore, StoredCommit
 from events.store import EMPTY, Head, retired
 from events.subjects import RunKey, run_key
@@ -24,31 +28,62 @@ from services.telemetry import get_logger
 
 log = get_logger()
 
-QUEUE_MAX = 1024
+TOLD_MAX = 1024
+UNDER_WAY = {"running", "paused"}
 RETRY_S = 0.25
 
 
 @dataclass(frozen=True)
 class Landed:
-    """A commit and its place in the log."""
+    """A commit and its place in the log; decoded when it is looked at."""
 
-    commit: Commit
     sequence: int
+    is_last: bool
+    """Whether the run is over after it."""
+    decode: Callable[[], Commit]
+
+    @cached_property
+    def commit(self) -> Commit:
+        """The commit.
+
+        Raises:
+            DataLoss: It cannot be read.
+        """
+        return self.decode()
 
 
-@dataclass(eq=False)
 class Feed:
     """What one waiter is told; None means: read the log."""
 
-    key: RunKey
-    queue: "asyncio.Queue[StoredCommit | None]" = field(
-        default_factory=lambda: asyncio.Queue(QUEUE_MAX)
-    )
+    def __init__(self, key: RunKey) -> None:
+        self.key = key
+        self._told: deque[StoredCommit | None] = deque()
+        self._waiter: asyncio.Future[None] | None = None
 
     def tell(self, item: StoredCommit | None) -> None:
         """Put an item in line; what does not fit is read from the log later."""
-        if not self.queue.full():
-            self.queue.put_nowait(item)
+        if len(self._told) < TOLD_MAX:
+            self._told.append(item)
+        if self._waiter is not None:
+            _wake(self._waiter)
+
+    async def next(self, patience_s: float) -> StoredCommit | None:
+        """Return the next item, or None after a silence of `patience_s` seconds."""
+        if not self._told:  # `asyncio.wait_for` would cost a task for each commit
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(patience_s, _wake, self._waiter)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+                self._waiter = None
+        return self._told.popleft() if self._told else None
+
+
+def _wake(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class Waiters:
@@ -71,10 +106,13 @@ class Waiters:
         self._feeds: dict[RunKey, set[Feed]] = {}
         self._open = 0
 
-    def on_commit(self, stored: StoredCommit) -> None:
+    def on_live(self, frame: Frame) -> None:
         """Take one republished commit."""
-        for feed in self._feeds.get(run_key(stored.subject), ()):
-            feed.tell(stored)
+        feeds = self._feeds.get(run_key(frame.subject))
+        if feeds:
+            stored = StoredCommit.of(frame)
+            for feed in feeds:
+                feed.tell(stored)
 
     def look_again(self) -> None:
         """Send everybody to the log, as after a reconnect."""
@@ -126,20 +164,18 @@ class Waiters:
             left_s = until - self._clock.now()
             if left_s <= 0:
                 return
-            stored = await self._next(feed, min(left_s, self._recheck_s))
+            stored = await feed.next(min(left_s, self._recheck_s))
             read = stored is None or stored.version > head.version + 1
             if stored is None or stored.version != head.version + 1:
                 continue
             if stored.retired_at is not None:
                 raise retired(feed.key, stored.retired_at)
             head = _link(feed.key, head, stored)
-            yield Landed(await self._store.decode_one(stored), stored.sequence)
-
-    async def _next(self, feed: Feed, patience_s: float) -> StoredCommit | None:
-        try:
-            return await asyncio.wait_for(feed.queue.get(), patience_s)
-        except TimeoutError:
-            return None
+            yield Landed(
+                stored.sequence,
+                stored.headers.get(Header.STATUS) not in UNDER_WAY,
+                await self._store.decoder(stored),
+            )
 
     async def _read(self, key: RunKey, head: Head, until: float) -> tuple[list[Landed], Head]:
         """Read what follows `head`, trying until the log answers or the time is over."""
@@ -151,8 +187,13 @@ class Waiters:
                 await asyncio.sleep(RETRY_S)
                 continue
             pairs = zip(history.commits, history.sequences, strict=True)
-            return [Landed(commit, sequence) for commit, sequence in pairs], history.head
+            return [_landed(commit, sequence) for commit, sequence in pairs], history.head
         return [], head
+
+
+def _landed(commit: Commit, sequence: int) -> Landed:
+    is_last = isinstance(commit.events[-1], TERMINAL)
+    return Landed(sequence, is_last, lambda: commit)
 
 
 def _link(key: RunKey, head: Head, stored: StoredCommit) -> Head:

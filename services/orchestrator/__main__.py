@@ -2,7 +2,7 @@
 
 from services.orchestrator.app import build
 from services.orchestrator.settings import OrchestratorSettings
-from services.runtime import main
+from services.process import main
 
 
 main(OrchestratorSettings, build)

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
@@ -9,11 +10,11 @@ from typing import Annotated
 from faststream import AckPolicy, Path
 from faststream.exceptions import NackMessage
 from faststream.nats import JStream, NatsMessage, PullSub
-from nats.aio.msg import Msg
 
 from events.archive import DirectoryArchive
 from events.blobs import JetStreamBlobStore
 from events.definitions import DefinitionStore
+from events.gates import GateStore
 from events.index import RunIndex
 from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
@@ -28,26 +29,29 @@ from events.streams import (
     RESULT_CONSUMER,
     RESULTS,
     SUBMIT_CONSUMER,
+    TASKS,
     TIMERS,
     TOPIC_CONSUMER,
     TOPICS,
 )
 from events.subjects import RunKey, every, pattern
 from events.subjects import control as control_subject
-from schemas.errors import BusUnavailable, NotFound, RetryableError
+from schemas.errors import NotFound, RetryableError
 from schemas.ids import DEFAULT_TENANT
 from schemas.messages import Control
 from services import micro
-from services.consumer import Consumer, Pull
-from services.orchestrator.handlers import Handlers
+from services.consumer import Consumer, Pull, dead_letter
+from services.orchestrator.gates import Gates, check_for_ever
+from services.orchestrator.handlers import Handlers, Means
 from services.orchestrator.history import HistoryAccepted, HistoryWatch
 from services.orchestrator.housekeeping import Housekeeping
 from services.orchestrator.reconciler import Reconciler
 from services.orchestrator.runs import Runs
 from services.orchestrator.settings import OrchestratorSettings
+from services.orchestrator.shares import Shares
 from services.orchestrator.starters import Starters
 from services.orchestrator.verifier import Pace, Verifier
-from services.runtime import Bus, SystemClock
+from services.runtime import Bus, Delivery, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 
 
@@ -120,15 +124,12 @@ class Orchestrator:
             cached_max=settings.runs_cached_max,
             snapshot_every=settings.snapshot_every,
         )
-        definitions = DefinitionStore(bus.nc.jetstream())
-        handlers = Handlers(
-            runs,
-            definitions,
-            settings.load_catalogue(),
-            stores.blobs,
-            clock,
-            random.SystemRandom(),
-        )
+        means = self._means(bus, stores, runs, clock)
+        handlers = Handlers(means)
+
+        async def mend_gates() -> None:
+            await bus.publish(await handlers.check_gates())
+
         reconciler = Reconciler(bus, index, handlers, clock, settings.clock_interval_s)
         pace = Pace(settings.verify_runs_per_s, settings.verify_interval_s)
         verifier = Verifier(history, index, stores, runs, clock, pace)
@@ -136,9 +137,16 @@ class Orchestrator:
         caught_up = asyncio.Event()
         group.create_task(index.follow(bus.nc, ready=caught_up))
         await caught_up.wait()
-        for task in (reconciler.watch(), reconciler.tick(), verifier.run(), housekeeping.run()):
+        for task in (
+            reconciler.watch(),
+            reconciler.tick(),
+            verifier.run(),
+            housekeeping.run(),
+            check_for_ever(mend_gates),
+            means.shares.run(),
+        ):
             group.create_task(task)
-        starters = Starters(definitions, Schedules(bus.nc.jetstream()))
+        starters = Starters(means.definitions, Schedules(bus.nc.jetstream()))
         for pull, handle in (
             (self._pull("submit", COMMANDS, SUBMIT_CONSUMER), handlers.submit),
             (self._pull("result", RESULTS, RESULT_CONSUMER), handlers.result),
@@ -149,6 +157,26 @@ class Orchestrator:
         await bus.patiently(starters.put_schedules)
         await self._serve_control(bus, handlers)
         await micro.announce(bus.nc, SERVICE, settings.instance, DESCRIPTION)
+
+    def _means(self, bus: Bus, stores: Stores, runs: Runs, clock: SystemClock) -> Means:
+        settings = self.settings
+        return Means(
+            runs=runs,
+            store=stores.log,
+            definitions=DefinitionStore(bus.nc.jetstream()),
+            catalogue=settings.load_catalogue(),
+            blobs=stores.blobs,
+            gates=Gates(GateStore(bus.nc), clock),
+            shares=Shares(
+                lambda subjects: bus.count(TASKS, subjects),
+                bus.publish,
+                time.monotonic,
+                share_s=settings.share_s,
+                tasks_min=settings.share_tasks_min,
+            ),
+            clock=clock,
+            noise=random.SystemRandom(),
+        )
 
     def _stores(self, bus: Bus) -> Stores:
         keys = JetStreamKeyRing(bus.nc.jetstream(), self.settings.master_key_bytes())
@@ -184,8 +212,7 @@ class Orchestrator:
             try:
                 await bus.publish(await handlers.control(key, command, sequence, turn))
             except (RetryableError, NotFound) as error:
-                if isinstance(error, NotFound) and await self._in_vain(bus, meta):
-                    log.info("control_dropped", run_id=run_id, error=error.message)
+                if isinstance(error, NotFound) and await self._is_buried(bus, message, error):
                     return
                 log.info("control_postponed", run_id=run_id, error=error.message)
                 raise NackMessage(delay=RETRY_S) from error
@@ -210,19 +237,27 @@ class Orchestrator:
         return earliest == sequence
 
     @staticmethod
-    async def _in_vain(bus: Bus, meta: Msg.Metadata) -> bool:
-        """Tell whether the run of a control will never begin: everything submitted before is done.
+    async def _is_buried(bus: Bus, message: NatsMessage, error: NotFound) -> bool:
+        """Dead-letter a control whose run will never begin: everything submitted before is done.
 
         A submission stays in the work queue until then, however long that takes; a few deliveries
         are left for a run that is submitted after its control.
         """
-        if meta.num_delivered < STARTS_IN:
+        raw = message.raw_message
+        sequence, deliveries = raw.metadata.sequence.stream, raw.metadata.num_delivered
+        if deliveries < STARTS_IN:
             return False
+        delivery = Delivery(raw.subject, raw.data, raw.headers or {}, sequence, deliveries)
+        name = f"{COMMANDS}.{sequence}"
         try:
-            earliest = await bus.earliest(COMMANDS, every("submit", "*"))
-        except BusUnavailable:
+            if 0 < await bus.earliest(COMMANDS, every("submit", "*")) < sequence:
+                return False
+            letter = dead_letter("control", delivery, error, name, bus.nc.max_payload)
+            await bus.publish([letter])
+        except RetryableError:
             return False
-        return not 0 < earliest < meta.sequence.stream
+        log.warning("dead_lettered", subject=raw.subject, error=error.message)
+        return True
 
     def _pull(self, kind: str, stream: str, consumer: str) -> Pull:
         return Pull(

@@ -1,18 +1,22 @@
 """Submissions and results in, commits and tasks out."""
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import orjson
 
 from events.blobs import BlobStore
 from events.catalog import NodeScheduled
+from events.chains import following
 from events.commands import (
     Advice,
     CancelRun,
     CheckClock,
     Command,
     ExpandNode,
+    GrantNode,
     PauseRun,
     RecordResult,
     RejectRun,
@@ -23,50 +27,59 @@ from events.commands import (
     StartRun,
 )
 from events.definitions import DefinitionStore, DeployedWorkflow, called
+from events.forking import prepare_fork
 from events.paths import node_id_of, scope_of
 from events.spill import spill
 from events.state import RunState
+from events.store import EventStore
 from events.subjects import RunKey, cancel, result, run_key, task, tenant_and_name, topic
 from events.view import evaluate, node_inputs
 from schemas.catalogue import Catalogue
 from schemas.compiler import compile_plan
 from schemas.errors import AlreadyExists, InvalidArgument, NotFound, TerminalError
+from schemas.forks import parse_fork
 from schemas.ids import valid_token
 from schemas.messages import Abandoned, Control, Fault, Header, Task, TaskResult, pack, unpack
 from schemas.plan import Plan
 from schemas.submission import inputs_digest, parse_submission
-from schemas.values import Wire, from_json, to_json
+from schemas.values import from_json, to_json
 from schemas.workflow import parse_definition
+from services.orchestrator.gates import Gates
 from services.orchestrator.routing import Routing
-from services.orchestrator.runs import Decision, Runs
+from services.orchestrator.runs import Decision, Runs, Wanted
+from services.orchestrator.shares import Shares
 from services.runtime import Clock, Delivery, Outgoing
 from services.telemetry import child_traceparent, get_logger
 
 
 log = get_logger()
 
-LANE = "normal"
 VERSION_DIGITS_MAX = 9
+
+
+@dataclass(frozen=True)
+class Means:
+    """What handlers work with."""
+
+    runs: Runs
+    store: EventStore
+    definitions: DefinitionStore
+    catalogue: Catalogue
+    blobs: BlobStore
+    gates: Gates
+    shares: Shares
+    clock: Clock
+    noise: random.Random
+    """For the jitter of retries."""
 
 
 class Handlers:
     """The orchestrator's handlers; every one may be called again with the same message."""
 
-    def __init__(
-        self,
-        runs: Runs,
-        definitions: DefinitionStore,
-        catalogue: Catalogue,
-        blobs: BlobStore,
-        clock: Clock,
-        noise: random.Random,
-    ) -> None:
-        self._runs = runs
-        self._definitions = definitions
-        self._catalogue = catalogue
-        self._blobs = blobs
-        self._clock = clock
-        self._noise = noise
+    def __init__(self, means: Means) -> None:
+        self._means = means
+        self._runs = means.runs
+        self._clock = means.clock
         self._routing = Routing()
 
     async def submit(self, delivery: Delivery) -> Sequence[Outgoing]:
@@ -77,36 +90,68 @@ class Handlers:
         key = RunKey(tenant, derived)  # of the refusal, should the chosen id be no token
         correlation_id = delivery.headers.get(Header.CORRELATION_ID) or run_id
         delivery.facts.update(run_id=run_id, correlation_id=correlation_id)
-        inputs: Wire = {}
         try:
             key = RunKey(tenant, valid_token(run_id, field=Header.RUN_ID))
-            deployed = await self._deployed(tenant, workflow, delivery)
-            inputs = parse_submission(delivery.data, delivery.headers, deployed.plan)
-            inputs = await spill(inputs, tenant, self._blobs)
-            digest = inputs_digest(workflow, inputs)  # of what a gateway would have sent
+            if Header.FORK_OF in delivery.headers:
+                command = await self._fork(tenant, delivery, correlation_id)
+            else:
+                command = await self._start(tenant, workflow, delivery, correlation_id)
         except TerminalError as error:
             return await self._reject(key, workflow, delivery, error)
-        command = StartRun(
-            workflow=workflow,
-            version=deployed.version,
-            digest=deployed.digest,
-            plan=deployed.plan,
-            inputs=inputs,
-            inputs_digest=digest,
-            correlation_id=correlation_id,
-            at=self._clock.now(),
-        )
         trace = child_traceparent(delivery.headers.get(Header.TRACEPARENT))
         try:
             decision = await self._obey(key, command, traceparent=trace, fresh=delivery.count == 1)
         except NotFound as error:
             raise AlreadyExists(error.message, field=Header.RUN_ID) from error
         state = decision.state
-        if state is not None and state.inputs_digest != digest:
+        if state is not None and state.inputs_digest != command.inputs_digest:
             raise AlreadyExists(
                 f"run {run_id} exists with other inputs; choose another id", field=Header.RUN_ID
             )
         return await self._follow(key, decision, trace, stale=True)
+
+    async def _start(
+        self, tenant: str, workflow: str, delivery: Delivery, correlation_id: str
+    ) -> StartRun:
+        """Return the command behind a submission of inputs."""
+        deployed = await self._deployed(tenant, workflow, delivery)
+        inputs = parse_submission(delivery.data, delivery.headers, deployed.plan)
+        inputs = await spill(inputs, tenant, self._means.blobs)
+        return StartRun(
+            workflow=workflow,
+            version=deployed.version,
+            digest=deployed.digest,
+            plan=deployed.plan,
+            inputs=inputs,
+            inputs_digest=inputs_digest(workflow, inputs),  # of what a gateway would have sent
+            correlation_id=correlation_id,
+            at=self._clock.now(),
+        )
+
+    async def _fork(self, tenant: str, delivery: Delivery, correlation_id: str) -> StartRun:
+        """Return the command behind a submission that forks another run."""
+        at = self._clock.now()
+        parent = RunKey(tenant, valid_token(delivery.headers[Header.FORK_OF], field=Header.FORK_OF))
+        prepared = await prepare_fork(
+            self._means.store,
+            self._means.definitions,
+            self._means.catalogue,
+            parent,
+            parse_fork(delivery.data),
+            at=at,
+        )
+        return StartRun(
+            workflow=prepared.deployed.name,
+            version=prepared.deployed.version,
+            digest=prepared.deployed.digest,
+            plan=prepared.plan,
+            inputs=await spill(prepared.inputs, tenant, self._means.blobs),
+            inputs_digest=prepared.digest,
+            correlation_id=correlation_id,
+            at=at,
+            forked_from=prepared.origin,
+            kept=prepared.kept,
+        )
 
     async def result(self, delivery: Delivery) -> Sequence[Outgoing]:
         """Record a worker's result."""
@@ -132,11 +177,7 @@ class Handlers:
         return await self._follow(key, decision, child_traceparent(None))
 
     async def control(
-        self,
-        key: RunKey,
-        command: Control,
-        sequence: int,
-        wanted: Callable[[], Awaitable[bool]],
+        self, key: RunKey, command: Control, sequence: int, wanted: Wanted
     ) -> Sequence[Outgoing]:
         """Do to a run what a client asked for; nothing if the run is over.
 
@@ -153,9 +194,8 @@ class Handlers:
         decision = await self._obey(key, order, wanted=wanted)
         if decision.state is None:
             raise NotFound(f"no run {key.run_id}", field="run_id")
-        log.info(
-            "control_handled", action=command.action, run_id=key.run_id, done=bool(decision.events)
-        )
+        done = bool(decision.events)
+        log.info("control_handled", action=command.action, run_id=key.run_id, done=done)
         return await self._follow(key, decision, child_traceparent(None), stale=True)
 
     async def republish(self, key: RunKey) -> Sequence[Outgoing]:
@@ -170,10 +210,10 @@ class Handlers:
         *,
         traceparent: str = "",
         fresh: bool = False,
-        wanted: Callable[[], Awaitable[bool]] | None = None,
+        wanted: Wanted | None = None,
     ) -> Decision:
         now = self._clock.now()
-        advice = Advice(self._noise.random(), self._routing.health(now))
+        advice = Advice(self._means.noise.random(), self._routing.health(now))
         decision = await self._runs.obey(
             key, command, advice=advice, traceparent=traceparent, fresh=fresh, wanted=wanted
         )
@@ -183,10 +223,10 @@ class Handlers:
     async def _deployed(self, tenant: str, workflow: str, delivery: Delivery) -> DeployedWorkflow:
         version = delivery.headers.get(Header.VERSION)
         if version is None:
-            return await self._definitions.newest(tenant, workflow)
+            return await self._means.definitions.newest(tenant, workflow)
         if not version.isdecimal() or len(version) > VERSION_DIGITS_MAX:
             raise InvalidArgument("send the number of a version", field=Header.VERSION)
-        return await self._definitions.version(tenant, workflow, int(version))
+        return await self._means.definitions.version(tenant, workflow, int(version))
 
     async def _reject(
         self, key: RunKey, workflow: str, delivery: Delivery, error: TerminalError
@@ -202,28 +242,51 @@ class Handlers:
     ) -> Sequence[Outgoing]:
         """Return what a commit asks others to do; after a stale input, all that is open."""
         out: list[Outgoing] = []
+        todo = deque([(key, decision, stale)])
+        while todo:
+            at, made, told = todo.popleft()
+            sent, expanded = await self._consequences(at, made, trace, stale=told)
+            out += sent
+            todo += [(at, other, False) for other in expanded]
+            for other, path in await self._means.gates.pass_through(at, made, stale=told):
+                granted = await self._obey(other, GrantNode(path, self._clock.now()))
+                todo.append((other, granted, False))
+        return out
+
+    async def check_gates(self) -> Sequence[Outgoing]:
+        """Mend gates that the death of a process left wrong; return what can begin."""
+        out: list[Outgoing] = []
+        for key, path in await self._means.gates.check(self._runs.state):
+            granted = await self._obey(key, GrantNode(path, self._clock.now()))
+            out += await self._follow(key, granted, child_traceparent(None))
+        return out
+
+    async def _consequences(
+        self, key: RunKey, decision: Decision, trace: str, *, stale: bool
+    ) -> tuple[list[Outgoing], list[Decision]]:
+        """Return what others are asked to do, and the decisions of dynamic nodes."""
+        out: list[Outgoing] = []
+        expanded: list[Decision] = []
         if decision.abandoned:
             body = pack(Abandoned(attempts=decision.abandoned))
-            out.append(Outgoing(cancel(key), body, {}, stored=False))
+            out.append(Outgoing(cancel(key), body, {}))
         state = decision.state
         paths = _scheduled(decision) if decision.events or not stale else _open(state)
-        while paths and state is not None:
-            path = paths.pop(0)
-            node = state.node(path)
-            if node is None or node.status != "scheduled":
+        for path in paths:
+            node = None if state is None else state.node(path)
+            if state is None or node is None or node.status != "scheduled":
                 continue  # its scope ended in the same commit
             match state.planned(path).kind:
                 case "model":
-                    out.append(self._task(key, state, path, trace))
+                    task = self._task(key, state, path, trace)
+                    out += [task] if self._means.shares.admits(task) else []
                 case "emit":
                     out += self._emission(key, state, path, trace)
                 case "dynamic":
-                    expanded = await self._expand(key, state, path, trace)
-                    state = expanded.state
-                    paths += _scheduled(expanded)
+                    expanded.append(await self._expand(key, state, path, trace))
                 case _:
                     pass  # the clock or a signal ends it
-        return out
+        return out, expanded
 
     async def _expand(self, key: RunKey, state: RunState, path: str, trace: str) -> Decision:
         """Compile the graph that a dynamic node was given, and begin it."""
@@ -238,8 +301,8 @@ class Handlers:
                     f"the graph has {len(definition.nodes)} nodes; "
                     f"max_nodes is {planned.params['max_nodes']}"
                 )
-            workflows = await called(self._definitions, key.tenant, definition)
-            plan = compile_plan(definition, self._catalogue, workflows)
+            workflows = await called(self._means.definitions, key.tenant, definition)
+            plan = compile_plan(definition, self._means.catalogue, workflows)
         except TerminalError as error:
             where = f"{error.field}: " if error.field else ""
             message = f"node '{path}' was given no graph that works: {where}{error.message}"
@@ -279,6 +342,7 @@ class Handlers:
     def _task(self, key: RunKey, state: RunState, path: str, trace: str) -> Outgoing:
         planned, node = state.planned(path), state.nodes_of(scope_of(path))[node_id_of(path)]
         route = planned.routes[node.route]
+        then, seen = following(state, path)
         body = Task(
             tenant=key.tenant,
             run_id=key.run_id,
@@ -289,10 +353,13 @@ class Handlers:
             inputs=node_inputs(state, scope_of(path), planned),
             scheduled_at=node.scheduled_at,
             deadline=node.deadline,
+            memo_s=planned.memo_s,
             correlation_id=state.correlation_id,
+            then=then,
+            seen=seen,
         )
         return Outgoing(
-            task(key.tenant, route.modality, route.pool, LANE, route.model),
+            task(key.tenant, route.modality, route.pool, planned.lane, route.model),
             pack(body),
             _headers(key, state, path, node.attempt, trace),
         )

@@ -34,6 +34,8 @@ from services.telemetry import get_logger
 log = get_logger()
 
 CONFLICTS_MAX = 16
+Wanted = Callable[[], Awaitable[bool]]
+"""Tells whether a command is still to be obeyed."""
 GIVING_UP = (
     RunCancelled,
     RunFailed,
@@ -67,6 +69,8 @@ class Decision:
     """What was committed; empty when the command was stale."""
     abandoned: tuple[tuple[str, int], ...] = ()
     """Attempts under way that nobody waits for any more: path and number of each."""
+    freed: tuple[tuple[str, str], ...] = ()
+    """Nodes that are over and were inside a gate, or in front of it: key and path of each."""
 
 
 class Witness(Protocol):
@@ -133,7 +137,7 @@ class Runs:
         advice: Advice = Advice(),  # noqa: B008 - frozen
         traceparent: str = "",
         fresh: bool = False,
-        wanted: Callable[[], Awaitable[bool]] | None = None,
+        wanted: Wanted | None = None,
     ) -> Decision:
         """Decide a command against the run's log and commit what it brings.
 
@@ -177,7 +181,12 @@ class Runs:
                 except ClawdbotError:
                     slot.known = False
                     raise
-                return Decision(slot.state, events, _abandoned(before, slot.state, events))
+                return Decision(
+                    slot.state,
+                    events,
+                    _abandoned(before, slot.state, events),
+                    _freed(before, slot.state),
+                )
         raise VersionConflict("others keep appending to the run first")
 
     async def state(self, key: RunKey) -> RunState | None:
@@ -266,6 +275,22 @@ def _abandoned(
         for attempt in ((path, number) for number in (*node.rivals, node.attempt))
         if attempt not in answered and not _awaited(after, *attempt)
     )
+
+
+def _freed(before: RunState | None, after: RunState | None) -> tuple[tuple[str, str], ...]:
+    """Return the nodes that were busy with a gate before the events and are not after them."""
+    if before is None or after is None or not before.is_gated:
+        return ()
+    return tuple(
+        (node.gate, path)
+        for path, node in before.active()
+        if node.gate and node.is_busy and (after.terminal or not _is_busy(after, path))
+    )
+
+
+def _is_busy(state: RunState, path: str) -> bool:
+    node = state.node(path)
+    return node is not None and node.is_busy
 
 
 def _awaited(state: RunState, path: str, attempt: int) -> bool:

@@ -19,6 +19,10 @@ class OrchestratorSettings(Settings):
     """Runs whose folded state is kept in memory."""
     clock_interval_s: float = Field(default=0.1, gt=0, le=10)
     """How often due timeouts and retries are looked for."""
+    share_s: float = Field(default=1.0, gt=0, le=3600)
+    """How much work of one tenant may wait in a pool's queue, seconds."""
+    share_tasks_min: int = Field(default=32, ge=1)
+    """Tasks of one tenant that may wait in a pool's queue, however slow the pool is."""
     snapshot_every: int = Field(default=32, ge=1)
     """Commits between two snapshots of a run."""
     history_check_s: float = Field(default=10.0, gt=0, le=30)

@@ -1,6 +1,6 @@
 """Run a worker: `CLAWDBOT_MODALITY=audio python -m services.workers`."""
 
-from services.runtime import main
+from services.process import main
 from services.workers.app import build
 from services.workers.settings import WorkerSettings
 

@@ -4,18 +4,23 @@ import asyncio
 from dataclasses import dataclass
 
 from events.blobs import JetStreamBlobStore
+from events.jetstream import read_subject
 from events.keys import JetStreamKeyRing
+from events.memo import JetStreamMemoStore
 from events.models import ModelDirectory, WorkerCard
-from events.streams import TASKS
-from events.subjects import every
+from events.streams import CANCELS, TASKS
+from events.subjects import DEFAULT_LANE, LANES, every, run_key
 from schemas.errors import ClawdbotError
 from schemas.ids import DEFAULT_TENANT, new_id
+from schemas.messages import Abandoned, unpack
 from services import micro
 from services.consumer import Consumer, Pull
 from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
-from services.workers.handlers import Handlers
+from services.workers.attempts import Attempts
+from services.workers.handlers import Handlers, Means
 from services.workers.models import Models
+from services.workers.remembered import Remembered
 from services.workers.settings import WorkerSettings
 
 
@@ -46,26 +51,40 @@ class Worker:
             settings.models_dir,
             allow_fallback=settings.allow_fallback,
             threads=settings.compute_threads,
+            engine_settings={
+                "http": {"allow": settings.http_allow, "bytes_max": settings.http_bytes_max}
+            },
         )
+        attempts = Attempts(SystemClock())
         bus = await Bus.connect(settings.nats_url, self.service, settings.limits())
         await bus.patiently(bus.generation)
         keys = JetStreamKeyRing(bus.nc.jetstream(), settings.master_key_bytes())
         await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
-        handlers = Handlers(
-            worker,
-            models,
-            JetStreamBlobStore(bus.nc, keys),
-            SystemClock(),
+        blobs, clock = JetStreamBlobStore(bus.nc, keys), SystemClock()
+        memos = JetStreamMemoStore(bus.nc, keys)
+        means = Means(
+            worker=worker,
+            models=models,
+            remembered=Remembered(memos, blobs, models, clock),
+            blobs=blobs,
+            attempts=attempts,
+            clock=clock,
+            chain_s=settings.chain_ms / 1000,
         )
+        handlers = Handlers(means)
         directory = ModelDirectory(bus.nc.jetstream())
         try:
-            await bus.patiently(lambda: self._ensure_consumer(bus))
+            await bus.patiently(lambda: self._ensure_consumers(bus))
+            await bus.nc.subscribe(every("cancel", "*"), cb=handlers.cancel)
+            await bus.patiently(lambda: self._catch_up(bus, attempts))
             async with asyncio.TaskGroup() as group:
                 await self._serve_infer(bus, handlers, group)
                 group.create_task(self._watch(bus))
                 group.create_task(self._announce(directory, worker, models))
-                consumer = Consumer(bus.nc, self._pull(), handlers.task, handlers.exhausted)
-                group.create_task(consumer.run())
+                for lane in LANES:
+                    pull = self._pull(lane)
+                    consumer = Consumer(bus.nc, pull, handlers.task, handlers.exhausted)
+                    group.create_task(consumer.run())
                 log.info("ready", worker=worker)
         finally:
             models.close()
@@ -86,10 +105,16 @@ class Worker:
         )
         await micro.serve(bus.nc, group, endpoint, self.settings.instance)
 
-    async def _ensure_consumer(self, bus: Bus) -> None:
+    async def _ensure_consumers(self, bus: Bus) -> None:
         settings = self.settings
-        subject = every("task", f"{settings.modality}.{settings.pool}.>")
-        await bus.ensure_consumer(TASKS, self._pull().consumer, subject)
+        for lane in sorted(LANES, key=lambda lane: lane != DEFAULT_LANE):  # it once had them all
+            subject = every("task", f"{settings.modality}.{settings.pool}.{lane}.*")
+            await bus.ensure_consumer(TASKS, self._pull(lane).consumer, subject)
+
+    async def _catch_up(self, bus: Bus, attempts: Attempts) -> None:
+        """Hear what was called off while nobody listened."""
+        for message in await read_subject(bus.nc, CANCELS, every("cancel", "*")):
+            attempts.abandon(run_key(message.subject), unpack(Abandoned, message.data))
 
     async def _watch(self, bus: Bus) -> None:
         """Put the consumer back when the server lost it with its memory."""
@@ -97,7 +122,7 @@ class Worker:
             await bus.changed(WATCH_INTERVAL_S)
             try:
                 await bus.generation()
-                await self._ensure_consumer(bus)
+                await self._ensure_consumers(bus)
             except ClawdbotError as error:
                 log.info("consumer_postponed", error=error.message)
 
@@ -114,13 +139,13 @@ class Worker:
                 log.info("announce_postponed", error=error.message)
             await asyncio.sleep(self.settings.announce_interval_s)
 
-    def _pull(self) -> Pull:
+    def _pull(self, lane: str) -> Pull:
         settings = self.settings
         return Pull(
             service=self.service,
             kind="task",
             stream=TASKS,
-            consumer=f"worker-{settings.modality}-{settings.pool}-normal",
+            consumer=f"worker-{settings.modality}-{settings.pool}-{lane}",
             in_flight_max=settings.in_flight_max,
             ack_wait_s=settings.ack_wait_s,
             max_deliver=settings.max_deliver,

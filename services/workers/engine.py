@@ -1,7 +1,7 @@
 """The contract every engine keeps. Implementations live in `engines/`, one library each."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,24 +10,29 @@ from schemas.catalogue import ModelSpec
 from schemas.values import Value
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Request:
     """One inference: named inputs (blobs already fetched into `Binary`) and parameters."""
 
     inputs: Mapping[str, Value]
     params: Mapping[str, Any] = field(default_factory=dict)
+    key: str = ""
+    """Names the piece of work, the same for every attempt; empty where nobody keeps a log."""
+    is_stopped: Callable[[], bool] = _never
+    """Tells whether nobody waits for the answer any more. An engine that works for long asks now
+    and then, and raises `Cancelled`."""
 
 
-class Engine(ABC):
-    """Runs one model on this machine.
+class AnyEngine:
+    """What all engines share: they are made with a model's spec and loaded once.
 
-    A worker constructs it with the model's spec, calls `load` once, then `infer` from one thread
-    at a time. Nothing heavier than the standard library may be imported at module level, so that
-    an idle worker stays small; import the model library inside `load` (and `missing`).
+    Nothing heavier than the standard library may be imported at module level, so that an idle
+    worker stays small; import the model library inside `load` (and `missing`).
     """
-
-    blocking: ClassVar[bool] = True
-    """Whether `infer` takes long enough to need its own thread; False only below ~100 us."""
 
     def __init__(self, spec: ModelSpec, models_dir: Path) -> None:
         self.spec = spec
@@ -40,12 +45,22 @@ class Engine(ABC):
         """
         return None
 
-    def load(self) -> None:  # noqa: B027 - most engines need it, the trivial ones do not
+    def load(self) -> None:
         """Bring the weights into memory.
 
         Raises:
             ModelUnavailable: The weights are not on this machine.
         """
+
+    def close(self) -> None:
+        """Give back what `load` took."""
+
+
+class Engine(AnyEngine, ABC):
+    """Computes on this machine: `infer` is called from one thread at a time."""
+
+    blocking: ClassVar[bool] = True
+    """Whether `infer` takes long enough to need its own thread; False only below ~100 us."""
 
     @abstractmethod
     def infer(self, batch: Sequence[Request]) -> list[Mapping[str, Value]]:
@@ -54,7 +69,20 @@ class Engine(ABC):
         Raises:
             InvalidArgument: An input is malformed; terminal, names `inputs.<name>`.
             EngineFailed: The library refused a well-formed input; terminal.
+            Cancelled: Nobody waits for the answer any more.
         """
 
-    def close(self) -> None:  # noqa: B027 - most engines leave it to the garbage collector
-        """Give back what `load` took."""
+
+class AsyncEngine(AnyEngine, ABC):
+    """Waits for somebody else: any number of `answer` are under way at once, on the event loop.
+
+    One that nobody waits for any more is cancelled like any coroutine.
+    """
+
+    @abstractmethod
+    async def answer(self, request: Request) -> Mapping[str, Value]:
+        """Return the named outputs of a request.
+
+        Raises:
+            ClawdbotError: It did not work; `retryable` says whether it may later.
+        """

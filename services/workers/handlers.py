@@ -1,56 +1,157 @@
 """Tasks in, results out."""
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import orjson
 
 from events.blobs import BlobStore
+from events.paths import node_id_of
 from events.spill import fetch, spill
-from events.subjects import RunKey, decode, result
+from events.subjects import LANES, RunKey, decode, lane_of, result, run_key
+from events.view import bound_inputs, missing_inputs
 from schemas.errors import ClawdbotError, InvalidArgument, NotFound
-from schemas.messages import Fault, Header, Inference, Task, TaskResult, Timings, pack, unpack
+from schemas.messages import (
+    Abandoned,
+    Fault,
+    Header,
+    Inference,
+    Task,
+    TaskResult,
+    Timings,
+    pack,
+    unpack,
+)
 from schemas.submission import check_names, read_inputs
 from schemas.values import Wire, to_json, to_wire
+from services.consumer import NOT_ITS_FAULT
 from services.micro import Asked, Reply
 from services.runtime import Clock, Delivery, Outgoing
+from services.telemetry import STOPPED, get_logger
+from services.workers.attempts import Attempts, Stopped
+from services.workers.engine import Request
 from services.workers.models import Answer, Models
+from services.workers.remembered import Remembered
+
+
+log = get_logger()
+
+
+class Message(Protocol):
+    """A message of core NATS."""
+
+    subject: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a worker works with."""
+
+    worker: str
+    """This process's name in results."""
+    models: Models
+    remembered: Remembered
+    """Results of before."""
+    blobs: BlobStore
+    attempts: Attempts
+    """What is under way, and what nobody waits for."""
+    clock: Clock
+    chain_s: float = 0.0
+    """How long to go on after a task with what comes next; 0 never."""
 
 
 class Handlers:
-    """A worker's handlers.
+    """A worker's handlers."""
 
-    Args:
-        worker: This process's name in results.
-        models: What it can run.
-        blobs: Where large values are.
-        clock: For queueing times.
-    """
-
-    def __init__(self, worker: str, models: Models, blobs: BlobStore, clock: Clock) -> None:
-        self._worker = worker
-        self._models = models
-        self._blobs = blobs
-        self._clock = clock
+    def __init__(self, means: Means) -> None:
+        self._means = means
+        self._clock = means.clock
 
     async def task(self, delivery: Delivery) -> Sequence[Outgoing]:
-        """Run a task; its failure is a result too."""
+        """Run a task, and go on with what is quick to do next; a failure is a result too."""
         task = unpack(Task, delivery.data)
-        delivery.facts.update(run_id=task.run_id, node_id=task.node_id, attempt=task.attempt)
-        queue_ms = max(0.0, (self._clock.now() - task.scheduled_at) * 1000)
+        facts = delivery.facts
+        facts.update(run_id=task.run_id, node_id=task.node_id, attempt=task.attempt)
+        rank = LANES.index(lane_of(delivery.subject))
         try:
-            answer = await self._infer(task.tenant, task.model, task.inputs, task.params)
-            outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
-            outputs = await spill(outputs, task.tenant, self._blobs)
+            done = await self._attempt(task, rank, self._clock.now() - task.scheduled_at)
+        except Stopped as stop:
+            facts["stopped"] = stop.reason
+            STOPPED.labels(stop.reason).inc()
+            return ()  # the log knows already, or its clock does
+        if done.error is not None:
+            facts["error"] = done.error.message
+        else:
+            facts.update(model=done.model, queue_ms=done.timings.queue_ms)
+            if delivery.count == 1:  # else one of what follows may have ended a worker
+                done = done.model_copy(update={"then": await self._go_on(task, done, rank)})
+                facts["went_on"] = len(done.then)
+        return [self._answer(delivery, task, done)]
+
+    async def _go_on(self, task: Task, done: TaskResult, rank: int) -> tuple[TaskResult, ...]:
+        """Do the nodes after a task for as long as that is known to be quick."""
+        until = self._clock.now() + self._means.chain_s
+        seen = {**task.seen, node_id_of(task.node_id): done.outputs}
+        results: list[TaskResult] = []
+        for node in task.then:
+            now, pace_s = self._clock.now(), self._means.models.pace_s(node.model)
+            if pace_s is None or now + pace_s > until:
+                break
+            try:
+                inputs = bound_inputs(node.bindings, seen.get)
+                if missing_inputs(node, inputs):
+                    break
+                step = task.model_copy(
+                    update={
+                        "node_id": node.node_id,
+                        "attempt": 1,
+                        "model": node.model,
+                        "params": node.params,
+                        "inputs": inputs,
+                        "deadline": now + node.timeout_s,
+                    }
+                )
+                after = await self._attempt(step, rank)
+            except (Stopped, InvalidArgument, *NOT_ITS_FAULT):
+                break  # it is asked for, and fails, in its own name
+            results.append(after)
+            if after.error is not None:
+                break
+            seen[node_id_of(node.node_id)] = after.outputs
+        return tuple(results)
+
+    async def _attempt(self, task: Task, rank: int, queue_s: float = 0.0) -> TaskResult:
+        """Try a node once.
+
+        Raises:
+            Stopped: Nobody waits for it any more.
+            BusUnavailable, StoreUnavailable, StoreFull: A blob cannot be read or kept now.
+        """
+        try:
+            async with self._means.attempts.under_way(task) as stopped:
+                known = await self._means.remembered.find(task)
+                if known is not None:
+                    memo = {"model": known.model, "memo_of": known.source}
+                    return self._blank(task).model_copy(update={"outputs": known.outputs, **memo})
+                request = Request({}, task.params, _work_key(task), stopped.is_set)
+                answer = await self._infer(task.tenant, task.model, task.inputs, request, rank)
+                outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
+                outputs = await spill(outputs, task.tenant, self._means.blobs)
+                await self._means.remembered.keep(task, outputs, answer.model)
+        except NOT_ITS_FAULT:
+            raise
         except ClawdbotError as error:
-            delivery.facts["error"] = error.message
-            return [self._answer(delivery, task, error=Fault.of(error))]
+            return self._blank(task, Fault.of(error))
         timings = Timings(
-            queue_ms=round(queue_ms + answer.wait_ms, 3),
+            queue_ms=round(max(0.0, queue_s) * 1000 + answer.wait_ms, 3),
             load_ms=round(answer.load_ms, 3),
             compute_ms=round(answer.compute_ms, 3),
         )
-        delivery.facts.update(model=answer.model, queue_ms=timings.queue_ms)
-        return [self._answer(delivery, task, outputs=outputs, model=answer.model, timings=timings)]
+        found = {"outputs": outputs, "model": answer.model, "timings": timings}
+        return self._blank(task).model_copy(update=found)
 
     def exhausted(self, delivery: Delivery) -> Sequence[Outgoing]:
         """Answer for a task that was delivered too often: its worker died each time."""
@@ -59,7 +160,7 @@ class Handlers:
             code="INTERNAL",
             message=f"node '{task.node_id}' ended its worker {delivery.count - 1} times",
         )
-        return [self._answer(delivery, task, error=fault)]
+        return [self._answer(delivery, task, self._blank(task, error=fault))]
 
     async def infer(self, asked: Asked) -> Reply:
         """Answer one unlogged inference with `{"outputs": {...}, "model": ...}`, JSON.
@@ -73,48 +174,55 @@ class Handlers:
         """
         tokens = asked.subject.split(".")
         model = decode(tokens[-1])
-        known = self._models.inputs(model)
+        known = self._means.models.inputs(model)
         inputs = read_inputs(asked.body, asked.headers, known)
         check_names(inputs, known, "model")
-        answer = await self._infer(tokens[2], model, inputs, {})
+        answer = await self._infer(tokens[2], model, inputs, Request({}))
         asked.facts.update(model=answer.model, compute_ms=round(answer.compute_ms, 3))
         outputs = to_json({name: to_wire(value) for name, value in answer.outputs.items()})
         return Reply(orjson.dumps(Inference(outputs=outputs, model=answer.model).model_dump()))
 
+    async def cancel(self, message: Message) -> None:
+        """Stop attempts that nobody waits for any more."""
+        try:
+            abandoned = unpack(Abandoned, message.data)
+        except InvalidArgument as error:
+            log.warning("cancel_unreadable", subject=message.subject, error=error.message)
+            return
+        self._means.attempts.abandon(run_key(message.subject), abandoned)
+
     async def _infer(
-        self, tenant: str, model: str, inputs: Wire, params: dict[str, object]
+        self, tenant: str, model: str, inputs: Wire, request: Request, rank: int = 0
     ) -> Answer:
         try:
-            values = await fetch(inputs, tenant, self._blobs)
+            values = await fetch(inputs, tenant, self._means.blobs)
         except NotFound as error:
             raise InvalidArgument(error.message, field="inputs") from error
-        return await self._models.infer(model, values, params)
+        return await self._means.models.infer(model, replace(request, inputs=values), rank=rank)
 
-    def _answer(
-        self,
-        delivery: Delivery,
-        task: Task,
-        *,
-        outputs: Wire | None = None,
-        error: Fault | None = None,
-        model: str = "",
-        timings: Timings = Timings(),  # noqa: B008 - frozen
-    ) -> Outgoing:
-        body = TaskResult(
+    def _blank(self, task: Task, error: Fault | None = None) -> TaskResult:
+        """Return a result without outputs."""
+        return TaskResult(
             tenant=task.tenant,
             run_id=task.run_id,
             node_id=task.node_id,
             attempt=task.attempt,
-            outputs=outputs,
             error=error,
-            model=model or task.model,
-            worker=self._worker,
-            timings=timings,
+            model=task.model,
+            worker=self._means.worker,
         )
+
+    def _answer(self, delivery: Delivery, task: Task, done: TaskResult) -> Outgoing:
         headers = {
             Header.MSG_ID: f"{task.tenant}.{task.run_id}.{task.node_id}.{task.attempt}",
             Header.CORRELATION_ID: task.correlation_id,
         }
         if Header.TRACEPARENT in delivery.headers:
             headers[Header.TRACEPARENT] = delivery.headers[Header.TRACEPARENT]
-        return Outgoing(result(RunKey(task.tenant, task.run_id)), pack(body), headers)
+        return Outgoing(result(RunKey(task.tenant, task.run_id)), pack(done), headers)
+
+
+def _work_key(task: Task) -> str:
+    """Return what names a node's work, in each of its attempts."""
+    work = f"{task.tenant}/{task.run_id}/{task.node_id}"
+    return hashlib.sha256(work.encode()).hexdigest()

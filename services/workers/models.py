@@ -1,11 +1,14 @@
 """The models of one worker: which can run, loaded once, computed off the event loop."""
 
 import asyncio
+import contextlib
+import hashlib
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from events.models import Offer
@@ -13,11 +16,15 @@ from schemas.catalogue import Catalogue, ModelSpec
 from schemas.errors import ModelUnavailable, NotFound
 from schemas.values import Value
 from services.telemetry import get_logger
-from services.workers.engine import Engine, Request
+from services.workers.engine import AnyEngine, AsyncEngine, Engine, Request
 from services.workers.engines import engine_class
+from services.workers.turns import Turn
 
 
 log = get_logger()
+
+PACE_WEIGHT = 0.3
+"""Of the newest inference in a model's pace."""
 
 
 @dataclass
@@ -25,9 +32,16 @@ class Loaded:
     """A model in memory."""
 
     name: str
-    engine: Engine
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    engine: AnyEngine
+    turn: Turn = field(default_factory=Turn)
     """An engine computes for one at a time."""
+    pace_s: float | None = None
+    """How long an inference takes lately, waiting included."""
+
+    def note(self, took_s: float) -> None:
+        """Take note of one more inference."""
+        past_s = took_s if self.pace_s is None else self.pace_s
+        self.pace_s = past_s + PACE_WEIGHT * (took_s - past_s)
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,7 @@ class Models:
         models_dir: Where weights are looked for.
         allow_fallback: Whether a declared fallback may serve.
         threads: Inferences at the same time.
+        engine_settings: By engine, what an operator sets: parameters that no node can change.
     """
 
     def __init__(
@@ -62,12 +77,14 @@ class Models:
         *,
         allow_fallback: bool,
         threads: int,
+        engine_settings: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     ) -> None:
         self._specs = {
             name: spec for name, spec in catalogue.models.items() if spec.modality == modality
         }
         self._models_dir = models_dir
         self._allow_fallback = allow_fallback
+        self._engine_settings = engine_settings
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="engine")
         self._loaded: dict[str, Loaded] = {}
         self._loading = asyncio.Lock()
@@ -88,10 +105,27 @@ class Models:
             raise NotFound(f"no model named '{name}' here; known: {known}", field="model")
         return {port.name: port.required for port in spec.inputs}
 
-    async def infer(
-        self, name: str, inputs: Mapping[str, Value], params: Mapping[str, Any]
-    ) -> Answer:
-        """Run one inference.
+    def fingerprint(self, name: str) -> str:
+        """Return a digest of the model that serves for `name` here.
+
+        Raises:
+            NotFound: No such model here.
+        """
+        self.inputs(name)
+        served = self._offer(name, self._specs[name]).served_by
+        document = f"{served}\n{self._specs[served].model_dump_json()}"
+        return hashlib.sha256(document.encode()).hexdigest()
+
+    async def infer(self, name: str, request: Request, *, rank: int = 0) -> Answer:
+        """Run one inference; when it is cancelled, so is what can be.
+
+        A thread that computes goes on until it ends or asks `request.is_stopped`; its engine is
+        nobody else's until then.
+
+        Args:
+            name: The model.
+            request: Inputs and parameters.
+            rank: The lower, the sooner among those that wait for the same engine.
 
         Raises:
             ModelUnavailable: The model is not here, and nothing may stand in for it.
@@ -101,15 +135,20 @@ class Models:
         begun = time.perf_counter()
         loaded = self._loaded.get(name) or await self._load(name)
         ready = time.perf_counter()
-        request = Request(inputs=inputs, params=params)
-        if loaded.engine.blocking:
-            async with loaded.turn:
+        started = ready
+        match loaded.engine:
+            case AsyncEngine() as engine:
+                outputs = await engine.answer(request)
+            case Engine(blocking=True) as engine:
+                await loaded.turn.acquire(rank)
                 started = time.perf_counter()
-                [outputs] = await self._off_loop(loaded.engine.infer, [request])
-        else:
-            started = ready
-            [outputs] = loaded.engine.infer([request])
+                outputs = await self._in_thread(loaded, engine, request)
+            case Engine() as engine:
+                [outputs] = engine.infer([request])
+            case _:
+                raise AssertionError("an engine computes or waits")
         done = time.perf_counter()
+        loaded.note(done - ready)
         return Answer(
             outputs,
             loaded.name,
@@ -117,6 +156,11 @@ class Models:
             load_ms=(ready - begun) * 1000,
             compute_ms=(done - started) * 1000,
         )
+
+    def pace_s(self, name: str) -> float | None:
+        """Return how long an inference takes lately, seconds; None before the first one."""
+        loaded = self._loaded.get(name)
+        return None if loaded is None else loaded.pace_s
 
     def close(self) -> None:
         """Give everything back."""
@@ -157,8 +201,26 @@ class Models:
             self._loaded[name] = loaded
             return loaded
 
-    def _engine(self, spec: ModelSpec) -> Engine:
+    def _engine(self, spec: ModelSpec) -> AnyEngine:
+        fixed = self._engine_settings.get(spec.engine)
+        if fixed is not None:
+            spec = spec.model_copy(update={"params": {**spec.params, **fixed}})
         return engine_class(spec.engine)(spec, self._models_dir)
+
+    async def _in_thread(
+        self, loaded: Loaded, engine: Engine, request: Request
+    ) -> Mapping[str, Value]:
+        """Compute in a thread; the engine's turn ends with the thread, whoever waits for it."""
+        loop = asyncio.get_running_loop()
+
+        def over(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is gone, and everybody with it
+                loop.call_soon_threadsafe(loaded.turn.release)
+
+        job = self._pool.submit(engine.infer, [request])
+        job.add_done_callback(over)
+        [outputs] = await asyncio.wrap_future(job)
+        return outputs
 
     async def _off_loop(self, call: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)

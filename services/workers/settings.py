@@ -7,6 +7,9 @@ from schemas.plan import DEFAULT_POOL
 from services.settings import Settings
 
 
+MIB = 1024 * 1024
+
+
 class WorkerSettings(Settings):
     """Settings of a worker."""
 
@@ -18,5 +21,11 @@ class WorkerSettings(Settings):
     """Inferences that run at the same time in threads."""
     infer_queue_max: int = Field(default=64, ge=1)
     """Unlogged inferences that may wait; more are answered 503."""
+    http_allow: str = ""
+    """What `http` nodes may call besides public addresses: names and CIDR ranges, with commas."""
+    http_bytes_max: int = Field(default=8 * MIB, ge=1024, le=64 * MIB)
+    """Most bytes of an answer to an `http` node."""
+    chain_ms: float = Field(default=20.0, ge=0, le=1000)
+    """How long a worker goes on after a task with the nodes that come next; 0 never."""
     announce_interval_s: float = Field(default=10.0, gt=0, le=15)
     """How often the worker's card is renewed."""

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DEAF = """
 import asyncio
-from services.runtime import run
+from services.process import run
 
 async def deaf():
     print("ready", flush=True)

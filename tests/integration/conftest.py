@@ -34,7 +34,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         pytest.skip("there is no nats-server here")
     folder = tmp_path_factory.mktemp("mesh")
     with NatsServer(folder) as server:
-        mesh = Mesh(folder / "services", server.url, {"master_key": MASTER_TEXT})
+        mesh = Mesh(
+            folder / "services", server.url, {"master_key": MASTER_TEXT, "http_allow": "127.0.0.1"}
+        )
         mesh.add_core(modalities=("text", "audio", "vision"))
         for name in GATEWAYS:
             mesh.add(name, "services.gateway", http_port="0", heartbeat_s="0.2")

@@ -9,7 +9,7 @@ from nats.js.kv import KeyValue
 from events.buckets import entries
 from events.definitions import DefinitionStore
 from events.models import FRESH_S, ModelDirectory, Offer, WorkerCard
-from events.streams import CARD_TTL_S, MODELS, StreamLimits, ensure
+from events.streams import CARD_TTL_S, DEFINITIONS, MODELS, StreamLimits, ensure
 from schemas.ids import DEFAULT_TENANT
 from tests.support.workflows import deploy, echo_chain
 
@@ -46,6 +46,19 @@ async def test_whoever_lists_workflows_sees_them_all(nc: Nats) -> None:
         tasks = [group.create_task(store.all_newest(DEFAULT_TENANT)) for _ in range(READERS)]
     found = [[workflow.name for workflow in task.result()] for task in tasks]
     assert [names] * READERS == found
+
+
+async def test_a_deploy_that_died_half_way_leaves_no_wrong_version(nc: Nats) -> None:
+    """Whatever lies under the version's own key, the newest pointer says what the version is."""
+    await ensure(nc, StreamLimits())
+    js = nc.jetstream()
+    first = await deploy(js, "torn", echo_chain(1))
+    definitions = await js.key_value(DEFINITIONS)
+    other = first.model_copy(update={"digest": "another"})
+    await definitions.put(f"{DEFAULT_TENANT}.torn.1", other.model_dump_json().encode())
+    assert first == await DefinitionStore(js).version(DEFAULT_TENANT, "torn", 1)
+    await deploy(js, "torn", echo_chain(2))
+    assert first == await DefinitionStore(js).version(DEFAULT_TENANT, "torn", 1)
 
 
 async def test_a_card_that_cannot_be_read_hides_no_other(nc: Nats, bucket: KeyValue) -> None:

@@ -1,7 +1,9 @@
 """At the limits: a full log, a wrong key."""
 
+import asyncio
 import base64
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,8 +11,12 @@ from functools import partial
 from pathlib import Path
 
 import httpx
+import nats
 import pytest
 
+from events.subjects import submit
+from schemas.ids import DEFAULT_TENANT
+from schemas.messages import Header
 from tests.support.mesh import ROOT, Mesh
 from tests.support.nats import NatsServer
 from tests.support.play import graph, model
@@ -57,8 +63,35 @@ def test_a_full_log_takes_no_new_runs_and_finishes_the_others(mesh: Mesh) -> Non
             until_sync(partial(_completed, http, run_id), timeout_s=30)
 
 
+async def test_what_was_accepted_waits_until_the_log_has_room(mesh: Mesh) -> None:
+    """The log has not a byte left: nothing is given up, however few deliveries are allowed."""
+    orchestrator = mesh.services["orchestrator-0"]
+    orchestrator.signal(signal.SIGTERM)
+    orchestrator.environment["CLAWDBOT_MAX_DELIVER"] = "1"
+    orchestrator.start()
+    orchestrator.wait_ready()
+    port = mesh.services["gateway"].fact("listening", "port")
+    client = await nats.connect(mesh.nats_url)
+    js = client.jetstream()
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+        document = {"name": "full", "definition": graph(model("a"))}
+        await asyncio.to_thread(http.post, "/v1/workflows", json=document)
+        events = await js.stream_info("EVENTS")
+        await js.update_stream(events.config.evolve(max_bytes=events.state.bytes))
+        subject = submit(DEFAULT_TENANT, "full")
+        for number in range(20):
+            headers = {Header.RUN_ID: f"waits-{number}"}
+            await js.publish(subject, b'{"inputs": {"text": "hi"}}', headers=headers)
+        until_sync(lambda: b'"event":"message_held"' in orchestrator.log.read_bytes())
+        await js.update_stream(events.config.evolve(max_bytes=2**26))
+        for number in range(20):
+            until_sync(partial(_completed, http, f"waits-{number}"), timeout_s=30)
+    assert (await js.stream_info("DEAD")).state.messages == 0
+    await client.close()
+
+
 def _completed(http: httpx.Client, run_id: str) -> bool:
-    return bool(http.get(f"/v1/runs/{run_id}").json()["status"] == "completed")
+    return bool(http.get(f"/v1/runs/{run_id}").json().get("status") == "completed")
 
 
 @pytest.mark.parametrize("module", ["gateway", "orchestrator", "workers"])

@@ -10,6 +10,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 
+from events.recording import MEDIA_TYPE
 from tests.integration.conftest import Running
 
 
@@ -24,6 +25,7 @@ PROFILE = settings(
 )
 MODES = list(schemathesis.GenerationMode)
 """By the rules of the document, and against them."""
+schemathesis.serializer.alias(MEDIA_TYPE, "application/octet-stream")
 
 
 @pytest.mark.timeout(240)

@@ -83,7 +83,7 @@ async def recorded(store: JetStreamEventStore, keys: Iterable[RunKey]) -> dict[s
                 item.version,
                 item.headers.get(Header.PREVIOUS, ""),
                 item.data,
-                tuple((await store.decode_one(item)).events),
+                tuple((await store.decoder(item))().events),
             )
             for item in await store.stored(key)
         ]

@@ -55,6 +55,12 @@ class Service:
             time.sleep(0.02)
         raise RuntimeError(f"{self.name} is not ready:\n{self.log.read_text(errors='replace')}")
 
+    @property
+    def pid(self) -> int:
+        """Process id of the running service."""
+        assert self.process is not None, "the service does not run"
+        return self.process.pid
+
     def fact(self, event: str, name: str) -> Any:
         """Return a field of the newest log line of an event: `fact("listening", "port")`.
 

@@ -18,6 +18,14 @@ STOP_TIMEOUT_S = 10.0
 PAYLOAD_BYTES_MAX = 8 * 1024 * 1024
 
 
+def _state(thread: Path) -> str:
+    """Return how a thread is doing: `T` when it is stopped. Source: proc(5)."""
+    try:
+        return (thread / "stat").read_text(encoding="ascii").rpartition(") ")[2][0]
+    except FileNotFoundError:
+        return "T"  # it ended
+
+
 def server_binary() -> str | None:
     """Return the path of nats-server: the bundled one, else the one on the path, else None."""
     scripts = sysconfig.get_path("scripts")
@@ -108,8 +116,11 @@ class NatsServer:
         self._end(signal.SIGKILL)
 
     def pause(self) -> None:
-        """SIGSTOP: it neither answers nor closes its connections."""
+        """SIGSTOP: it neither answers nor closes its connections, not even what is under way."""
         os.kill(self.pid, signal.SIGSTOP)
+        status = Path(f"/proc/{self.pid}/task")
+        while any(_state(thread) != "T" for thread in status.iterdir()):
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """SIGCONT, after `pause`."""

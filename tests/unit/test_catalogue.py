@@ -7,9 +7,10 @@ import pytest
 
 from schemas import catalogue, mustache
 from schemas.compiler import compile_plan
+from schemas.errors import InvalidArgument
 from schemas.plan import Plan
 from schemas.workflow import parse_definition
-from services.workers.engine import Engine
+from services.workers.engine import AnyEngine
 from services.workers.engines import engine_class
 
 
@@ -35,7 +36,7 @@ def template(node_id: str, template_id: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", sorted(CATALOGUE.models))
 def test_every_model_has_an_engine(name: str) -> None:
     """Each model names an engine that exists."""
-    assert issubclass(engine_class(CATALOGUE.models[name].engine), Engine)
+    assert issubclass(engine_class(CATALOGUE.models[name].engine), AnyEngine)
 
 
 @pytest.mark.parametrize("name", sorted(CATALOGUE.templates))
@@ -49,6 +50,26 @@ def test_models_with_downloaded_weights_say_how_to_get_them(name: str) -> None:
     """A model has instructions and a stand-in exactly when it has a source."""
     spec = CATALOGUE.models[name]
     assert (spec.source is not None) == bool(spec.get) == (spec.fallback is not None)
+
+
+@pytest.mark.parametrize(
+    ("name", "param", "known"),
+    [
+        ("pocketsphinx", "gramar", "grammar, vad"),
+        ("whisper-tiny", "langage", "grammar, language, vad"),
+        ("echo", "voice", "none"),
+    ],
+)
+def test_a_parameter_nobody_knows_is_refused(name: str, param: str, known: str) -> None:
+    """A slip of the pen does not silently do nothing; what a stand-in knows may be given."""
+    node = model("a", name)
+    node["params"][param] = "x"
+    with pytest.raises(InvalidArgument, match=f"'{param}'; known: {known}$") as refused:
+        chain(node)
+    assert refused.value.field == f"nodes[0].params.{param}"
+    node = model("a", "whisper-tiny")
+    node["params"]["grammar"] = ["yes"]
+    assert chain(node).node("a").params == {"grammar": ["yes"]}
 
 
 def test_speech_to_greeting_binds_by_itself() -> None:

@@ -9,6 +9,7 @@ from events.blobs import BlobStore
 from events.index import RunIndex
 from events.jetstream import JetStreamEventStore
 from events.models import ModelDirectory
+from events.projections import Projector
 from schemas.api import ErrorBody
 from schemas.catalogue import Catalogue
 from schemas.message import Message
@@ -34,6 +35,7 @@ class Parts:
     submissions: Submissions
     waiters: Waiters
     clock: Clock
+    projector: Projector
 
 
 async def _parts(request: Request) -> Parts:  # a sync dependency would run in a thread

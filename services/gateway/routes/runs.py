@@ -11,6 +11,7 @@ from starlette.responses import StreamingResponse
 
 from events.evolve import fold
 from events.subjects import RunKey, control
+from events.tape import Recorded, Tape, event_view, run_view
 from schemas.api import ErrorBody, EventPage, RunPage, RunSummary, RunView
 from schemas.errors import ClawdbotError, InvalidArgument, NotFound
 from schemas.ids import DEFAULT_TENANT, valid_token
@@ -19,7 +20,6 @@ from services.gateway.controls import check, is_done, with_id
 from services.gateway.inputs import read_body, read_inputs
 from services.gateway.routes import ERRORS, Parts, Wanted, answer
 from services.gateway.submissions import Ask
-from services.gateway.views import Recorded, Tape, event_view, run_view
 from services.runtime import Outgoing
 from services.telemetry import get_logger
 
@@ -134,7 +134,7 @@ async def runs(
 @router.get("/runs/{run_id}", response_model=RunView)
 async def run(parts: Wanted, run_id: str) -> Response:
     """Show a run as its log has it now."""
-    key = _key(run_id)
+    key = run_key_of(run_id)
     tape = await _tape(parts, key)
     if not tape.records:
         recent = parts.submissions.recent(key)
@@ -152,7 +152,7 @@ async def replay(
     ] = None,
 ) -> Response:
     """Fold the log anew, up to an event if one is named; no model is called."""
-    key = _key(run_id)
+    key = run_key_of(run_id)
     records = (await _tape(parts, key)).records
     if until is not None and records and until > len(records):
         raise InvalidArgument(f"the run has {len(records)} events", field="until")
@@ -189,7 +189,7 @@ async def control_run(
     - `{"action": "retry", "node": "ocr"}` tries a node again that failed, or that waits for its
       next attempt.
     """
-    key = _key(run_id)
+    key = run_key_of(run_id)
     command = with_id(await read_body(request, CONTROL_BYTES_MAX, Control), idempotency_key)
     state = fold(record.event for record in (await _tape(parts, key)).records)
     if state is None and parts.submissions.recent(key) is None:
@@ -223,7 +223,7 @@ async def events(
     A stream ends with the run. `Last-Event-ID` resumes it after that event, at any gateway; after
     the last event of a run that is over the answer is 204.
     """
-    key = _key(run_id)
+    key = run_key_of(run_id)
     tape = await _tape(parts, key)
     if not tape.records and parts.submissions.recent(key) is None:
         raise NotFound(f"no run {run_id}", field="run_id")
@@ -257,7 +257,11 @@ async def _stream(parts: Parts, key: RunKey, after: int) -> AsyncGenerator[bytes
                         if commit is None:
                             yield b": keep-alive\n\n"
                             continue
-                        fresh = [record for record in tape.add(commit) if record.ordinal > after]
+                        fresh = [
+                            record
+                            for record in tape.add(commit.commit, commit.sequence)
+                            if record.ordinal > after
+                        ]
                         yield b"".join(_event_bytes(record) for record in fresh)
                         if tape.terminal:
                             return
@@ -301,5 +305,10 @@ async def _tape(parts: Parts, key: RunKey) -> Tape:
         return Tape.of(await parts.store.load(key))
 
 
-def _key(run_id: str) -> RunKey:
+def run_key_of(run_id: str) -> RunKey:
+    """Return the run that an address names.
+
+    Raises:
+        InvalidArgument: Not the id of a run.
+    """
     return RunKey(DEFAULT_TENANT, valid_token(run_id, field="run_id"))

@@ -6,13 +6,14 @@ Importing this package imports none of them; `engine_class` imports the one that
 from importlib import import_module
 
 from schemas.errors import NotFound
-from services.workers.engine import Engine
+from services.workers.engine import AnyEngine
 
 
 _CLASSES = {
     "echo": ("services.workers.engines.echo", "EchoEngine"),
     "embedding": ("services.workers.engines.embedding", "EmbeddingEngine"),
     "espeak": ("services.workers.engines.espeak", "EspeakEngine"),
+    "http": ("services.workers.engines.http", "HttpEngine"),
     "intent": ("services.workers.engines.intent", "IntentEngine"),
     "pocketsphinx": ("services.workers.engines.pocketsphinx", "PocketsphinxEngine"),
     "ranking": ("services.workers.engines.ranking", "RankingEngine"),
@@ -36,7 +37,7 @@ _CLASSES = {
 ENGINE_NAMES = tuple(_CLASSES)
 
 
-def engine_class(name: str) -> type[Engine]:
+def engine_class(name: str) -> type[AnyEngine]:
     """Return the engine called `name`, importing its module and nothing heavier.
 
     Raises:
@@ -47,5 +48,5 @@ def engine_class(name: str) -> type[Engine]:
     except KeyError:
         known = ", ".join(ENGINE_NAMES)
         raise NotFound(f"no engine named '{name}'; known: {known}", field="engine") from None
-    found: type[Engine] = getattr(import_module(module), attribute)
+    found: type[AnyEngine] = getattr(import_module(module), attribute)
     return found

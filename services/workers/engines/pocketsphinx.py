@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from schemas.catalogue import ModelSpec
-from schemas.errors import EngineFailed, InvalidArgument, ModelUnavailable
+from schemas.errors import Cancelled, EngineFailed, InvalidArgument, ModelUnavailable
 from schemas.values import Value
 from services.workers.engine import Engine, Request
 from services.workers.engines import audio_io, fields, silero
@@ -97,7 +97,7 @@ class PocketsphinxEngine(Engine):
         search = self._search(grammar)
         audio = audio_io.from_request(request)
         parts = self._utterances(audio) if vad else [audio]
-        heard = [self._decode(part, search) for part in parts]
+        heard = [self._decode(part, search, request) for part in parts]
         text = " ".join(words for words in heard if words)
         return {"text": text, "language": LANGUAGE, "duration_s": audio.duration_s}
 
@@ -119,7 +119,7 @@ class PocketsphinxEngine(Engine):
             audio.between(start - silero.PADDING_S, end + silero.PADDING_S) for start, end in spans
         ]
 
-    def _decode(self, audio: audio_io.Audio, search: str) -> str:
+    def _decode(self, audio: audio_io.Audio, search: str, request: Request) -> str:
         pcm = self._hush + audio.pcm16() + self._hush
         try:
             mean = self._mean_cepstrum(pcm)
@@ -128,6 +128,8 @@ class PocketsphinxEngine(Engine):
             self._decoder.start_utt()
             try:
                 for piece in _pieces(pcm, PIECE_BYTES):
+                    if request.is_stopped():
+                        raise Cancelled("nobody waits for this recording any more")
                     self._decoder.process_raw(piece)
             finally:
                 self._decoder.end_utt()

@@ -3,7 +3,7 @@
 Run from the repository root: `python -m tests.conformance.golden.make`.
 
 Each `<name>.jsonl` holds one line per event, `{"type", "version", "state"}`, and a last line
-`{"folded"}`: the state they fold to. `commits.v1.jsonl` holds stored bytes, one commit a line:
+`{"folded"}`: the state they fold to. `commits.v*.jsonl` hold stored bytes, one commit a line:
 `{"originator_id", "originator_version", "key", "hex", "commit_id", "history"}`, where `key` is the
 base64 of the AES key, or empty, and `history` names the file with the same events.
 """
@@ -27,10 +27,12 @@ from events.state import RunState
 from schemas.messages import Fault, TaskResult, Timings
 from schemas.plan import Binding, Plan, PlanNode
 from schemas.workflow import RetryPolicy
+from tests.support.scenarios import scenarios
 
 
 HERE = Path(__file__).parent
-STORED = HERE / "commits.v1.jsonl"
+STORED = (HERE / "commits.v1.jsonl", HERE / "commits.v2.jsonl")
+"""Of the first histories, and of those of control structures."""
 STATE = TypeAdapter(RunState)
 BLOB = {"media_type": "audio/wav", "size_bytes": 96044, "sha256": "5e" * 32}
 
@@ -57,15 +59,24 @@ def write_missing(directory: Path = HERE) -> list[str]:
         if not path.exists():
             path.write_bytes(_history(events))
             made.append(path.name)
-    path = directory / STORED.name
-    if not path.exists():
-        path.write_bytes(_stored())
-        made.append(path.name)
+    for stored, made_of in zip(STORED, (_first_histories(), _control_histories()), strict=True):
+        path = directory / stored.name
+        if not path.exists():
+            path.write_bytes(_stored(made_of))
+            made.append(path.name)
     return made
 
 
 def histories() -> dict[str, list[Event]]:
     """Return realistic histories, by name."""
+    return {**_first_histories(), **_control_histories()}
+
+
+def _control_histories() -> dict[str, list[Event]]:
+    return {name: play.log for name, play in scenarios().items()}
+
+
+def _first_histories() -> dict[str, list[Event]]:
     started = StartRun(
         workflow="meeting",
         version=3,
@@ -188,11 +199,11 @@ def _history(events: Iterable[Event]) -> bytes:
     return b"".join(orjson.dumps(line) + b"\n" for line in lines)
 
 
-def _stored() -> bytes:
+def _stored(made_of: dict[str, list[Event]]) -> bytes:
     lines: list[bytes] = []
     for key in (b"", bytes(range(32))):
         mapper = CommitMapper(cipher_of(key) if key else None)
-        for name, events in histories().items():
+        for name, events in made_of.items():
             commit = Commit(
                 originator_id=f"default.{name}",
                 originator_version=1,

@@ -37,6 +37,7 @@ def loaded(name: str) -> Iterator[Infer]:
     """Yield a function that runs the model `name`, or skip where a library is absent."""
     spec = catalogue.load().models[name]
     engine = engine_class(spec.engine)(spec, Path("models-absent"))
+    assert isinstance(engine, Engine)
     absent = engine.missing()
     if absent is not None:
         pytest.skip(absent)

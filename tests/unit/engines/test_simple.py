@@ -18,7 +18,9 @@ from services.workers.engines import ENGINE_NAMES, engine_class
 def engine(name: str) -> Engine:
     """Return the engine of one model."""
     spec = catalogue.load().models[name]
-    return engine_class(spec.engine)(spec, Path("models-absent"))
+    engine = engine_class(spec.engine)(spec, Path("models-absent"))
+    assert isinstance(engine, Engine)
+    return engine
 
 
 def tensor(*rows: tuple[float, ...]) -> Tensor:

@@ -16,7 +16,9 @@ from services.workers.engines import engine_class, torch_models
 def engine(name: str, folder: Path) -> Engine:
     """Return the engine of one model, its weights below `folder`."""
     spec = catalogue.load().models[name]
-    return engine_class(spec.engine)(spec, folder)
+    engine = engine_class(spec.engine)(spec, folder)
+    assert isinstance(engine, Engine)
+    return engine
 
 
 @pytest.mark.parametrize("name", ["whisper-large", "bert-base", "distilbert-base", "fastspeech2"])

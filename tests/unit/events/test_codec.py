@@ -15,7 +15,7 @@ from events.codec import (
     Commit,
     CommitMapper,
     SizeCompressor,
-    _event,
+    read_event,
 )
 from events.commands import CancelRun, Command
 from events.keys import cipher_of
@@ -173,5 +173,5 @@ def test_old_versions_are_upcast(
 ) -> None:
     """A stored event passes every upcaster between its version and today's."""
     monkeypatch.setitem(EVENT_TYPES, "Renamed", Renamed)
-    found: DomainEvent = _event("Renamed", version, state)
+    found: DomainEvent = read_event("Renamed", version, state)
     assert Renamed(at=1.0, wait_ms=2000.0) == found

@@ -51,3 +51,19 @@ def test_reset_forgets_everything(index: RunIndex) -> None:
     record(index, RunKey("default", "r"), 7, 2)
     index.reset()
     assert ([], 0, ("", 0)) == (index.runs("default"), index.position, index.checkpoint())
+
+
+def test_the_order_of_arrival_does_not_show(index: RunIndex) -> None:
+    """An orchestrator's own commits come before those it follows; the rows are the log's."""
+    keys = [RunKey("default", name) for name in "abc"]
+    log = [(keys[number % 3], number + 1, number // 3 + 1) for number in range(12)]
+    for key, sequence, version in log:
+        record(index, key, sequence, version)
+    other = RunIndex(":memory:")
+    for key, sequence, version in reversed(log):
+        headers = {Header.VERSION: str(version), Header.STATUS: "running", Header.WORKFLOW: "w"}
+        other.apply(key, sequence, headers, sequence + 0.25)  # by another clock
+    for key, sequence, version in log:
+        record(other, key, sequence, version)
+    assert index.digest() == other.digest()
+    other.close()

@@ -140,6 +140,47 @@ def deep(levels: int) -> dict[str, Any]:
         (graph(control("n", "delay", seconds="x")), "params.seconds", "cannot see 'x'"),
         (graph(control("n", "delay", until="x")), "params.until", "cannot see 'x'"),
         (graph(control("n", "signal", name="a b")), "params.name", "match"),
+        (graph(control("n", "http")), "params.url", "needs a url"),
+        (graph(control("n", "http", url="ftp://a")), "params", "begins with http"),
+        (graph(control("n", "http", url="http://u:p@a/")), "params", "no credentials"),
+        (graph(control("n", "http", url="http://a", method="SPY")), "params.method", "GET"),
+        (graph(control("n", "http", url="http://a", headers={"Host": "b"})), "params", "Host"),
+        (graph(control("n", "http", url="http://a", headers={"X": "a\nb"})), "params", "X is no"),
+        (graph(control("n", "http", url="http://a", accept=[99])), "params.accept[0]", "100"),
+        (
+            graph({**control("n", "http", url="http://a"), "inputs": {"text": "input.x"}}),
+            "inputs.text",
+            "it has url, query, headers, body",
+        ),
+        (
+            graph({**control("n", "http", url="http://a"), "inputs": {"body": "z.text"}}),
+            "inputs.body",
+            "neither",
+        ),
+        (
+            graph({**control("n", "http", url="http://a", method="POST"), "memo": True}),
+            "memo",
+            "only a GET",
+        ),
+        (graph({**control("n", "delay", seconds=1), "memo": True}), "memo", "no memo"),
+        (graph(model("n", '"x"', memo=0)), "memo", "true, or a number"),
+        (graph(model("n", '"x"', priority="urgent")), "priority", "high"),
+        (
+            graph(model("n", '"x"', concurrency={"key": "z.text"})),
+            "concurrency.key",
+            "cannot see 'z'",
+        ),
+        (graph(model("n", '"x"', concurrency={"key": "1", "limit": 0})), "concurrency.limit", "1"),
+        (
+            graph({"id": "n", "type": "model", "params": {"model": "http"}}),
+            "params.model",
+            "the type http",
+        ),
+        (
+            graph(control("n", "loop", until="true", body={**BODY, "priority": "high"})),
+            "params.body",
+            "outermost graph",
+        ),
         (graph(control("n", "emit")), "params.subject", "required"),
         (graph(control("n", "emit", subject="a.*")), "params.subject", "match"),
         (
@@ -318,6 +359,14 @@ def test_the_inputs_of_a_called_workflow_are_bound_like_a_models() -> None:
     source = control("a", "set", values={"other": "1"})
     with pytest.raises(InvalidArgument, match="nothing upstream gives its input 'text'"):
         compiled(graph(source, control("w", "workflow", workflow="c"), edges="a>w"), c=called)
+
+
+def test_a_called_workflow_of_templates_takes_what_it_is_given() -> None:
+    """Nobody can say which inputs a template uses, so the node's own are passed on."""
+    called = graph({"id": "t", "type": "template", "params": {"template": "{{input.name}}"}})
+    node = {**control("w", "workflow", workflow="c"), "inputs": {"name": "input.who"}}
+    binding = compiled(graph(node), c=called).node("w").bindings["name"]
+    assert ("input", "who") == (binding.node, binding.output)
 
 
 def test_models_inside_are_known_by_their_place() -> None:

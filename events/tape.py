@@ -10,19 +10,22 @@ from events.catalog import (
     Event,
     NodeCompleted,
     NodeFailed,
+    NodeKept,
     NodeOpened,
+    NodeQueued,
     NodeScheduled,
     NodeSkipped,
+    RunStarted,
 )
+from events.codec import Commit
 from events.evolve import fold
 from events.paths import scope_of
 from events.state import RunState
 from events.store import History
 from events.subjects import RunKey
-from schemas.api import EventView, NodeView, NodeViewStatus, RunView
+from schemas.api import EventView, ForkView, KeptView, NodeView, NodeViewStatus, RunView
 from schemas.errors import NotFound
 from schemas.values import Wire, to_json
-from services.gateway.waiters import Landed
 
 
 TERMINAL = {"RunCompleted", "RunFailed", "RunRejected", "RunCancelled"}
@@ -56,12 +59,12 @@ class Tape:
 
     records: list[Recorded] = field(default_factory=list)
 
-    def add(self, landed: Landed) -> list[Recorded]:
+    def add(self, commit: Commit, sequence: int) -> list[Recorded]:
         """Append a commit's events and return them."""
         first = len(self.records) + 1
         fresh = [
-            Recorded(first + offset, landed.sequence, landed.commit.originator_version, event)
-            for offset, event in enumerate(landed.commit.events)
+            Recorded(first + offset, sequence, commit.originator_version, event)
+            for offset, event in enumerate(commit.events)
         ]
         self.records.extend(fresh)
         return fresh
@@ -76,7 +79,7 @@ class Tape:
         """Return the tape of a whole log."""
         tape = cls()
         for commit, sequence in zip(history.commits, history.sequences, strict=True):
-            tape.add(Landed(commit, sequence))
+            tape.add(commit, sequence)
         return tape
 
 
@@ -112,11 +115,19 @@ def run_view(key: RunKey, records: Sequence[Recorded]) -> RunView:
         outputs=None if state.outputs is None else to_json(state.outputs),
         error=state.error,
         correlation_id=state.correlation_id,
+        forked_from=_forked_from(records[0].event),
         events=len(records),
         started_at=state.started_at,
         updated_at=state.updated_at,
         duration_ms=_ms(state.started_at, state.updated_at),
     )
+
+
+def _forked_from(first: Event) -> ForkView | None:
+    origin = first.forked_from if isinstance(first, RunStarted) else None
+    if origin is None:
+        return None
+    return ForkView(run_id=origin.run_id, at=origin.at, changes=to_json(origin.changes))
 
 
 def accepted_view(key: RunKey, workflow: str, version: int, inputs: Wire, at: float) -> RunView:
@@ -131,6 +142,11 @@ def accepted_view(key: RunKey, workflow: str, version: int, inputs: Wire, at: fl
         updated_at=at,
         duration_ms=0.0,
     )
+
+
+NodeEvent = (
+    NodeQueued | NodeScheduled | NodeOpened | NodeCompleted | NodeKept | NodeFailed | NodeSkipped
+)
 
 
 @dataclass
@@ -148,32 +164,45 @@ def _node_facts(records: Sequence[Recorded]) -> dict[str, _Facts]:
     facts: dict[str, _Facts] = {}
     for recorded in records:
         event = recorded.event
-        if not isinstance(
-            event, NodeScheduled | NodeOpened | NodeCompleted | NodeFailed | NodeSkipped
-        ):
+        if not isinstance(event, NodeEvent):
             continue
-        known = facts.setdefault(event.node_id, _Facts())
-        match event:
-            case NodeScheduled() | NodeOpened():
-                known.status = "scheduled" if isinstance(event, NodeScheduled) else "open"
-                known.attempt = event.attempt
-                known.shown = {"scheduled_at": event.at}
-            case NodeCompleted():
-                known.status, known.attempt = "completed", event.attempt
-                known.shown |= {
-                    "finished_at": event.at,
-                    "model": event.model,
-                    "worker": event.worker or None,
-                    "timings": event.timings if event.worker else None,
-                    "outputs": None if event.outputs is None else to_json(event.outputs),
-                }
-            case NodeFailed():
-                known.status = "failed" if event.retry_at is None else "waiting"
-                known.shown |= {"finished_at": event.at, "error": event.error}
-            case NodeSkipped():
-                known.status = "skipped"
-                known.shown |= {"finished_at": event.at}
+        _note(facts.setdefault(event.node_id, _Facts()), event)
     return facts
+
+
+def _note(known: _Facts, event: NodeEvent) -> None:
+    """Take note of one event of a node."""
+    match event:
+        case NodeQueued():
+            known.status, known.shown = "queued", {"scheduled_at": event.at}
+        case NodeScheduled() | NodeOpened():
+            known.status = "scheduled" if isinstance(event, NodeScheduled) else "open"
+            known.attempt = event.attempt
+            known.shown = {"scheduled_at": event.at}
+        case NodeCompleted():
+            known.status, known.attempt = "completed", event.attempt
+            known.shown |= {
+                "finished_at": event.at,
+                "model": event.model,
+                "worker": event.worker or None,
+                "timings": event.timings if event.worker else None,
+                "outputs": None if event.outputs is None else to_json(event.outputs),
+            }
+        case NodeKept():
+            known.status, known.attempt = "completed", event.attempt
+            known.shown = {
+                "model": event.model,
+                "worker": event.worker or None,
+                "timings": event.timings if event.worker else None,
+                "outputs": to_json(event.outputs),
+                "kept_from": KeptView(run_id=event.run_id, event=event.event),
+            }
+        case NodeFailed():
+            known.status = "failed" if event.retry_at is None else "waiting"
+            known.shown |= {"finished_at": event.at, "error": event.error}
+        case NodeSkipped():
+            known.status = "skipped"
+            known.shown |= {"finished_at": event.at}
 
 
 def _node_views(state: RunState, facts: dict[str, _Facts]) -> tuple[NodeView, ...]:

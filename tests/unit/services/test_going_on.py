@@ -1,0 +1,85 @@
+"""A worker that goes on with what is quick."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from events.blobs import MemoryBlobStore
+from events.chains import following
+from events.memo import MemoryMemoStore
+from events.subjects import task as task_subject
+from schemas import catalogue
+from schemas.messages import Task, TaskResult, pack, unpack
+from services.runtime import Delivery
+from services.workers.attempts import Attempts
+from services.workers.handlers import Handlers, Means
+from services.workers.models import Models
+from services.workers.remembered import Remembered
+from tests.support.clock import ManualClock
+from tests.support.play import Play, graph, model
+
+
+CHAIN = graph(
+    model("a"), model("b", "a.text + '!'"), model("c", "b.text + input.text"), edges="a>b b>c"
+)
+
+
+@pytest.fixture
+async def models(tmp_path: Path) -> AsyncIterator[Models]:
+    """The models of the text workers."""
+    models = Models(catalogue.load(), "text", tmp_path, allow_fallback=True, threads=1)
+    yield models
+    models.close()
+
+
+def task() -> Task:
+    """Return the task of the chain's first node."""
+    play = Play(CHAIN).start(text="hi")
+    assert play.state is not None
+    then, seen = following(play.state, "a")
+    return Task(
+        tenant="default",
+        run_id="r",
+        node_id="a",
+        attempt=1,
+        model="echo",
+        inputs={"text": "hi"},
+        scheduled_at=0.0,
+        deadline=1000.0,
+        then=then,
+        seen=seen,
+    )
+
+
+async def done(models: Models, chain_s: float, count: int = 1) -> TaskResult:
+    """Hand the task to a worker; return its result."""
+    clock = ManualClock(0.0)
+    blobs = MemoryBlobStore()
+    remembered = Remembered(MemoryMemoStore(), blobs, models, clock)
+    means = Means("w", models, remembered, blobs, Attempts(clock), clock, chain_s=chain_s)
+    subject = task_subject("default", "text", "default", "normal", "echo")
+    [out] = await Handlers(means).task(Delivery(subject, pack(task()), {}, sequence=1, count=count))
+    return unpack(TaskResult, out.data)
+
+
+async def test_it_goes_on_with_what_is_known_to_be_quick(models: Models) -> None:
+    """Each result is computed from those before it, in one message."""
+    result = await done(models, 1.0)
+    assert {"text": "hi"} == result.outputs
+    assert ["hi!", "hi!hi"] == [step.outputs["text"] for step in result.then if step.outputs]
+    assert ["b", "c"] == [step.node_id for step in result.then]
+
+
+@pytest.mark.parametrize(("chain_s", "count"), [(0.0, 1), (1.0, 2)], ids=["off", "again"])
+async def test_it_does_the_task_alone(models: Models, chain_s: float, count: int) -> None:
+    """When told to, and when one of what follows may have ended a worker."""
+    assert () == (await done(models, chain_s, count)).then
+
+
+async def test_a_model_whose_pace_is_unknown_or_slow_is_not_gone_on_with(models: Models) -> None:
+    """It would keep the result of the node before."""
+    await done(models, 1.0)
+    models._loaded["echo"].pace_s = 2.0
+    assert () == (await done(models, 1.0)).then
+    assert models.pace_s("intent-small") is None
