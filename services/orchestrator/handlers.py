@@ -2,7 +2,7 @@
 
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from events.blobs import BlobStore
@@ -44,7 +44,7 @@ from schemas.workflow import parse_definition
 from services.orchestrator.gates import Gates
 from services.orchestrator.messages import emission_of, task_of
 from services.orchestrator.routing import Routing
-from services.orchestrator.runs import Decision, Runs
+from services.orchestrator.runs import Decision, Runs, Wanted
 from services.orchestrator.shares import Shares
 from services.runtime import Clock, Delivery, Outgoing
 from services.telemetry import child_traceparent, get_logger
@@ -179,11 +179,7 @@ class Handlers:
         return await self._follow(key, decision, child_traceparent(None))
 
     async def control(
-        self,
-        key: RunKey,
-        command: Control,
-        sequence: int,
-        wanted: Callable[[], Awaitable[bool]],
+        self, key: RunKey, command: Control, sequence: int, wanted: Wanted
     ) -> Sequence[Outgoing]:
         """Do to a run what a client asked for; nothing if the run is over.
 
@@ -200,9 +196,8 @@ class Handlers:
         decision = await self._obey(key, order, wanted=wanted)
         if decision.state is None:
             raise NotFound(f"no run {key.run_id}", field="run_id")
-        log.info(
-            "control_handled", action=command.action, run_id=key.run_id, done=bool(decision.events)
-        )
+        done = bool(decision.events)
+        log.info("control_handled", action=command.action, run_id=key.run_id, done=done)
         return await self._follow(key, decision, child_traceparent(None), stale=True)
 
     async def republish(self, key: RunKey) -> Sequence[Outgoing]:
@@ -217,7 +212,7 @@ class Handlers:
         *,
         traceparent: str = "",
         fresh: bool = False,
-        wanted: Callable[[], Awaitable[bool]] | None = None,
+        wanted: Wanted | None = None,
     ) -> Decision:
         now = self._clock.now()
         advice = Advice(self._means.noise.random(), self._routing.health(now))

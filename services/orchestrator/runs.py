@@ -34,6 +34,8 @@ from services.telemetry import get_logger
 log = get_logger()
 
 CONFLICTS_MAX = 16
+Wanted = Callable[[], Awaitable[bool]]
+"""Tells whether a command is still to be obeyed."""
 GIVING_UP = (
     RunCancelled,
     RunFailed,
@@ -144,7 +146,7 @@ class Runs:
         advice: Advice = Advice(),  # noqa: B008 - frozen
         traceparent: str = "",
         fresh: bool = False,
-        wanted: Callable[[], Awaitable[bool]] | None = None,
+        wanted: Wanted | None = None,
     ) -> Decision:
         """Decide a command against the run's log and commit what it brings.
 
