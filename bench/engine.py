@@ -20,6 +20,7 @@ from events.subjects import RunKey, every, run_key, submit
 from schemas.ids import DEFAULT_TENANT, new_id
 from schemas.messages import Header
 from schemas.submission import pack_inputs
+from schemas.workflow import Mode
 from tests.support.workflows import deploy, echo_chain
 
 
@@ -76,12 +77,13 @@ class Driver:
         return runs / (time.perf_counter() - begun)
 
 
-async def mesh_driver(nc: Nats) -> Driver:
+async def mesh_driver(nc: Nats, mode: Mode = "strong") -> Driver:
     """Return the driver of the product over NATS."""
-    await deploy(nc.jetstream(), "chain", echo_chain(STEPS))
+    name = f"chain_{mode}"
+    await deploy(nc.jetstream(), name, {**echo_chain(STEPS), "mode": mode})
     express = await Express.of(nc)
     body = pack_inputs({"text": "hi"})
-    subject = submit(DEFAULT_TENANT, "chain")
+    subject = submit(DEFAULT_TENANT, name)
 
     async def send(run_id: str) -> None:
         headers = {

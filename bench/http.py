@@ -49,7 +49,7 @@ class Connection:
 async def _one(connection: Connection) -> float:
     begun = time.perf_counter()
     status, run = await connection.post(
-        "/v1/workflows/chain/runs?wait=30", {"inputs": {"text": "hi"}}
+        "/v1/workflows/chain_strong/runs?wait=30", {"inputs": {"text": "hi"}}
     )
     took = time.perf_counter() - begun
     assert (status, run["status"]) == (200, "completed"), run

@@ -265,7 +265,10 @@ class AsyncClient:
         while True:
             page = await self.runs(workflow=workflow, status="completed", limit=PAGE, cursor=cursor)
             for summary in page.runs:
-                run = await self.get(summary.run_id)
+                try:
+                    run = await self.get(summary.run_id)
+                except NotFound:
+                    continue  # retired meanwhile
                 if run.forked_from is None:
                     yield run
                     found += 1

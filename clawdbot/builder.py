@@ -14,6 +14,7 @@ from schemas.workflow import (
     Alternative,
     Concurrency,
     Deployment,
+    Mode,
     Priority,
     RetryPolicy,
     invalid,
@@ -34,6 +35,8 @@ class WorkflowBuilder(GraphBuilder):
         timeout_s: Time for a whole run, seconds.
         on_failure: What a node that failed for good does to the run: `fail` ends it, `pause` waits
             until somebody retries or skips the node.
+        mode: What is stored before its effects: `strong` every decision; `ordered` none, but what
+            led to one is kept until it is; `eventual` the log follows behind.
         priority: Which tasks go first where workers are short.
     """
 
@@ -42,10 +45,13 @@ class WorkflowBuilder(GraphBuilder):
         *,
         timeout_s: float | None = None,
         on_failure: Literal["fail", "pause"] | None = None,
+        mode: Mode | None = None,
         priority: Priority | None = None,
     ) -> None:
         super().__init__()
-        self._limits = given(timeout_s=timeout_s, on_failure=on_failure, priority=priority)
+        self._limits = given(
+            timeout_s=timeout_s, on_failure=on_failure, mode=mode, priority=priority
+        )
 
     def add_node(  # noqa: PLR0913 - one keyword for each thing a node may have
         self,

@@ -312,7 +312,10 @@ class Client:
         while True:
             page = self.runs(workflow=workflow, status="completed", limit=PAGE, cursor=cursor)
             for summary in page.runs:
-                run = self.get(summary.run_id)
+                try:
+                    run = self.get(summary.run_id)
+                except NotFound:
+                    continue  # retired meanwhile
                 if run.forked_from is None:
                     yield run
                     found += 1

@@ -40,7 +40,7 @@ def following(state: RunState, path: str) -> tuple[tuple[Following, ...], Wire]:
         needed = {name for binding in node.bindings.values() for name in _names(binding)} - done
         if not all(_is_settled(state, scope, name) for name in needed):
             break
-        seen |= {name: look_up(state, scope, name) for name in needed}
+        seen |= {name: look_up(state, scope, name) for name in sorted(needed)}
         chain.append(
             Following(
                 node_id=node_path(scope, node.id),

@@ -192,10 +192,16 @@ class RunIndex:
         return digest_of(self._db, "runs")
 
     def record(self, batch: "Iterable[Recordable]") -> None:
-        """Record commits in the order of the log, in one transaction."""
+        """Record commits in the order of the log, in one transaction.
+
+        Of a run's commits only the first and the last leave a trace, so only they are written.
+        """
+        found = list(batch)
+        last = {item.key: item.sequence for item in found}
         with self.transaction():
-            for item in batch:
-                self.apply(item.key, item.sequence, item.headers, item.at)
+            for item in found:
+                if item.headers.get(Header.VERSION) == "1" or last[item.key] == item.sequence:
+                    self.apply(item.key, item.sequence, item.headers, item.at)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:

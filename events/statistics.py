@@ -123,24 +123,43 @@ class Statistics:
         Args:
             batch: (run, sequence, workflow, events) of each; events are None for a tombstone.
         """
+        position = self.position
+        sums: dict[RunKey, dict[tuple[str, str, str], list[int]]] = {}
+        retired: list[tuple[str, str]] = []
+        for key, sequence, workflow, events in batch:
+            if sequence <= position:
+                continue
+            position = sequence
+            if events is None:
+                sums.pop(key, None)
+                retired.append((key.tenant, key.run_id))
+                continue
+            known = sums.setdefault(key, {})
+            for (node, model), counts in counted(events).items():
+                before = known.get((workflow, node, model))
+                known[workflow, node, model] = _added(before, counts) if before else counts
+        rows: list[tuple[str | int, ...]] = [
+            (key.tenant, key.run_id, *names, *counts)
+            for key, known in sums.items()
+            for names, counts in known.items()
+        ]
+        self._write(rows, retired, position)
+        self.position = position
+
+    def _write(
+        self, rows: list[tuple[str | int, ...]], retired: list[tuple[str, str]], position: int
+    ) -> None:
         self._db.execute("BEGIN")
         try:
-            for key, sequence, workflow, events in batch:
-                if sequence <= self.position:
-                    continue
-                self.position = sequence
-                if events is None:
-                    where = "DELETE FROM nodes WHERE tenant=? AND run_id=?"
-                    self._db.execute(where, (key.tenant, key.run_id))
-                    continue
-                for (node, model), counts in counted(events).items():
-                    row = (key.tenant, key.run_id, workflow, node, model, *counts)
-                    self._db.execute(_ADD, row)
+            self._db.executemany("DELETE FROM nodes WHERE tenant=? AND run_id=?", retired)
+            self._db.executemany(_ADD, rows)
             self._db.execute(
-                "INSERT OR REPLACE INTO checkpoint VALUES (1, ?, ?)", (self.created, self.position)
+                "INSERT OR REPLACE INTO checkpoint VALUES (1, ?, ?)", (self.created, position)
             )
-        finally:
-            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
 
     def nodes(self, tenant: str, workflow: str | None, limit: int) -> list[NodeStatistics]:
         """Return a tenant's nodes by workflow and node, at most `limit`."""
@@ -178,6 +197,13 @@ def counted(events: Iterable[RawEvent]) -> Counts:
             key = (node, str(state.get("model", "")))
             count(counts.setdefault(key, [0] * (len(_COLUMNS) + 1)), state)
     return counts
+
+
+def _added(left: list[int], right: list[int]) -> list[int]:
+    """Return the sums of two rows of counts, and the larger of their largest times."""
+    sums = [one + other for one, other in zip(left, right, strict=True)]
+    sums[-1] = max(left[-1], right[-1])
+    return sums
 
 
 def _scheduled(row: list[int], _: Mapping[str, Any]) -> None:

@@ -65,6 +65,7 @@ def compile_plan(
     return plan.model_copy(
         update={
             "timeout_s": definition.timeout_s or 0.0,
+            "mode": definition.mode,
             "pause_on_failure": definition.on_failure == "pause",
         }
     )
@@ -136,9 +137,10 @@ def compile_body(
     except ValidationError as error:
         wrong = invalid(error)
         raise InvalidArgument(wrong.message, field=f"{where}{wrong.field or ''}") from error
-    if graph.timeout_s is not None or graph.on_failure != "fail" or graph.priority != "normal":
+    own = {"timeout_s", "on_failure", "priority", "mode"}
+    if own & graph.model_dump(exclude_defaults=True).keys():
         raise InvalidArgument(
-            "timeout_s, on_failure and priority belong to the outermost graph",
+            "timeout_s, on_failure, priority and mode belong to the outermost graph",
             field=where.rstrip("."),
         )
     try:

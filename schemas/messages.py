@@ -105,6 +105,8 @@ class Task(Message):
     memo_s: float = 0.0
     """Take a result that is at most this old, seconds; 0 never."""
     correlation_id: str = ""
+    behind: bool = Field(default=False, exclude_if=not_)
+    """Whether the log may not know of it yet."""
     then: tuple[Following, ...] = Field(default=(), exclude_if=not_)
     """What may be done next without being asked for."""
     seen: dict[str, Any] = Field(default_factory=dict, exclude_if=not_)
@@ -164,6 +166,8 @@ class TaskResult(Message):
     model: str
     worker: str
     timings: Timings = Timings()
+    behind: bool = Field(default=False, exclude_if=not_)
+    """Of the task."""
     then: tuple["TaskResult", ...] = Field(default=(), exclude_if=not_)
     """How the nodes went that the worker went on with, in order."""
     memo_of: str = ""

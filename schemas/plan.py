@@ -10,7 +10,7 @@ from pydantic import Field
 
 from schemas.catalogue import Modality
 from schemas.message import Message
-from schemas.workflow import RetryPolicy
+from schemas.workflow import Mode, RetryPolicy
 
 
 RUN_INPUT = "input"
@@ -140,6 +140,8 @@ class Plan(Message):
     """The sinks: their outputs are the run's outputs."""
     timeout_s: float = Field(default=0.0, exclude_if=not_)
     """Time for the whole run; 0 for any."""
+    mode: Mode = Field(default="strong", exclude_if=lambda mode: mode == "strong")
+    """How far its effects may lead the log."""
     pause_on_failure: bool = Field(default=False, exclude_if=not_)
     mentioned: tuple[str, ...] = Field(default=(), exclude_if=not_)
     """Run inputs that only expressions use; none of them must be there."""

@@ -161,6 +161,9 @@ class Edge(UserInput):
     """The edge is taken only if its source, a switch, chose this case."""
 
 
+Mode = Literal["strong", "ordered", "eventual"]
+
+
 class WorkflowDefinition(UserInput):
     """A directed acyclic graph of nodes; loops and branches are nodes with graphs of their own."""
 
@@ -168,6 +171,10 @@ class WorkflowDefinition(UserInput):
     edges: tuple[Edge, ...] = Field(default=(), max_length=EDGES_MAX, strict=False)
     timeout_s: float | None = Field(default=None, gt=0, le=WAIT_S_MAX, strict=False)
     """Time for a whole run; past it the run fails. Of the outermost graph only."""
+    mode: Mode = "strong"
+    """What is stored before its effects: in `strong` mode every decision; in `ordered` mode a
+    decision and its effects go out together, and what led to it is kept until it is stored; in
+    `eventual` mode the log follows behind. Of the outermost graph only."""
     on_failure: Literal["fail", "pause"] = "fail"
     """What a node that failed for good does to the run: end it, or pause it until somebody retries
     or skips the node. Of the outermost graph only."""

@@ -197,16 +197,19 @@ class Consumer:
             except NOT_ITS_FAULT as error:
                 if not turn:
                     log.warning("message_held", subject=delivery.subject, error=error.message)
-                await asyncio.sleep(_pause_s(turn))
+                await asyncio.sleep(pause_s(turn))
         raise AssertionError
 
     async def _attempt(self, delivery: Delivery, frame: Frame) -> tuple[str, int]:
         if delivery.count > self._pull.max_deliver:  # whoever had it died, or lost its bus
             return await self._bury(delivery, frame, "without an answer")
         try:
+            delivery.before_ack.clear()
             out = await self._handler(delivery)
             if out:
                 await publish(self._express, out)
+            for stored in delivery.before_ack:
+                await stored
         except NOT_ITS_FAULT:
             raise
         except TerminalError as error:
@@ -226,7 +229,7 @@ class Consumer:
         delivery.facts["error"] = why
         if delivery.count >= self._pull.max_deliver:
             return await self._bury(delivery, frame, f"and failed: {why}")
-        delay_ns = int(_pause_s(delivery.count - 1) * 1e9)
+        delay_ns = int(pause_s(delivery.count - 1) * 1e9)
         self._answer(frame, b"-NAK " + orjson.dumps({"delay": delay_ns}))
         return "retry", 0
 
@@ -280,7 +283,8 @@ def dead_letter(
     return Outgoing(dead(tenant, kind), delivery.data[:room], headers)
 
 
-def _pause_s(turn: int) -> float:
+def pause_s(turn: int) -> float:
+    """Return how long to wait before the next try, seconds; the first `turn` is 0."""
     return BACKOFF_S[min(turn, len(BACKOFF_S) - 1)]
 
 

@@ -206,14 +206,15 @@ def _row(node: NodeView, run: RunView) -> list[Text | str]:
     step = step_name(node.id)
     if node.attempt > 1:
         step += f" (attempt {node.attempt})"
-    times = ["", "", ""]
+    times, worked_s = ["", "", ""], 0.0
     if timings is not None:
         parts = (timings.queue_ms, timings.load_ms, timings.compute_ms)
         times = [f"{part:.1f}" for part in parts]
+        worked_s = sum(parts) / 1000
     at = "" if begun is None else _ms(begun - run.started_at)
     total: str = node.status if node.kept_from is None else "kept"
     if node.status == "completed" and begun is not None and ended is not None:
-        total = _ms(ended - begun)
+        total = _ms(max(ended - begun, worked_s))  # recorded in one go with the node before
     return [Text(step), node.model, at, *times, total]  # a step's brackets are no markup
 
 

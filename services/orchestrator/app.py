@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from faststream import AckPolicy, Path
@@ -133,6 +134,7 @@ class Orchestrator:
         pace = Pace(settings.verify_runs_per_s, settings.verify_interval_s)
         verifier = Verifier(history, index, stores, runs, clock, pace)
         housekeeping = Housekeeping(stores, settings, clock, lambda: verifier.intact)
+        group.create_task(_flush_at_the_end(runs))
         caught_up = asyncio.Event()
         group.create_task(index.follow(bus.nc, ready=caught_up))
         await caught_up.wait()
@@ -206,9 +208,10 @@ class Orchestrator:
         ) -> None:
             meta = message.raw_message.metadata
             key = RunKey(tenant, run_id)
+            sequence = meta.sequence.stream
+            turn = partial(self._turn, bus, key, sequence)
             try:
-                await self._turn(bus, key, meta.sequence.stream)
-                await bus.publish(await handlers.control(key, command, meta.sequence.stream))
+                await bus.publish(await handlers.control(key, command, sequence, turn))
             except (RetryableError, NotFound) as error:
                 if isinstance(error, NotFound) and await self._is_buried(bus, message, error):
                     return
@@ -218,10 +221,12 @@ class Orchestrator:
         await bus.patiently(bus.serve)
 
     @staticmethod
-    async def _turn(bus: Bus, key: RunKey, sequence: int) -> None:
-        """Let the controls of one run take effect in the order in which they were sent.
+    async def _turn(bus: Bus, key: RunKey, sequence: int) -> bool:
+        """Let the controls of one run take effect once, in the order in which they were sent.
 
-        What was sent earlier stays in the work queue until it is done, wherever it is handled.
+        A control stays in the work queue until it is done, wherever it is handled. One that is
+        gone was done elsewhere while we were slow. Asked after the log was read and before the
+        commit: whoever goes further meanwhile makes the commit conflict, and it is asked again.
 
         Raises:
             NackMessage: An earlier one is not done yet.
@@ -230,6 +235,7 @@ class Orchestrator:
         earliest = await bus.earliest(COMMANDS, control_subject(key))
         if 0 < earliest < sequence:
             raise NackMessage(delay=TURN_S)
+        return earliest == sequence
 
     @staticmethod
     async def _is_buried(bus: Bus, message: NatsMessage, error: NotFound) -> bool:
@@ -264,6 +270,14 @@ class Orchestrator:
             ack_wait_s=self.settings.ack_wait_s,
             max_deliver=self.settings.max_deliver,
         )
+
+
+async def _flush_at_the_end(runs: Runs) -> None:
+    """Store what follows behind before the process ends."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await runs.flush()
 
 
 def build(settings: OrchestratorSettings) -> Orchestrator:

@@ -5,11 +5,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import orjson
-
 from events.blobs import BlobStore
 from events.catalog import NodeScheduled
-from events.chains import following
 from events.commands import (
     Advice,
     CancelRun,
@@ -32,21 +29,22 @@ from events.paths import node_id_of, scope_of
 from events.spill import spill
 from events.state import RunState
 from events.store import EventStore
-from events.subjects import RunKey, cancel, result, run_key, task, tenant_and_name, topic
-from events.view import evaluate, node_inputs
+from events.subjects import RunKey, cancel, run_key, tenant_and_name
+from events.view import evaluate
 from schemas.catalogue import Catalogue
 from schemas.compiler import compile_plan
-from schemas.errors import AlreadyExists, InvalidArgument, NotFound, TerminalError
+from schemas.errors import Aborted, AlreadyExists, InvalidArgument, NotFound, TerminalError
 from schemas.forks import parse_fork
 from schemas.ids import valid_token
-from schemas.messages import Abandoned, Control, Fault, Header, Task, TaskResult, pack, unpack
+from schemas.messages import Abandoned, Control, Fault, Header, TaskResult, pack, unpack
 from schemas.plan import Plan
 from schemas.submission import inputs_digest, parse_submission
-from schemas.values import from_json, to_json
+from schemas.values import from_json
 from schemas.workflow import parse_definition
 from services.orchestrator.gates import Gates
+from services.orchestrator.messages import emission_of, task_of
 from services.orchestrator.routing import Routing
-from services.orchestrator.runs import Decision, Runs
+from services.orchestrator.runs import Decision, Runs, Wanted
 from services.orchestrator.shares import Shares
 from services.runtime import Clock, Delivery, Outgoing
 from services.telemetry import child_traceparent, get_logger
@@ -108,6 +106,7 @@ class Handlers:
             raise AlreadyExists(
                 f"run {run_id} exists with other inputs; choose another id", field=Header.RUN_ID
             )
+        _hold(delivery, decision)
         return await self._follow(key, decision, trace, stale=True)
 
     async def _start(
@@ -168,7 +167,10 @@ class Handlers:
         except NotFound:
             delivery.facts["stale"] = True  # the run was retired meanwhile
             return ()
+        if result.behind and not decision.events and not _is_known(decision.state, result):
+            raise Aborted("the log does not know of this attempt yet")
         delivery.facts["stale"] = not decision.events
+        _hold(delivery, decision)
         return await self._follow(key, decision, trace, stale=True)
 
     async def check_clock(self, key: RunKey) -> Sequence[Outgoing]:
@@ -176,23 +178,26 @@ class Handlers:
         decision = await self._obey(key, CheckClock(self._clock.now()))
         return await self._follow(key, decision, child_traceparent(None))
 
-    async def control(self, key: RunKey, command: Control, sequence: int) -> Sequence[Outgoing]:
+    async def control(
+        self, key: RunKey, command: Control, sequence: int, wanted: Wanted
+    ) -> Sequence[Outgoing]:
         """Do to a run what a client asked for; nothing if the run is over.
 
         Args:
             key: The run.
             command: What to do.
             sequence: Of the message; names a signal that has no id.
+            wanted: Tells whether it is still to be done, or was done elsewhere meanwhile.
 
         Raises:
             NotFound: There is no such run, or not yet.
         """
-        decision = await self._obey(key, _order(command, sequence, self._clock.now()))
+        order = _order(command, sequence, self._clock.now())
+        decision = await self._obey(key, order, wanted=wanted)
         if decision.state is None:
             raise NotFound(f"no run {key.run_id}", field="run_id")
-        log.info(
-            "control_handled", action=command.action, run_id=key.run_id, done=bool(decision.events)
-        )
+        done = bool(decision.events)
+        log.info("control_handled", action=command.action, run_id=key.run_id, done=done)
         return await self._follow(key, decision, child_traceparent(None), stale=True)
 
     async def republish(self, key: RunKey) -> Sequence[Outgoing]:
@@ -201,12 +206,18 @@ class Handlers:
         return await self._follow(key, Decision(state, []), child_traceparent(None), stale=True)
 
     async def _obey(
-        self, key: RunKey, command: Command, *, traceparent: str = "", fresh: bool = False
+        self,
+        key: RunKey,
+        command: Command,
+        *,
+        traceparent: str = "",
+        fresh: bool = False,
+        wanted: Wanted | None = None,
     ) -> Decision:
         now = self._clock.now()
         advice = Advice(self._means.noise.random(), self._routing.health(now))
         decision = await self._runs.obey(
-            key, command, advice=advice, traceparent=traceparent, fresh=fresh
+            key, command, advice=advice, traceparent=traceparent, fresh=fresh, wanted=wanted
         )
         self._routing.observe(decision, now)
         return decision
@@ -269,10 +280,10 @@ class Handlers:
                 continue  # its scope ended in the same commit
             match state.planned(path).kind:
                 case "model":
-                    task = self._task(key, state, path, trace)
-                    out += [task] if self._means.shares.admits(task) else []
+                    asked = task_of(key, state, path, trace)
+                    out += [asked] if self._means.shares.admits(asked) else []
                 case "emit":
-                    out += self._emission(key, state, path, trace)
+                    out += emission_of(key, state, path, trace)
                 case "dynamic":
                     expanded.append(await self._expand(key, state, path, trace))
                 case _:
@@ -301,67 +312,22 @@ class Handlers:
         command = ExpandNode(path, node.attempt, plan, fault, self._clock.now())
         return await self._obey(key, command, traceparent=trace)
 
-    def _emission(self, key: RunKey, state: RunState, path: str, trace: str) -> list[Outgoing]:
-        """Return the message of an `emit` node, and the result that says it was sent."""
-        planned, node = state.planned(path), state.nodes_of(scope_of(path))[node_id_of(path)]
-        inputs = node_inputs(state, scope_of(path), planned)
-        payload = inputs["payload"] if "payload" in planned.bindings else inputs
-        headers = {
-            Header.RUN_ID: key.run_id,
-            Header.MSG_ID: f"{key.tenant}.{key.run_id}.{path}.{node.attempt}",
-            Header.CE_ID: f"{key.run_id}.{path}.{node.attempt}",
-            Header.CORRELATION_ID: state.correlation_id,
-            Header.TRACEPARENT: trace,
-            Header.CONTENT_TYPE: "application/json",
-        }
-        subject = topic(key.tenant, planned.params["subject"])
-        body = orjson.dumps(to_json({"payload": payload})["payload"])
-        sent = TaskResult(
-            tenant=key.tenant,
-            run_id=key.run_id,
-            node_id=path,
-            attempt=node.attempt,
-            outputs={},
-            model=planned.model,
-            worker="",
-        )
-        return [
-            Outgoing(subject, body, headers),
-            Outgoing(result(key), pack(sent), _headers(key, state, path, node.attempt, trace)),
-        ]
 
-    def _task(self, key: RunKey, state: RunState, path: str, trace: str) -> Outgoing:
-        planned, node = state.planned(path), state.nodes_of(scope_of(path))[node_id_of(path)]
-        route = planned.routes[node.route]
-        then, seen = following(state, path)
-        body = Task(
-            tenant=key.tenant,
-            run_id=key.run_id,
-            node_id=path,
-            attempt=node.attempt,
-            model=route.model,
-            params=route.params,
-            inputs=node_inputs(state, scope_of(path), planned),
-            scheduled_at=node.scheduled_at,
-            deadline=node.deadline,
-            memo_s=planned.memo_s,
-            correlation_id=state.correlation_id,
-            then=then,
-            seen=seen,
-        )
-        return Outgoing(
-            task(key.tenant, route.modality, route.pool, planned.lane, route.model),
-            pack(body),
-            _headers(key, state, path, node.attempt, trace),
-        )
+def _hold(delivery: Delivery, decision: Decision) -> None:
+    """Keep a message until what it led to is stored, where its workflow wants that."""
+    state = decision.state
+    if decision.stored is not None and state is not None and state.plan.mode == "ordered":
+        delivery.before_ack.append(decision.stored)
 
 
-def _headers(key: RunKey, state: RunState, path: str, attempt: int, trace: str) -> dict[str, str]:
-    return {
-        Header.MSG_ID: f"{key.tenant}.{key.run_id}.{path}.{attempt}",
-        Header.CORRELATION_ID: state.correlation_id,
-        Header.TRACEPARENT: trace,
-    }
+def _is_known(state: RunState | None, result: TaskResult) -> bool:
+    """Tell whether a log has the attempt whose result this is."""
+    if state is None:
+        return False
+    if state.terminal or not state.is_under_way(result.node_id):
+        return True
+    node = state.node(result.node_id)
+    return node is not None and node.attempt >= result.attempt
 
 
 def _scheduled(decision: Decision) -> list[str]:

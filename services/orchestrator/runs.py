@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,13 +27,15 @@ from events.store import EMPTY, Append, EventStore, Head
 from events.subjects import RunKey
 from events.verify import check_end
 from schemas.errors import ClawdbotError, DataLoss, VersionConflict
-from schemas.ids import new_id
+from services.orchestrator.behind import Behind, Decided
 from services.telemetry import get_logger
 
 
 log = get_logger()
 
 CONFLICTS_MAX = 16
+Wanted = Callable[[], Awaitable[bool]]
+"""Tells whether a command is still to be obeyed."""
 GIVING_UP = (
     RunCancelled,
     RunFailed,
@@ -54,7 +57,14 @@ class Slot:
     head: Head = EMPTY
     snapshot_version: int = 0
     known: bool = False
-    """Whether `state` and `head` were read from the log or written by us."""
+    """Whether `state` was read from the log or decided here."""
+    behind: Behind | None = None
+    """What is decided and not stored yet, unless effects wait for the log."""
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether it must be remembered."""
+        return self.lock.locked() or (self.behind is not None and self.behind.is_busy)
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,8 @@ class Decision:
     """Attempts under way that nobody waits for any more: path and number of each."""
     freed: tuple[tuple[str, str], ...] = ()
     """Nodes that are over and were inside a gate, or in front of it: key and path of each."""
+    stored: "asyncio.Future[None] | None" = None
+    """Done when the events are stored, where that follows behind; else they are already."""
 
 
 class Witness(Protocol):
@@ -134,6 +146,7 @@ class Runs:
         advice: Advice = Advice(),  # noqa: B008 - frozen
         traceparent: str = "",
         fresh: bool = False,
+        wanted: Wanted | None = None,
     ) -> Decision:
         """Decide a command against the run's log and commit what it brings.
 
@@ -143,6 +156,7 @@ class Runs:
             advice: What the decision may use besides the log.
             traceparent: Goes into the commit's headers.
             fresh: Try first as if the run had no log; a conflict tells otherwise.
+            wanted: Asked before each try, once the log is known, whether this is still to be done.
 
         Raises:
             StoreUnavailable: The log cannot be reached; nothing is known about the commit.
@@ -159,6 +173,8 @@ class Runs:
                 if not slot.known and not fresh:
                     await self._load(key, slot)
                     read = True
+                if wanted is not None and not await wanted():
+                    return Decision(slot.state, [])
                 before = slot.state
                 events = decide(before, command, advice)
                 if not events and (read or _final(slot.state)):
@@ -166,20 +182,21 @@ class Runs:
                 if not events:
                     slot.known = fresh = False  # another orchestrator may have gone further
                     continue
+                after = fold(events, before)
+                assert after is not None
+                decided = Decided(events, after, traceparent)
+                stored = None
                 try:
-                    await self._commit(key, slot, events, traceparent)
+                    if after.plan.mode == "strong":
+                        await self._commit(key, slot, decided)
+                    else:
+                        stored = self._behind(key, slot).add(decided)
                 except VersionConflict:
-                    slot.known = fresh = False
+                    fresh = False
                     continue
-                except ClawdbotError:
-                    slot.known = False
-                    raise
-                return Decision(
-                    slot.state,
-                    events,
-                    _abandoned(before, slot.state, events),
-                    _freed(before, slot.state),
-                )
+                slot.state, slot.known = after, True
+                abandoned, freed = _abandoned(before, after, events), _freed(before, after)
+                return Decision(after, events, abandoned, freed, stored)
         raise VersionConflict("others keep appending to the run first")
 
     async def state(self, key: RunKey) -> RunState | None:
@@ -196,12 +213,27 @@ class Runs:
                 await self._load(key, slot)
             return slot.state
 
-    async def _commit(self, key: RunKey, slot: Slot, events: list[Event], traceparent: str) -> None:
-        state = fold(events, slot.state)
-        assert state is not None
-        append = Append(key, new_id(), events, slot.head, state, traceparent)
-        slot.head = await self._store.append(append)
-        slot.state, slot.known = state, True
+    async def flush(self) -> None:
+        """Return when everything that was decided is stored."""
+        for slot in [*self._slots.values()]:
+            if slot.behind is not None:
+                await slot.behind.drained()
+
+    def _behind(self, key: RunKey, slot: Slot) -> Behind:
+        if slot.behind is None:
+            slot.behind = Behind(lambda decided: self._commit(key, slot, decided))
+        return slot.behind
+
+    async def _commit(self, key: RunKey, slot: Slot, decided: Decided) -> None:
+        state = decided.state
+        append = Append(
+            key, decided.commit_id, decided.events, slot.head, state, decided.traceparent
+        )
+        try:
+            slot.head = await self._store.append(append)
+        except ClawdbotError:
+            slot.known = False
+            raise
         self._witness.saw(key, slot.head)
         headers = commit_headers(append, slot.head.version)
         self._index.apply(key, slot.head.sequence, headers, state.updated_at)
@@ -219,6 +251,8 @@ class Runs:
             slot.known = False
 
     async def _load(self, key: RunKey, slot: Slot) -> None:
+        if slot.behind is not None:
+            await slot.behind.drained()
         seen = max(slot.head.version, self._index.commits(key))
         try:
             loaded = await load_state(self._store, self._snapshots, key)
@@ -244,7 +278,7 @@ class Runs:
         """Forget the run that was not asked for the longest, unless it is being worked on."""
         if len(self._slots) > self._cached_max:
             oldest, slot = next(iter(self._slots.items()))
-            if slot.lock.locked():
+            if slot.is_in_use:
                 self._slots.move_to_end(oldest)
             else:
                 del self._slots[oldest]

@@ -37,7 +37,9 @@ class Queue:
     counted: int = 0
     """In the queue at the last look."""
     sent: int = 0
-    """Since."""
+    """Published since, and acknowledged."""
+    fresh: int = 0
+    """Admitted since, and maybe not yet published: they say nothing of how fast work is done."""
     looked_at: float = 0.0
     rate: float = 0.0
     """Done in a second, moving average."""
@@ -64,7 +66,7 @@ class Queue:
             self.rate += WEIGHT * (rate - self.rate)
         else:
             self.rate = max(self.rate, rate)  # all is done: they could have done more
-        self.counted, self.sent, self.looked_at = counted, 0, now
+        self.counted, self.sent, self.fresh, self.looked_at = counted, 0, 0, now
 
     def take(self) -> Outgoing | None:
         """Return what is next, the most urgent lane first."""
@@ -108,7 +110,7 @@ class Shares:
         queue = self._queue(pool_of(task.subject))
         has_room = not queue.holds and self._room(queue) > 0
         if has_room or self._held_bytes + len(task.data) > HELD_BYTES_MAX:
-            queue.sent += 1
+            queue.fresh += 1
             return True
         lane = queue.held[LANES.index(lane_of(task.subject))]
         name = task.headers[Header.MSG_ID]
@@ -137,8 +139,8 @@ class Shares:
                 if task is None:
                     break
                 taken.append(task)
-            queue.sent += len(taken)
             await self._publish(taken)
+            queue.sent += len(taken)
         except ClawdbotError as error:
             log.info("shares_postponed", error=error.message)
             for task in reversed(taken):
@@ -151,7 +153,7 @@ class Shares:
 
     def _room(self, queue: Queue) -> int:
         share = max(self._tasks_min, int(queue.rate * self._share_s))
-        return share - queue.counted - queue.sent
+        return share - queue.counted - queue.sent - queue.fresh
 
     def _count_held(self, task: Outgoing, change: int) -> None:
         self._held_bytes += change * len(task.data)

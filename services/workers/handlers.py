@@ -208,6 +208,7 @@ class Handlers:
             node_id=task.node_id,
             attempt=task.attempt,
             error=error,
+            behind=task.behind,
             model=task.model,
             worker=self._means.worker,
         )

@@ -21,7 +21,7 @@ from schemas.errors import RetryableError, Unavailable
 from schemas.ids import DEFAULT_TENANT, new_id
 from schemas.messages import Header
 from schemas.submission import pack_inputs
-from tests.support.checker import violations
+from tests.support.checker import Submission, check, recorded
 from tests.support.cluster import NatsCluster
 from tests.support.disk import Disk, unusable
 from tests.support.mesh import Mesh
@@ -94,12 +94,11 @@ async def all_complete(nc: Nats, keys: list[RunKey]) -> None:
         return True
 
     await until(none_open, what=f"the end of {len(keys)} runs", timeout_s=60)
-    for key in keys:
-        history = await store.load(key)
-        assert violations(history.events()) == []
-        state = history.state()
-        assert state is not None
-        assert state.outputs == {"n2": {"text": key.run_id}}
+    wanted = [
+        Submission(key.run_id, "chain", {"text": key.run_id}, True, {"n2": {"text": key.run_id}})
+        for key in keys
+    ]
+    assert [] == check(await recorded(store, keys), wanted)
 
 
 @contextmanager

@@ -104,5 +104,5 @@ async def test_a_flood_does_not_starve_others(tmp_path: Path) -> None:
     fair = await flooded(tmp_path / "fair", share_tasks_min="4", share_s="0.5")
     unfair = await flooded(tmp_path / "unfair", share_tasks_min="100000")
     print(f"fair {fair}, unfair {unfair}")  # noqa: T201 - the figures
-    assert fair["waits_s"][0] < unfair["waits_s"][0] / 3
+    assert sorted(fair["waits_s"])[2] < unfair["waits_s"][0] / 2
     assert fair["left_of_the_flood"] > 0

@@ -39,6 +39,14 @@ def test_a_seed_replays_exactly() -> None:
     assert first.stdout.splitlines()[0] == second.stdout.splitlines()[0]
 
 
+def test_an_older_copy_of_the_log_is_refused() -> None:
+    """A server that lost what was committed is noticed within 30 s, and nothing is added to it."""
+    done = simulate("--scenario", "regression", "--seeds", "8")
+    assert 0 == done.returncode, done.stdout + done.stderr
+    blind = simulate("--scenario", "regression", "--seeds", "8", "--without", "loss evidence")
+    assert 1 == blind.returncode, blind.stdout + blind.stderr
+
+
 @pytest.mark.parametrize(
     "safeguard", ["optimistic concurrency", "fencing", "ack after commit", "controls in order"]
 )

@@ -26,8 +26,11 @@ from events.catalog import (
     SignalReceived,
 )
 from events.evolve import evolve
+from events.jetstream import JetStreamEventStore
 from events.paths import is_inside, node_id_of, node_path, scope_of
 from events.state import DECIDED, RunState
+from events.subjects import RunKey
+from schemas.messages import Header
 
 
 EARLY_S = 1e-3
@@ -63,6 +66,28 @@ class Submission:
     """What the run gives if it completes; None when that cannot be told."""
     ends: frozenset[str] = frozenset({"completed"})
     """How it may end."""
+
+
+async def recorded(store: JetStreamEventStore, keys: Iterable[RunKey]) -> dict[str, list[Recorded]]:
+    """Read runs as a server holds them, whatever is wrong with them.
+
+    Raises:
+        StoreUnavailable: The log cannot be reached.
+        DataLoss: A commit cannot be decoded.
+    """
+    log: dict[str, list[Recorded]] = {}
+    for key in keys:
+        log[key.run_id] = [
+            Recorded(
+                item.sequence,
+                item.version,
+                item.headers.get(Header.PREVIOUS, ""),
+                item.data,
+                tuple((await store.decoder(item))().events),
+            )
+            for item in await store.stored(key)
+        ]
+    return log
 
 
 def check(

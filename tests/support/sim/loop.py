@@ -6,6 +6,7 @@ as by SIGKILL: nothing of it ever runs again, no `finally`, no `except`.
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import gc
 import heapq
@@ -193,6 +194,22 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
         self.call_later(self._executor_delay_s(), done)
         return future
+
+    def submit(self, func: Callable[..., Any], *args: Any) -> "concurrent.futures.Future[Any]":
+        """As `run_in_executor`, for who asks a pool of threads himself."""
+        job: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def done(outcome: "asyncio.Future[Any]") -> None:
+            if not job.set_running_or_notify_cancel():
+                return
+            error = outcome.exception()
+            if error is not None:
+                job.set_exception(error)
+            else:
+                job.set_result(outcome.result())
+
+        self.run_in_executor(None, func, *args).add_done_callback(done)
+        return job
 
     @override
     async def create_connection(  # type: ignore[override] # the one form that nats-py uses

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import events.jetstream
+import services.orchestrator.history
 import services.orchestrator.runs
 from events.catalog import Event
 from events.commands import Advice, Command, RecordResult
@@ -55,14 +56,21 @@ async def _hasty(consumer: Consumer, delivery: Delivery, frame: Frame) -> tuple[
     return "ok", len(out)
 
 
-async def _anytime(*_: Any) -> None:
-    """Controls of one run in any order."""
+async def _anytime(*_: Any) -> bool:
+    """Controls of one run in any order, and again."""
+    return True
+
+
+async def _blind(*_: Any) -> str:
+    """No loss evidence: whatever the log says is believed."""
+    return ""
 
 
 MUTANTS: dict[str, tuple[Any, str, Any]] = {
     "optimistic concurrency": (events.jetstream, "commit_headers", _unguarded),
     "fencing": (services.orchestrator.runs, "decide", _unfenced),
     "ack after commit": (Consumer, "_attempt", _hasty),
+    "loss evidence": (services.orchestrator.history, "contradiction", _blind),
     "controls in order": (Orchestrator, "_turn", _anytime),
 }
 """What is missing, and what is put in its place."""

@@ -2,10 +2,7 @@
 
 import asyncio
 import random
-import shutil
-import tempfile
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,6 @@ from schemas.ids import DEFAULT_TENANT
 from schemas.messages import Header
 from schemas.submission import pack_inputs
 from tests.support.checker import Recorded, Submission, check
-from tests.support.sim import mutants
 from tests.support.sim.faults import FAILPOINTS
 from tests.support.sim.workloads import Wish, deployed, wish
 from tests.support.sim.world import MASTER, MIB, SHARED, URL, World
@@ -160,11 +156,7 @@ class Scenario:
         world = self.world
         await self._set_up()
         world.faults.active = True
-        for number in range(2):
-            world.orchestrator(number)
-            world.worker(number)
-        for number, client in enumerate(self.clients):
-            self.running.append(world.start(f"client-{number}", client.run))
+        self._start()
         if self.chance.random() < 0.3:
             for _ in range(self.chance.randint(1, 2)):
                 world.later(self.chance.uniform(0.5, HEALS_AT), world.restart_server)
@@ -172,11 +164,20 @@ class Scenario:
         while not self._all_over() and world.now() < gives_up_at:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.2)
 
+    def _start(self) -> None:
+        world = self.world
+        for number in range(2):
+            world.orchestrator(number)
+            world.worker(number)
+        for number, client in enumerate(self.clients):
+            self.running.append(world.start(f"client-{number}", client.run))
+
     async def _set_up(self) -> None:
         nc = await connect()
         await ensure(nc, StreamLimits(events_bytes_max=256 * MIB, ack_wait_s=SHARED["ack_wait_s"]))
         definitions = DefinitionStore(nc.jetstream())
-        for name in sorted({item.workflow for item in self.wishes.values()}):
+        wishes = [item for client in self.clients for item in client.wishes.values()]
+        for name in sorted({item.workflow for item in wishes}):
             await definitions.deploy(DEFAULT_TENANT, deployed(name))
         await nc.close()
 
@@ -213,15 +214,3 @@ def read_log(world: World) -> dict[str, list[Recorded]]:
             )
         )
     return log
-
-
-def play(seed: int, *, said: bool = False, without: str = "") -> Outcome:
-    """Play one seed, perhaps without one of the safeguards in `mutants`."""
-    shared = Path("/dev/shm")  # noqa: S108 - memory instead of a disk, where there is some
-    parent = shared if shared.is_dir() else None
-    folder = Path(tempfile.mkdtemp(prefix="simulation-", dir=parent))
-    try:
-        with mutants.without(without) if without else nullcontext():
-            return Scenario(seed, folder).play(said=said)
-    finally:
-        shutil.rmtree(folder)

@@ -4,6 +4,7 @@ Everything else it asks of the machine it asks of the event loop.
 """
 
 import asyncio
+import concurrent.futures
 import gc
 import os
 import random
@@ -11,19 +12,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
 import structlog
+from typing_extensions import override
 
+import events.jetstream
 import events.keys
 import services.orchestrator.app
 import services.workers.app
+import services.workers.models
+from events.group_commit import GroupCommit
 from services.workers import engines
-from tests.support.sim.loop import RUNNING
+from tests.support.sim.loop import RUNNING, VirtualLoop
 
 
+BATCH_MIN = 2
+"""Commits that make an atomic batch; a few runs would never reach the usual number."""
 CATALOGUE = Path(__file__).with_name("engine.yaml")
 
 
@@ -57,13 +65,15 @@ def simulated(
         (random, "_urandom", chance.randbytes),
         (os, "fsync", lambda _: None),
         (events.keys, "AESGCM", Keys),
+        (events.jetstream, "GroupCommit", partial(GroupCommit, batch_min=BATCH_MIN)),
         (anyio.to_thread, "run_sync", _off_loop),
+        (services.workers.models, "ThreadPoolExecutor", _Pool),
         (services.orchestrator.app, "configure", lambda *_: None),
         (services.workers.app, "configure", lambda *_: None),
     ]
     engines._CLASSES["moody"] = ("tests.support.sim.moody", "MoodyEngine")
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
-    state = random.getstate()
+    state, logging = random.getstate(), structlog.get_config()
     _log(now, said=said)
     gc.collect()
     gc.disable()  # finalizers must not run at moments that no seed decides
@@ -76,8 +86,22 @@ def simulated(
         for owner, name, value in before:
             setattr(owner, name, value)
         random.setstate(state)
+        structlog.configure(**logging)
         del engines._CLASSES["moody"]
         gc.enable()
+
+
+class _Pool(concurrent.futures.Executor):
+    """A pool without threads: the loop does its work."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Take what a pool of threads takes."""
+
+    @override
+    def submit(self, fn: Any, /, *args: Any, **_: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        return loop.submit(fn, *args)
 
 
 async def _off_loop(func: Callable[..., Any], *args: Any, **_: Any) -> Any:

@@ -182,6 +182,14 @@ DEFINITIONS: dict[str, dict[str, Any]] = {
         ],
         "edges": [_edge("a", "tell")],
     },
+    "keyed": {
+        "nodes": [_moody("a", concurrency={"key": "'all'", "limit": 1}), _echo("b")],
+        "edges": [_edge("a", "b")],
+    },
+}
+DEFINITIONS |= {
+    f"{name}_ordered": {**DEFINITIONS[name], "mode": "ordered"}
+    for name in ("linear", "join", "failing", "timed", "each")
 }
 
 
@@ -215,6 +223,7 @@ GIVES: dict[str, Callable[[str], Mapping[str, Any] | None]] = {
     "asked": _text("b"),
     "called_off": _text("b"),
     "telling": lambda _: {"tell": {}},
+    "keyed": _text("b"),
 }
 
 
@@ -222,13 +231,14 @@ def wish(chance: random.Random) -> Wish:
     """Draw a run."""
     workflow = chance.choice(sorted(DEFINITIONS))
     text = "".join(chance.choices("abcdef", k=chance.randint(1, 8)))
-    if workflow == "each":
+    kind = workflow.removesuffix("_ordered")
+    if kind == "each":
         items = [f"{text}{number}" for number in range(chance.randint(0, 5))]
         outputs = {"each": {"items": items, "count": len(items)}}
         return Wish(workflow, {"items": items}, outputs, EITHER)
     if workflow == "loop":
         return Wish(workflow, {}, None, EITHER)
-    gives = GIVES[workflow](text)
+    gives = GIVES[kind](text)
     after_s = chance.uniform(0.0, 4.0)
     if workflow == "asked":
         signal = Control(action="signal", name="go", id=text, payload=text)

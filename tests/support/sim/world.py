@@ -100,6 +100,7 @@ class World:
             data_dir=self._folder / name,
             instance=name,
             clock_interval_s=0.2,
+            snapshot_every=3,
             events_bytes_max=256 * MIB,
             **settings,
         )

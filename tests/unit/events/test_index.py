@@ -1,6 +1,8 @@
 """The run index as evidence: how far each run and the whole log were seen."""
 
+import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -66,4 +68,40 @@ def test_the_order_of_arrival_does_not_show(index: RunIndex) -> None:
     for key, sequence, version in log:
         record(other, key, sequence, version)
     assert index.digest() == other.digest()
+    other.close()
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A commit as the index sees it."""
+
+    key: RunKey
+    sequence: int
+    headers: dict[str, str]
+    at: float
+
+
+def test_a_batch_is_its_commits_one_by_one(index: RunIndex) -> None:
+    """Also where runs begin, end and retire within it."""
+    dice = random.Random(3)
+    versions: dict[str, int] = {}
+    log: list[Commit] = []
+    for sequence in range(1, 400):
+        name = dice.choice("abcdefgh")
+        if versions.get(name, 0) < 0:
+            continue
+        retires = versions.get(name, 0) > 3 and dice.random() < 0.1
+        versions[name] = -1 if retires else versions.get(name, 0) + 1
+        headers = {Header.VERSION: str(abs(versions[name])), Header.STATUS: f"s{sequence}"}
+        if retires:
+            headers = {RETIRED: "1.0", Header.VERSION: "9"}
+        log.append(Commit(RunKey("default", name), sequence, headers, sequence / 8))
+    for commit in log:
+        index.apply(commit.key, commit.sequence, commit.headers, commit.at)
+    other = RunIndex(":memory:")
+    while log:
+        size = dice.randrange(1, 40)
+        batch, log = log[:size], log[size:]
+        other.record(batch)
+    assert (index.position, index.digest()) == (other.position, other.digest())
     other.close()

@@ -92,7 +92,7 @@ def test_a_fast_pool_has_longer_queues() -> None:
     queue = Queue(sent=50)
     queue.learn(0, now=0.5)
     assert 100 == queue.rate
-    queue.sent = 100
+    queue.sent, queue.fresh = 100, 1000
     queue.learn(90, now=1.5)
     assert 70 < queue.rate < 100
     assert (90, 0) == (queue.counted, queue.sent)
