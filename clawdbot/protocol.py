@@ -3,7 +3,6 @@
 `Client` and `AsyncClient` differ only in how they carry a `Call` out.
 """
 
-import mimetypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +34,16 @@ from schemas.forks import Fork
 from schemas.ids import new_id
 from schemas.messages import Control, Header
 from schemas.submission import MSGPACK, pack_inputs
-from schemas.values import INLINE_BYTES_MAX, Binary, BlobRef, Wire, to_json, to_wire
+from schemas.values import (
+    INLINE_BYTES_MAX,
+    OCTETS,
+    Binary,
+    BlobRef,
+    Wire,
+    media_type_of,
+    to_json,
+    to_wire,
+)
 from schemas.workflow import Deployment, invalid
 
 
@@ -271,7 +279,7 @@ def prepare(inputs: Mapping[str, Any]) -> tuple[Wire, list[Upload]]:
         if isinstance(value, Path):
             value = _file(name, value)  # noqa: PLW2901 - what the path stands for
         if isinstance(value, bytes):
-            value = Binary(media_type="application/octet-stream", data=value)  # noqa: PLW2901
+            value = Binary(media_type=OCTETS, data=value)  # noqa: PLW2901
         if isinstance(value, Binary) and len(value.data) > INLINE_BYTES_MAX:
             uploads.append(Upload(name, value.data, value.media_type))
         else:
@@ -280,15 +288,13 @@ def prepare(inputs: Mapping[str, Any]) -> tuple[Wire, list[Upload]]:
 
 
 def _file(name: str, path: Path) -> Binary | str:
-    media_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    media_type = media_type_of(path.name)
     try:
         data = path.read_bytes()
         return (
             data.decode()
             if media_type == "text/plain"
-            else Binary(
-                media_type={"audio/x-wav": "audio/wav"}.get(media_type, media_type), data=data
-            )
+            else Binary(media_type=media_type, data=data)
         )
     except OSError as error:
         raise InvalidArgument(

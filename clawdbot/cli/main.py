@@ -153,6 +153,7 @@ for command in (
     runs.events,
     replay.replay,
     travel.export,
+    travel.import_,
     travel.fork,
     travel.diff,
     travel.regress,
@@ -166,8 +167,7 @@ for command in (
     models,
     doctor,
 ):
-    app.command()(command)
-app.command("import")(travel.import_)
+    app.command(command.__name__.rstrip("_"))(command)
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ def export(
         else:
             facts = _facts(found)
             screen.print(
-                f"wrote {target}: {facts['events']} events, {facts['blobs']} blobs, "
+                f"wrote {target}: {facts['events']} events, blobs: {facts['blobs']}, "
                 f"{len(packed)} bytes, in clear"
             )
             if found.missing:
