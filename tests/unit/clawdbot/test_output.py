@@ -9,6 +9,7 @@ from clawdbot.cli.output import (
     ExitCode,
     Screen,
     brief,
+    counted,
     event_line,
     exit_code,
     nested,
@@ -219,3 +220,8 @@ def test_a_rejected_run_has_no_version_and_no_steps(capsys: pytest.CaptureFixtur
     )
     show_run(Screen(), run)
     assert "run r\nhello: rejected\nbecause: the body is not JSON\n" == capsys.readouterr().out
+
+
+def test_one_is_singular() -> None:
+    """1 node, 2 nodes."""
+    assert ["0 nodes", "1 node", "2 nodes"] == [counted(number, "node") for number in range(3)]
