@@ -1,5 +1,6 @@
 """Clients that submit runs over HTTP, never try again, and remember what they were told."""
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -25,17 +26,19 @@ class Clients:
     Args:
         url: Of the gateway.
         text_bytes: How long each run's text is, beside its id.
+        wait_s: How long an answer may wait for the end of the run.
     """
 
     url: str
     text_bytes: int = 0
+    wait_s: int = 0
     over: threading.Event = field(default_factory=threading.Event)
     accepted: dict[str, str] = field(default_factory=dict)
     """The text of each accepted run."""
     told_at: list[float] = field(default_factory=list)
-    """When each was accepted, monotonic seconds."""
+    """When each was accepted, or was over when that was waited for, monotonic seconds."""
     took_s: list[float] = field(default_factory=list)
-    """How long each acceptance took."""
+    """How long each of these answers took."""
     refused: list[tuple[int, float]] = field(default_factory=list)
     """Status and seconds of each refusal."""
 
@@ -73,6 +76,11 @@ class Clients:
 
         await until(there, what=f"{more} more refusals", timeout_s=timeout_s)
 
+    def gap_s(self, since: float) -> float:
+        """Return the longest time without such an answer since a moment, seconds."""
+        moments = [since, *(moment for moment in sorted(self.told_at) if moment > since)]
+        return max(later - earlier for earlier, later in itertools.pairwise(moments))
+
     async def all_complete(self, *, timeout_s: float = 90) -> None:
         """Wait until every accepted run is over; each must give back its own text."""
         open_runs = dict(self.accepted)
@@ -89,17 +97,18 @@ class Clients:
             await until(none_open, what="the end of every accepted run", timeout_s=timeout_s)
 
     def _submit(self) -> None:
+        path = f"/v1/workflows/echo/runs?wait={self.wait_s}"
         with httpx.Client(base_url=self.url, timeout=60) as http:
             while not self.over.is_set():
                 text = new_id() + "x" * self.text_bytes
                 begun = time.monotonic()
-                answer = http.post("/v1/workflows/echo/runs", json={"inputs": {"text": text}})
+                answer = http.post(path, json={"inputs": {"text": text}})
                 now = time.monotonic()
                 if answer.is_success:
                     self.accepted[answer.json()["run_id"]] = text
                     self.told_at.append(now)
                     self.took_s.append(now - begun)
                     continue
-                assert int(answer.headers["Retry-After"]) >= 1
+                assert "Retry-After" in answer.headers, (answer.status_code, answer.text)
                 self.refused.append((answer.status_code, now - begun))
                 self.over.wait(PAUSE_S)
