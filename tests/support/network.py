@@ -3,6 +3,7 @@
 A host that is cut off sees no error, only silence, as behind a broken switch. Needs root.
 """
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from typing import Self
 
 
 NEEDED = ("ip", "bridge")
+_NUMBERS = itertools.count()
 FORWARDING, DISABLED = "3", "0"
 """States of a bridge's port. Source: bridge(8)."""
 
@@ -40,7 +42,7 @@ class Network:
 
     def __post_init__(self) -> None:
         """Choose names and addresses that nobody else has."""
-        self._name = f"cb{os.getpid()}"
+        self._name = f"cb{os.getpid()}-{next(_NUMBERS)}"
         self._subnet = f"10.213.{os.getpid() % 256}"
 
     def address(self, host: int) -> str:
@@ -86,6 +88,7 @@ class Network:
         trace: TracebackType | None,
     ) -> None:
         """Take it down; nobody may run on its hosts any more."""
+        _run("ip", "link", "del", self._name)  # the kernel takes its time with namespaces
         for name in (*map(self._host, range(self.count)), self._switch):
             _run("ip", "netns", "del", name)
 
