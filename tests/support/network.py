@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 
-NEEDED = ("ip", "bridge")
+NEEDED = ("ip", "bridge", "nsenter")
 _NUMBERS = itertools.count()
 FORWARDING, DISABLED = "3", "0"
 """States of a bridge's port. Source: bridge(8)."""
@@ -22,7 +22,7 @@ def unusable() -> str:
     """Return why there can be no such network here; empty when there can."""
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if missing:
-        return f"missing: {', '.join(missing)} (apt install iproute2)"
+        return f"missing: {', '.join(missing)} (apt install iproute2 util-linux)"
     name = f"cb{os.getpid()}-try"
     if subprocess.run(["ip", "netns", "add", name], check=False, capture_output=True).returncode:  # noqa: S603, S607
         return "network namespaces need root"
@@ -51,7 +51,7 @@ class Network:
 
     def inside(self, host: int) -> tuple[str, ...]:
         """Return the words in front of a command that is to run on a host."""
-        return ("ip", "netns", "exec", self._host(host))
+        return _within(self._host(host))
 
     def cut_off(self, host: int) -> None:
         """Let nothing pass to or from a host."""
@@ -105,7 +105,15 @@ class Network:
         self._on_switch("ip", "link", "set", port, "up")
 
     def _on_switch(self, *command: str) -> None:
-        _run("ip", "netns", "exec", self._switch, *command)
+        _run(*_within(self._switch), *command)
+
+
+def _within(name: str) -> tuple[str, ...]:
+    """Return the words in front of a command in a namespace.
+
+    Not `ip netns exec`: that copies all mounts, and disks of other tests stay busy in the copy.
+    """
+    return ("nsenter", f"--net=/run/netns/{name}")
 
 
 def _run(*command: str) -> None:
