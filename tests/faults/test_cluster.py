@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(bool(CANNOT), reason=CANNOT),
 ]
 FAULTS = [
-    "cut off",
+    pytest.param("cut off", marks=pytest.mark.slow),
     pytest.param("killed", marks=pytest.mark.slow),
     pytest.param("paused", marks=pytest.mark.slow),
 ]

@@ -175,9 +175,9 @@ def test_what_is_asked_for_wins_over_the_file(url: str, tmp_path: Path) -> None:
     document = {"name": "filed", "replicas": 2, "definition": {"nodes": [node]}}
     workflow.write_text(json.dumps(document))
     asked = clawdbot("deploy", str(workflow), "--name", "own", "--replicas", "3", url=url)
-    assert asked.stdout == b"own version 1, 1 nodes\n"
+    assert asked.stdout == b"own version 1, 1 node\n"
     assert "replicas 3" in clawdbot("show", "own", url=url).stdout.decode()
-    assert clawdbot("deploy", str(workflow), url=url).stdout == b"filed version 1, 1 nodes\n"
+    assert clawdbot("deploy", str(workflow), url=url).stdout == b"filed version 1, 1 node\n"
     assert "replicas 2" in clawdbot("show", "filed", url=url).stdout.decode()
 
 
