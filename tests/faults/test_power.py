@@ -56,6 +56,8 @@ class Load:
     nc: Nats
     accepted: list[RunKey] = field(default_factory=list)
     over: asyncio.Event = field(default_factory=asyncio.Event)
+    is_dying: bool = False
+    """While the power is being cut: such a cut lets one flush succeed in vain (`bench.power`)."""
 
     async def submitter(self) -> None:
         """Submit one run after the other."""
@@ -70,7 +72,8 @@ class Load:
             except (NatsError, JetStreamError, TimeoutError):
                 await asyncio.sleep(0.05)
                 continue
-            self.accepted.append(key)
+            if not self.is_dying:
+                self.accepted.append(key)
 
     async def enough(self) -> bool:
         """Tell whether a round has seen enough."""
@@ -141,6 +144,7 @@ async def one_round(url: str, cut: "Cut") -> None:
             for _ in range(SUBMITTERS):
                 group.create_task(load.submitter())
             await until(load.enough, what="load", timeout_s=30)
+            load.is_dying = True
             await asyncio.to_thread(cut)
             load.over.set()
         await all_complete(nc, load.accepted)
