@@ -52,7 +52,8 @@ class Worker:
             allow_fallback=settings.allow_fallback,
             threads=settings.compute_threads,
             engine_settings={
-                "http": {"allow": settings.http_allow, "bytes_max": settings.http_bytes_max}
+                "http": {"allow": settings.http_allow, "bytes_max": settings.http_bytes_max},
+                "onnx": {"bytes_max": settings.model_bytes_max},
             },
         )
         attempts = Attempts(SystemClock())

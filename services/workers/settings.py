@@ -5,6 +5,7 @@ from pydantic import Field
 from schemas.catalogue import Modality
 from schemas.plan import DEFAULT_POOL
 from services.settings import Settings
+from services.workers.engines.model_files import MODEL_BYTES_MAX
 
 
 MIB = 1024 * 1024
@@ -25,6 +26,8 @@ class WorkerSettings(Settings):
     """What `http` nodes may call besides public addresses: names and CIDR ranges, with commas."""
     http_bytes_max: int = Field(default=8 * MIB, ge=1024, le=64 * MIB)
     """Most bytes of an answer to an `http` node."""
+    model_bytes_max: int = Field(default=MODEL_BYTES_MAX, ge=1024)
+    """Largest model file that the `onnx` engine loads."""
     chain_ms: float = Field(default=20.0, ge=0, le=1000)
     """How long a worker goes on after a task with the nodes that come next; 0 never."""
     announce_interval_s: float = Field(default=10.0, gt=0, le=15)
