@@ -19,7 +19,7 @@ from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 from services.workers.attempts import Attempts
 from services.workers.handlers import Handlers, Means
-from services.workers.models import Models
+from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
 from services.workers.settings import WorkerSettings
 
@@ -50,7 +50,7 @@ class Worker:
             settings.modality,
             settings.models_dir,
             allow_fallback=settings.allow_fallback,
-            threads=settings.compute_threads,
+            capacity=Capacity(settings.compute_threads, settings.batch_rows_max),
             engine_settings={
                 "http": {"allow": settings.http_allow, "bytes_max": settings.http_bytes_max},
                 "onnx": {"bytes_max": settings.model_bytes_max},

@@ -6,6 +6,7 @@ from schemas.catalogue import Modality
 from schemas.plan import DEFAULT_POOL
 from services.settings import Settings
 from services.workers.engines.model_files import MODEL_BYTES_MAX
+from services.workers.models import ROWS_MAX
 
 
 MIB = 1024 * 1024
@@ -20,6 +21,8 @@ class WorkerSettings(Settings):
     """The pool whose tasks it takes."""
     compute_threads: int = Field(default=2, ge=1, le=64)
     """Inferences that run at the same time in threads."""
+    batch_rows_max: int = Field(default=ROWS_MAX, ge=1, le=65536)
+    """Most rows that an engine computes in one call; a model's `max_batch_size` may be less."""
     infer_queue_max: int = Field(default=64, ge=1)
     """Unlogged inferences that may wait; more are answered 503."""
     http_allow: str = ""
