@@ -32,6 +32,7 @@ DATATYPE_SIZES = {
 BYTES = "BYTES"
 DATATYPES = (*DATATYPE_SIZES, BYTES)
 RANK_MAX = 16
+COUNT_MAX = 2**62
 
 _LENGTH = struct.Struct("<I")
 
@@ -42,7 +43,7 @@ def check(datatype: str, shape: Sequence[int], data: bytes) -> None:
     Raises:
         InvalidArgument: Unknown datatype, or another byte count; names `datatype` or `data`.
     """
-    count = math.prod(shape)
+    count = count_of(shape)
     if datatype == BYTES:
         elements(data, count)
         return
@@ -54,6 +55,18 @@ def check(datatype: str, shape: Sequence[int], data: bytes) -> None:
         raise InvalidArgument(
             f"the shape needs {expected} bytes, the tensor has {len(data)}", field="data"
         )
+
+
+def count_of(shape: Sequence[int]) -> int:
+    """Return how many elements a shape has.
+
+    Raises:
+        InvalidArgument: More than 63 bits can count; names `shape`.
+    """
+    count = math.prod(shape)
+    if count > COUNT_MAX:
+        raise InvalidArgument(f"the shape has more elements than {COUNT_MAX}", field="shape")
+    return count
 
 
 def pack(items: Iterable[bytes]) -> bytes:

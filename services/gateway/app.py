@@ -24,12 +24,14 @@ from services.gateway.admission import Admission
 from services.gateway.api import build_api
 from services.gateway.calls import Calls
 from services.gateway.deployments import Deployments
+from services.gateway.inference.service import Inferences
 from services.gateway.middleware import Watch
 from services.gateway.protocol import bounded_http
 from services.gateway.routes import Parts
 from services.gateway.settings import GatewaySettings
 from services.gateway.submissions import Submissions
 from services.gateway.waiters import Waiters
+from services.requests import Requests
 from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 
@@ -120,6 +122,7 @@ class Gateway:
             waiters=waiters,
             clock=clock,
             projector=projector,
+            inferences=Inferences(catalogue, directory, Requests(bus), clock, settings.wait_s_max),
         )
 
     async def _serve_calls(self, bus: Bus, parts: Parts, group: asyncio.TaskGroup) -> None:

@@ -26,7 +26,7 @@ from schemas.messages import (
     pack,
     unpack,
 )
-from schemas.submission import MSGPACK, check_names, read_inputs
+from schemas.submission import MSGPACK, check_names, read_inference
 from schemas.values import Wire, to_json, to_wire
 from services.consumer import NOT_ITS_FAULT
 from services.micro import Asked, Reply
@@ -212,12 +212,13 @@ class Handlers:
         model = decode(tokens[-1])
         known = self._means.models.inputs(model)
         ask = InferAsk.of(asked.headers)
-        inputs = read_inputs(asked.body, asked.headers, known)
+        inputs, given = read_inference(asked.body, asked.headers, known)
+        request = Request({}, self._means.models.params(model, given))
         check_names(inputs, known, "model")
         scope = asyncio.timeout(ask.timeout_s)
         try:
             async with scope:
-                answer = await self._infer(tokens[2], model, inputs, Request({}), ask.rank)
+                answer = await self._infer(tokens[2], model, inputs, request, ask.rank)
         except TimeoutError as error:
             if not scope.expired():
                 raise

@@ -95,6 +95,7 @@ class Models:
         self._specs = {
             name: spec for name, spec in catalogue.models.items() if spec.modality == modality
         }
+        self._catalogue = catalogue
         self._models_dir = models_dir
         self._allow_fallback = allow_fallback
         self._engine_settings = engine_settings
@@ -121,6 +122,14 @@ class Models:
             known = ", ".join(sorted(self._specs))
             raise NotFound(f"no model named '{name}' here; known: {known}", field="model")
         return {port.name: port.required for port in spec.inputs}
+
+    def params(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters of an inference: the catalogue's, overridden by those given.
+
+        Raises:
+            InvalidArgument: The engine knows no such parameter.
+        """
+        return self._catalogue.params(name, given, field="params")
 
     def fingerprint(self, name: str) -> str:
         """Return a digest of the model that serves for `name` here.

@@ -279,7 +279,7 @@ def _array(tensor: Tensor, name: str) -> "NDArray[Any]":
     import numpy as np
 
     if tensor.datatype == "BYTES":
-        items = tensors.elements(tensor.data, int(np.prod(tensor.shape)))
+        items = tensors.elements(tensor.data, tensors.count_of(tensor.shape))
         try:
             texts = [item.decode() for item in items]
         except UnicodeDecodeError as error:
