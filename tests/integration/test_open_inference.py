@@ -3,6 +3,8 @@
 import gzip
 import json
 import re
+import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -44,6 +46,14 @@ JSON_BYTES = "Inference-Header-Content-Length"
 BODY_BYTES_MAX = 6 * 1024 * 1024
 
 
+def blocks(kind: str) -> list[str]:
+    """Return the code in docs/inference.md: Python, or what is only indented."""
+    document = Path("docs/inference.md").read_text(encoding="utf-8")
+    if kind == "python":
+        return re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    return re.findall(r"(?:^    .*\n)+", document, re.MULTILINE)
+
+
 @dataclass(frozen=True)
 class Served:
     """A gateway and a text worker that has the tiny models."""
@@ -58,6 +68,8 @@ def served(nats_server: NatsServer, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("served")
     shipped = yaml.safe_load(Path("schemas/catalogue.yaml").read_text(encoding="utf-8"))["models"]
     entries = onnx_models.entries(folder / "models")
+    entries |= yaml.safe_load(blocks("text")[0])["models"]
+    onnx_models.save(onnx_models.iris(), folder / "models" / "iris" / "1.onnx")
     kept = ("template", "echo", "intent-small", "embedding-small")
     entries |= {name: shipped[name] for name in kept}
     catalogue = folder / "catalogue.yaml"
@@ -550,6 +562,24 @@ def test_addresses_that_are_not_there(http: httpx.Client) -> None:
     ):
         answer = http.request(method, path)
         assert (status, {"error"}) == (answer.status_code, set(answer.json()))
+
+
+def test_the_guide_works_as_it_stands(served: Served, http: httpx.Client) -> None:
+    """docs/inference.md: the catalogue entry, the Python, and what curl sends."""
+    [script] = blocks("python")
+    done = subprocess.run(  # noqa: S603 - our own documentation
+        [sys.executable, "-c", script.replace("127.0.0.1:8080", served.address)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert "[0 2]" == done.stdout.strip()
+    [command] = [block for block in blocks("text") if "curl" in block]
+    answer = http.post("/v2/models/iris/infer", content=command.split("'")[1])
+    [output] = answer.json()["outputs"]
+    assert ("probabilities", [1, 3]) == (output["name"], output["shape"])
+    assert pytest.approx(1.0) == sum(output["data"])
 
 
 def test_many_at_once_are_computed_together(served: Served) -> None:

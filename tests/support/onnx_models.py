@@ -71,6 +71,19 @@ def picky() -> Any:
     return model([node], ports, {"VALUE": ("INT64", ("n", 1))}, [table])
 
 
+def iris() -> Any:
+    """Return the model of docs/inference.md: X [n, 4] to probabilities [n, 3]."""
+    rows = [[1.0, 0.0, 0.0], [0.5, 0.0, 0.0], [-2.0, 0.0, 1.0], [-2.0, 0.0, 1.0]]
+    flat = [number for row in rows for number in row]
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [4, 3], flat)
+    nodes = [
+        helper.make_node("MatMul", ["X", "w"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["probabilities"], axis=1),
+    ]
+    outputs = {"probabilities": ("FP32", ("n", 3))}
+    return model(nodes, {"X": ("FP32", ("n", 4))}, outputs, [weights])
+
+
 def save(proto: Any, path: Path) -> None:
     """Write a model's file."""
     path.parent.mkdir(parents=True, exist_ok=True)
