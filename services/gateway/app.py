@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -36,6 +37,9 @@ from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 
 
+if TYPE_CHECKING:
+    from services.gateway.inference.rpc import InferenceServer
+
 SERVICE = "gateway"
 WATCH_INTERVAL_S = 2.0
 log = get_logger()
@@ -62,6 +66,7 @@ class Gateway:
         statistics = Statistics(settings.data_dir / f"statistics-{settings.instance}.sqlite")
         parts = self._parts(bus, index, Projector(bus.nc, keys, statistics), keys)
         caught_up = asyncio.Event()
+        rpc = _rpc(parts)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(index.follow(bus.nc, ready=caught_up))
@@ -73,9 +78,13 @@ class Gateway:
                 server = _server(parts)
                 listener.listen(server.config.backlog)  # from here on nobody is refused
                 group.create_task(_serve_http(server, listener))
+                if rpc is not None and settings.grpc_port is not None:
+                    await rpc.start(settings.http_host, settings.grpc_port)
                 log.info("listening", host=settings.http_host, port=listener.getsockname()[1])
                 log.info("ready")
         finally:
+            if rpc is not None:
+                await rpc.close()
             listener.close()
             index.close()
             statistics.close()
@@ -136,6 +145,23 @@ class Gateway:
             in_flight_max=self.settings.waits_max,
         )
         await micro.serve(bus.nc, group, endpoint, self.settings.instance)
+
+
+def _rpc(parts: Parts) -> "InferenceServer | None":
+    """Return the server of gRPC, if one is wanted; its library is an extra.
+
+    Raises:
+        FailedPrecondition: The library is not installed.
+    """
+    if parts.settings.grpc_port is None:
+        return None
+    try:
+        from services.gateway.inference.rpc import InferenceServer  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise FailedPrecondition(
+            "gRPC is not installed here: pip install 'clawdbot[grpc]'", field="CLAWDBOT_GRPC_PORT"
+        ) from error
+    return InferenceServer(parts)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -88,7 +88,7 @@ def ask_of(spec: ModelSpec, found: Sequence[tuple[str, Tensor]], request: InferR
     lane = _LANES.get(_count(own, "priority"), "low")
     timeout_s = _count(own, "timeout") / 1e6
     own.pop("headers", None)
-    _refuse_unsupported(own, "parameters")
+    refuse_unsupported(own, "parameters")
     return InferAsk(
         inputs=bind(spec, found),
         outputs=_wanted(spec, request.outputs, all_binary=all_binary),
@@ -158,9 +158,9 @@ def _load(text: bytes) -> InferRequest:
 
 def _tensor(item: InputTensor, blobs: _Blobs) -> Tensor:
     params = dict(item.parameters)
-    with _about(item.name):
+    with about(item.name):
         size = params.pop("binary_data_size", None)
-        _refuse_unsupported(params, "parameters")
+        refuse_unsupported(params, "parameters")
         if size is None:
             return elements.from_json(item.datatype, item.shape, item.data)
         if item.data is not None:
@@ -172,7 +172,7 @@ def _tensor(item: InputTensor, blobs: _Blobs) -> Tensor:
         return found
 
 
-class _about:  # noqa: N801 - reads as a word of the sentence
+class about:  # noqa: N801 - reads as a word of the sentence
     """Says of which input an error is."""
 
     def __init__(self, name: str) -> None:
@@ -189,7 +189,7 @@ class _about:  # noqa: N801 - reads as a word of the sentence
 
 def _value(tensor: Tensor, port: Port) -> Value:
     """Return what a port takes."""
-    with _about(port.tensor_name):
+    with about(port.tensor_name):
         if tensor.datatype != port.datatype:
             raise InvalidArgument(f"the datatype is {port.datatype}, not {tensor.datatype}")
         if not tensors.fits(tensor.shape, port.shape):
@@ -227,7 +227,7 @@ def _wanted(
         params = dict(item.parameters)
         where = f"output '{item.name}'"
         binary = _flag(params, "binary_data", where, default=all_binary)
-        _refuse_unsupported(params, where)
+        refuse_unsupported(params, where)
         found[item.name] = Wanted(ports[item.name], binary)
     return tuple(found.values())
 
@@ -237,7 +237,7 @@ def _raw(body: bytes, spec: ModelSpec) -> InferAsk:
     if len(spec.inputs) != 1:
         raise InvalidArgument("a raw body needs a model of one input; name the inputs in JSON")
     [port] = spec.inputs
-    with _about(port.tensor_name):
+    with about(port.tensor_name):
         tensor = Tensor(
             datatype=port.datatype,
             shape=tuple(_shape(port, len(body), rows=bool(spec.max_batch_size))),
@@ -261,7 +261,12 @@ def _shape(port: Port, size_bytes: int, *, rows: bool) -> Iterator[int]:
         yield size_bytes // known if item < 0 and known else max(item, 0)
 
 
-def _refuse_unsupported(params: Mapping[str, Any], where: str) -> None:
+def refuse_unsupported(params: Mapping[str, Any], where: str) -> None:
+    """Refuse parameters of extensions that are not offered.
+
+    Raises:
+        Unsupported: Names the parameter.
+    """
     for name in params:
         if name.startswith(_UNSUPPORTED):
             raise Unsupported(f"{where}: '{name[:128]}' is not supported here")

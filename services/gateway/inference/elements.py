@@ -53,7 +53,7 @@ def from_json(datatype: str, shape: Sequence[int], data: Any) -> Tensor:
     kinds, words = _KINDS[datatype]
     if not set(map(type, flat)) <= kinds:
         raise InvalidArgument(f"the elements of {datatype} are {words}")
-    return Tensor(datatype=datatype, shape=tuple(shape), data=_pack(datatype, flat))
+    return Tensor(datatype=datatype, shape=tuple(shape), data=_bytes_of(datatype, flat))
 
 
 def to_json(tensor: Tensor) -> list[Any]:
@@ -101,20 +101,30 @@ def _flatten(shape: Sequence[int], data: Any) -> list[Any]:
     return level
 
 
-def _pack(datatype: str, flat: list[Any]) -> bytes:
+def pack(datatype: str, flat: list[Any]) -> bytes:
+    """Return the bytes of numbers or truths.
+
+    Raises:
+        InvalidArgument: One is out of the datatype's range.
+    """
     if datatype == "BOOL":
         return bytes(flat)
+    try:
+        numbers = array(_CODES[datatype], flat)
+    except OverflowError as error:
+        raise InvalidArgument(f"an element is out of the range of {datatype}") from error
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tobytes()
+
+
+def _bytes_of(datatype: str, flat: list[Any]) -> bytes:
+    """Return the bytes of elements that came as JSON, which has no NaN and no infinity."""
     if datatype == "BYTES":
         try:
             return tensors.pack(item.encode() for item in flat)
         except UnicodeEncodeError as error:
             raise InvalidArgument("a string holds half of a surrogate pair") from error
-    try:
-        numbers = array(_CODES[datatype], flat)
-    except OverflowError as error:
-        raise InvalidArgument(f"an element is out of the range of {datatype}") from error
-    if datatype in _FLOATS and not all(map(math.isfinite, numbers)):
-        raise InvalidArgument(f"an element is out of the range of {datatype}")
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers.tobytes()
+    if datatype == "FP32" and not all(map(math.isfinite, array("f", flat))):
+        raise InvalidArgument("an element is out of the range of FP32")
+    return pack(datatype, flat)

@@ -5,8 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from events.marks import refusal
-from schemas.errors import InvalidArgument, StoreUnavailable
+from schemas.errors import InvalidArgument
 from schemas.messages import Header
 from schemas.open_inference import (
     InferenceError,
@@ -20,6 +19,7 @@ from schemas.open_inference import (
 from services.errors import BodyTooLarge, UnsupportedMediaType
 from services.gateway.inference import answers, asks
 from services.gateway.routes import Parts, Wanted, answer
+from services.gateway.routes.health import check_ready
 from services.micro import VERSION
 
 
@@ -60,11 +60,7 @@ async def server_live() -> Response:
 @router.get("/health/ready", response_model=Ready)
 async def server_ready(parts: Wanted) -> Response:
     """Tell that the bus answers and that the event log is not refused."""
-    async with parts.bus.prompt(parts.settings.request_s_max):
-        await parts.bus.ping()
-        refused = await refusal(parts.bus.nc)
-    if refused:
-        raise StoreUnavailable(refused)
+    await check_ready(parts)
     return answer(Ready())
 
 
