@@ -1,9 +1,11 @@
-"""The nats-server that `clawdbot up` brings along: where it is, and how it is configured."""
+"""The nats-server that `clawdbot up` brings along: where it is, its settings, its health."""
 
 import json
 import shutil
 import sysconfig
 from pathlib import Path
+
+import httpx
 
 from schemas.errors import FailedPrecondition
 
@@ -12,6 +14,11 @@ HOST = "127.0.0.1"
 PAYLOAD_BYTES_MAX = 8 * 1024 * 1024
 FILE_STORE_MAX = "64GB"
 MEMORY_STORE_MAX = "4GB"
+ROOM_BYTES_MIN = 16 * 1024 * 1024
+"""Free bytes below which a restart for a failed write would only meet the next one."""
+HEALTH_S = 2.0
+WRITE_ERROR = "write error"
+"""In what a server says of a stream, consumer or Raft group that stopped for a failed write."""
 
 
 def server_binary() -> Path:
@@ -40,11 +47,12 @@ def write_config(folder: Path, port: int) -> Path:
         "# Written by `clawdbot up` at every start.",
         f"host: {HOST}",
         f"port: {port or -1}",
+        f"http: {_quoted(f'{HOST}:-1')}",
         "server_name: clawdbot",
         f"max_payload: {PAYLOAD_BYTES_MAX}",
-        f"ports_file_dir: {_quoted(folder)}",
+        f"ports_file_dir: {_quoted(str(folder.resolve()))}",
         "jetstream {",
-        f"  store_dir: {_quoted(folder / 'store')}",
+        f"  store_dir: {_quoted(str(folder.resolve() / 'store'))}",
         "  sync_interval: always",
         # By default the space at hand decides which streams may be made.
         f"  max_memory_store: {MEMORY_STORE_MAX}",
@@ -58,9 +66,13 @@ def write_config(folder: Path, port: int) -> Path:
 
 def reported_url(folder: Path, pid: int) -> str | None:
     """Return where a running server listens, once it has written that down."""
+    return _reported(folder, pid, "nats")
+
+
+def _reported(folder: Path, pid: int, kind: str) -> str | None:
     for path in folder.glob(f"*_{pid}.ports"):
         try:
-            addresses = json.loads(path.read_text(encoding="utf-8"))["nats"]
+            addresses = json.loads(path.read_text(encoding="utf-8"))[kind]
         except (ValueError, KeyError):
             return None  # half written
         return str(addresses[0])
@@ -86,5 +98,27 @@ def remove_reports(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _quoted(path: Path) -> str:
-    return json.dumps(str(path.resolve()))
+async def failed_write(folder: Path, pid: int) -> str:
+    """Return the failed write for which a server must be restarted; empty when there is none.
+
+    A server whose write or flush of a stream failed takes nothing more for that stream and answers
+    nobody until it is restarted, also when there is room again; `/healthz` says so (ADR-0024).
+
+    Args:
+        folder: Of the server.
+        pid: Of its process.
+    """
+    url = _reported(folder, pid, "monitoring")
+    if url is None:
+        return ""
+    try:
+        async with httpx.AsyncClient(timeout=HEALTH_S) as client:
+            said = (await client.get(f"{url}/healthz")).json().get("error", "")
+    except (httpx.HTTPError, ValueError):
+        return ""  # silent or gone: that is for others to notice
+    room = shutil.disk_usage(folder / "store").free
+    return str(said) if WRITE_ERROR in said and room >= ROOM_BYTES_MIN else ""
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)

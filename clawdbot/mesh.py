@@ -149,8 +149,12 @@ class Mesh:
             embedded.write_config(folder, int(found.rpartition(":")[2]))
             return True
 
+        async def unwell(pid: int) -> str:
+            return await embedded.failed_write(folder, pid)
+
         command = (str(embedded.server_binary()), "-c", str(config.resolve()))
-        await self._start(Program("nats-server", command, ready, why=embedded.complaint))
+        program = Program("nats-server", command, ready, why=embedded.complaint, unwell=unwell)
+        await self._start(program)
         return url[0]
 
     async def _start_gateway(self) -> None:

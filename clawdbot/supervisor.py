@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,8 @@ READY_S = 60.0
 POLL_S = 0.02
 LOG_BYTES_MAX = 64 * 1024 * 1024
 """A log that is larger is kept as NAME.log.1, in place of the one before, and begins anew."""
-LOG_CHECK_S = 10.0
+CHECK_S = 2.0
+"""Between two looks at a running process: at the size of its log, and whether it is well."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -37,6 +38,7 @@ class Program:
         ready: Tells from what the process has logged since its start whether it serves.
         environment: Added to ours.
         why: Finds in what the process has logged why it did not start.
+        unwell: Tells of a running process why it must be restarted; empty when it need not.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Program:
     ready: Callable[[int, str], bool]
     environment: dict[str, str] = field(default_factory=dict)
     why: Callable[[str], str] = str.strip
+    unwell: Callable[[int], Awaitable[str]] | None = None
 
 
 Report = Callable[[str, str], None]
@@ -109,6 +112,9 @@ class Supervised:
         process = self._process
         if process is None or process.returncode is not None:
             return
+        await self._terminate(process)
+
+    async def _terminate(self, process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
             process.send_signal(signal.SIGCONT)  # a paused process must wake up to obey
@@ -137,10 +143,15 @@ class Supervised:
                 self._report(self.program.name, f"cannot be started: {error.strerror}")
 
     async def _ended(self, process: asyncio.subprocess.Process) -> int:
-        """Wait for a process's end; keep its log within bounds meanwhile."""
+        """Wait for a process's end, or end it when it is unwell; keep its log within bounds."""
+        unwell = self.program.unwell
         while True:
             with contextlib.suppress(TimeoutError):
-                return await asyncio.wait_for(process.wait(), LOG_CHECK_S)
+                return await asyncio.wait_for(process.wait(), CHECK_S)
+            reason = "" if unwell is None else await unwell(process.pid)
+            if reason:
+                self._report(self.program.name, f"must be restarted: {reason}")
+                await self._terminate(process)
             try:
                 await asyncio.to_thread(turn_over, self.log, LOG_BYTES_MAX)
             except OSError as error:

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
 from nats.aio.client import Client as Nats
@@ -26,6 +26,8 @@ from schemas.messages import Header
 
 
 BATCH = 256
+NOTED_MAX = 1000
+"""Commits that are noted before they are written."""
 FLUSH_S = 0.02
 """What is committed within this time is written in one transaction."""
 IDLE_S = 1.0
@@ -102,11 +104,15 @@ class RunIndex:
     def __init__(self, path: str | Path) -> None:
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {_SCHEMA}")
+        self._noted: list[tuple[RunKey, int, Mapping[str, str], float]] = []
+        self._versions: dict[RunKey, int] = {}
+        """Of the runs that were noted and are not written yet."""
         self.position = self.checkpoint()[1]
         """The highest sequence of EVENTS that was ever recorded."""
 
     def close(self) -> None:
         """Close the file."""
+        self._write_noted()
         self._db.close()
 
     async def follow(self, nc: Nats, *, ready: asyncio.Event | None = None) -> None:
@@ -116,6 +122,17 @@ class RunIndex:
                 await self._follow(nc, ready)
             except (NatsError, TimeoutError):
                 await asyncio.sleep(RETRY_S)  # the server is away; begin again at the checkpoint
+
+    def note(self, key: RunKey, sequence: int, headers: Mapping[str, str], at: float) -> None:
+        """Record one commit as `apply` does, but write it together with others.
+
+        That is with the next batch of the log, or before the next question.
+        """
+        self.position = max(self.position, sequence)
+        self._noted.append((key, sequence, headers, at))
+        self._versions[key] = int(headers.get(Header.VERSION, "0"))
+        if len(self._noted) >= NOTED_MAX:
+            self._write_noted()
 
     def apply(self, key: RunKey, sequence: int, headers: Mapping[str, str], at: float) -> None:
         """Record one commit; an older one than the row's is ignored.
@@ -152,7 +169,7 @@ class RunIndex:
     def unfinished(self, limit: int = 10_000) -> list[RunKey]:
         """Return runs that are not over."""
         query = "SELECT tenant, run_id FROM runs WHERE status='running' LIMIT ?"
-        return [RunKey(*row) for row in self._db.execute(query, (limit,))]
+        return [RunKey(*row) for row in self._ask(query, (limit,))]
 
     def due(self, now: float, limit: int = 1000) -> list[RunKey]:
         """Return runs whose wake time has come, the longest waiting first."""
@@ -160,10 +177,13 @@ class RunIndex:
             "SELECT tenant, run_id FROM runs WHERE status='running' AND wake <= ? "
             "ORDER BY wake LIMIT ?"
         )
-        return [RunKey(*row) for row in self._db.execute(query, (now, limit))]
+        return [RunKey(*row) for row in self._ask(query, (now, limit))]
 
     def commits(self, key: RunKey) -> int:
         """Return how many commits of a run were seen; 0 when it is unknown or was retired."""
+        noted = self._versions.get(key)
+        if noted is not None:
+            return noted
         query = "SELECT commits FROM runs WHERE tenant=? AND run_id=?"
         row = self._db.execute(query, (key.tenant, key.run_id)).fetchone()
         return 0 if row is None else int(row[0])
@@ -175,7 +195,7 @@ class RunIndex:
             "ORDER BY tenant DESC, run_id DESC LIMIT ?"
         )
         start = (_BEYOND, "") if before is None else (before.tenant, before.run_id)
-        return [RunKey(*row) for row in self._db.execute(query, (*start, limit))]
+        return [RunKey(*row) for row in self._ask(query, (*start, limit))]
 
     def checkpoint(self) -> tuple[str, int]:
         """Return when the stream was created and which sequence was recorded last."""
@@ -184,11 +204,14 @@ class RunIndex:
 
     def reset(self) -> None:
         """Forget everything, before `follow` reads it again from the log."""
+        self._noted.clear()
+        self._versions.clear()
         self._db.executescript("DELETE FROM runs; DELETE FROM checkpoint;")
         self.position = 0
 
     def digest(self) -> str:
         """Return SHA-256 over all rows in order; the same log gives the same."""
+        self._write_noted()
         return digest_of(self._db, "runs")
 
     def record(self, batch: "Iterable[Recordable]") -> None:
@@ -205,17 +228,30 @@ class RunIndex:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Write all that is applied within it at once."""
+        """Write all that is applied within it, and all that was noted before, at once."""
+        noted, self._noted = self._noted, []
+        self._versions.clear()
         self._db.execute("BEGIN")
         try:
+            for item in noted:
+                self.apply(*item)
             yield
         finally:
             self._db.execute("COMMIT")
 
+    def _write_noted(self) -> None:
+        if self._noted:
+            with self.transaction():
+                pass
+
+    def _ask(self, query: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        self._write_noted()
+        return self._db.execute(query, values)
+
     def next_wake(self) -> float | None:
         """Return the earliest wake time of all runs."""
         query = "SELECT min(wake) FROM runs WHERE status='running'"
-        found: float | None = self._db.execute(query).fetchone()[0]
+        found: float | None = self._ask(query).fetchone()[0]
         return found
 
     def runs(
@@ -235,7 +271,7 @@ class RunIndex:
             "ORDER BY first DESC LIMIT ?5"
         )
         start = int(before) if before else None
-        rows = self._db.execute(query, (tenant, workflow, status, start, limit))
+        rows = self._ask(query, (tenant, workflow, status, start, limit))
         return [RunRow(*row) for row in rows]
 
     def _resume(self, created: str, last: int) -> int:
@@ -243,6 +279,8 @@ class RunIndex:
         known, sequence = self.checkpoint()
         if known == created and sequence <= last:
             return sequence + 1
+        self._noted.clear()
+        self._versions.clear()
         self._db.execute("DELETE FROM runs")
         self._db.execute("INSERT OR REPLACE INTO checkpoint VALUES (1, ?, 0)", (created,))
         return 1

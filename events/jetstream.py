@@ -15,7 +15,12 @@ from nats.errors import (
     OutboundBufferLimitError,
 )
 from nats.errors import TimeoutError as NatsTimeout
-from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
+from nats.js.errors import (
+    APIError,
+    NoStreamResponseError,
+    NotFoundError,
+    ServiceUnavailableError,
+)
 from typing_extensions import override
 
 from events.chain import check_head, check_link
@@ -46,6 +51,7 @@ BUS_ERRORS = (
     ConnectionClosedError,
     ConnectionReconnectingError,
     NoRespondersError,
+    NoStreamResponseError,  # as nats-py says it of a publish: the stream has no leader now
     OutboundBufferLimitError,
     ServiceUnavailableError,
 )
@@ -169,7 +175,10 @@ class JetStreamEventStore(EventStore):
     @override
     async def load(self, key: RunKey, after: Head = EMPTY) -> History:
         """Read a run's log."""
-        return await self.decode(key, await self.stored(key, after), after)
+        stored = await self.stored(key, after)
+        if after.version and not stored and (await self.head(key)).version >= after.version:
+            raise StoreUnavailable("a replica of the event log is late; try again")
+        return await self.decode(key, stored, after)
 
     @override
     async def head(self, key: RunKey) -> Head:

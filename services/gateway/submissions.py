@@ -187,10 +187,11 @@ class Submissions:
     async def _submit(self, submission: Submission, ask: Ask, *, look: bool = True) -> list[Landed]:
         """Store a submission and follow its run; `look` at commits while the next ones come."""
         with self.waiters.feed(submission.key) as feed:
-            async with self.bus.prompt(self.request_s):
-                if not await self._exists(submission, ask):
-                    self.admission.check()
-                    await self.bus.submit(_message(submission, ask))
+            with self.admission.storing():
+                async with self.bus.prompt(self.request_s):
+                    if not await self._exists(submission, ask):
+                        self.admission.check()
+                        await self.bus.submit(_message(submission, ask))
             return await self._watch(submission, ask, feed, look=look)
 
     async def _prepare(self, ask: Ask, read: Reader) -> Submission:

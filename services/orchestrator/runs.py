@@ -236,7 +236,7 @@ class Runs:
             raise
         self._witness.saw(key, slot.head)
         headers = commit_headers(append, slot.head.version)
-        self._index.apply(key, slot.head.sequence, headers, state.updated_at)
+        self._index.note(key, slot.head.sequence, headers, state.updated_at)
         if due(slot.head, slot.snapshot_version, self._snapshot_every) and not state.terminal:
             try:
                 await self._snapshots.put(key, Snapshot(state, slot.head))

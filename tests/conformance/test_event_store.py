@@ -8,12 +8,13 @@ import nats
 import pytest
 from nats.aio.client import Client as Nats
 from nats.js.api import StreamConfig, SubjectTransform
+from typing_extensions import override
 
 from events.catalog import Event, NodeCompleted
 from events.commands import CancelRun
 from events.evolve import fold
 from events.express import Express
-from events.jetstream import JetStreamEventStore
+from events.jetstream import JetStreamEventStore, StoredCommit
 from events.keys import JetStreamKeyRing
 from events.memory import MemoryEventStore
 from events.run import decide
@@ -250,6 +251,26 @@ async def test_unknown_head_is_data_loss(store: EventStore, key: RunKey) -> None
     head = await store.append(first(key))
     with pytest.raises(DataLoss):
         await store.load(key, replace(head, digest="0" * 64))
+
+
+class LateReplica(JetStreamEventStore):
+    """Reads are answered by a copy that has nothing of the run yet."""
+
+    @override
+    async def stored(self, key: RunKey, after: Head = EMPTY) -> list[StoredCommit]:
+        """Return nothing."""
+        return []
+
+
+@pytest.mark.nats
+async def test_a_late_replica_is_no_data_loss(nc: Nats, key: RunKey) -> None:
+    """What one copy does not have yet, and the leader has, may be read again; else it is lost."""
+    head = await (await jetstream_store(nc)).append(first(key))
+    late = LateReplica(nc, JetStreamKeyRing(nc.jetstream(), bytes(32)))
+    with pytest.raises(StoreUnavailable):
+        await late.load(key, head)
+    with pytest.raises(DataLoss):
+        await late.load(key, replace(head, version=2))
 
 
 async def test_retired_run_keeps_its_id(store: EventStore, key: RunKey) -> None:

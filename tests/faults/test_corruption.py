@@ -109,8 +109,19 @@ class Case:
         return JetStreamEventStore(self.nc, JetStreamKeyRing(self.nc.jetstream(), MASTER))
 
     async def last_sequence(self) -> int:
-        """Return where the log ends."""
-        return (await self.nc.jetstream().stream_info(EVENTS)).state.last_seq
+        """Return where the log ends; one that was deleted is made anew by the services."""
+        found: list[int] = []
+
+        async def is_there() -> bool:
+            try:
+                info = await self.nc.jetstream().stream_info(EVENTS)
+            except NotFoundError:
+                return False
+            found.append(info.state.last_seq)
+            return True
+
+        await until(is_there, what="the log", timeout_s=10)
+        return found[-1]
 
     async def waiting(self) -> int:
         """Return how many submissions wait in their queue."""

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.support.nats import NatsServer
+from tests.support.network import Network
 
 
 class NatsCluster:
@@ -16,6 +17,7 @@ class NatsCluster:
         folders: One for each server: configuration and log.
         stores: Where each keeps JetStream's files; below its folder by default.
         sync_interval: When written data goes to disk.
+        network: Whose hosts the servers are, so that one can be cut off; this machine by default.
     """
 
     def __init__(
@@ -24,17 +26,23 @@ class NatsCluster:
         *,
         stores: Sequence[Path] | None = None,
         sync_interval: str = "always",
+        network: Network | None = None,
     ) -> None:
         ports = _free_ports(len(folders))
-        routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
+        hosts = [network.address(n) if network else "127.0.0.1" for n in range(len(folders))]
+        routes = ", ".join(
+            f'"nats://{host}:{port}"' for host, port in zip(hosts, ports, strict=True)
+        )
         places = stores or [folder / "store" for folder in folders]
         self.servers = [
             NatsServer(
                 folder,
                 store=store,
                 sync_interval=sync_interval,
+                host=hosts[number],
+                inside=network.inside(number) if network else (),
                 options=f"server_name: n{number}\n"
-                "cluster {\n  name: test\n  host: 127.0.0.1\n"
+                f"cluster {{\n  name: test\n  host: {hosts[number]}\n"
                 f"  port: {port}\n  routes: [{routes}]\n}}",
             )
             for number, (folder, store, port) in enumerate(zip(folders, places, ports, strict=True))

@@ -7,6 +7,9 @@ shutdown without a flush. Torn sectors and disks that lie about flushes are not 
 import os
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +27,17 @@ def unusable() -> str:
         return "mounting needs root"
     missing = [name for name in NEEDED if shutil.which(name) is None]
     return f"missing: {', '.join(missing)} (apt install xfsprogs)" if missing else ""
+
+
+def cannot_mount() -> str:
+    """Return why nothing can be mounted here; empty when it can."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _run("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder)
+            _run("umount", folder)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"mounting is not possible here: {error}"
+    return ""
 
 
 @dataclass
@@ -80,6 +94,42 @@ class Disk:
 
     def _mount(self) -> None:
         _run("mount", "-o", "loop", str(self._image), str(self.path))
+
+
+@contextmanager
+def small_disk(path: Path, size_mib: int) -> Iterator["Ballast"]:
+    """Mount a file system of its own size; it can be filled and given room again."""
+    path.mkdir(parents=True)
+    _run("mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", str(path))
+    try:
+        yield Ballast(path)
+    finally:
+        _run("umount", str(path))
+
+
+@dataclass
+class Ballast:
+    """A file that takes up room on a disk.
+
+    Args:
+        folder: Where it goes.
+    """
+
+    folder: Path
+
+    def fill(self, free_bytes: int) -> None:
+        """Take all room but this."""
+        size = shutil.disk_usage(self.folder).free - free_bytes
+        with self._path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+
+    def drop(self) -> None:
+        """Give the room back."""
+        self._path.unlink()
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "ballast"
 
 
 def _run(*command: str) -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sysconfig
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -43,6 +44,8 @@ class NatsServer:
         options: Further lines of the server's configuration.
         store: Where JetStream keeps its files; below the folder by default.
         sync_interval: When written data goes to disk: `always`, or a time such as `2m`.
+        host: Where it listens.
+        inside: Words in front of its command, which they must end up as.
     """
 
     def __init__(
@@ -52,8 +55,12 @@ class NatsServer:
         options: str = "",
         store: Path | None = None,
         sync_interval: str = "always",
+        host: str = "127.0.0.1",
+        inside: Sequence[str] = (),
     ) -> None:
         self._folder = folder
+        self._host = host
+        self._inside = inside
         self._options = options
         self._sync_interval = sync_interval
         self.store_dir = store or folder / "store"
@@ -65,7 +72,7 @@ class NatsServer:
     def url(self) -> str:
         """Address for clients."""
         assert self._port > 0, "the server was never started"
-        return f"nats://127.0.0.1:{self._port}"
+        return f"nats://{self._host}:{self._port}"
 
     @property
     def pid(self) -> int:
@@ -101,7 +108,7 @@ class NatsServer:
         self._write_config()
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - the server under test
-                [binary, "-c", str(self._folder / "server.conf")],
+                [*self._inside, binary, "-c", str(self._folder / "server.conf")],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -148,7 +155,7 @@ class NatsServer:
     def _write_config(self) -> None:
         # One entry a line: the parser takes a comma-less second entry on a line for text.
         lines = [
-            "host: 127.0.0.1",
+            f"host: {self._host}",
             f"port: {self._port}",
             f"max_payload: {PAYLOAD_BYTES_MAX}",
             f'ports_file_dir: "{self._folder}"',
@@ -175,7 +182,7 @@ class NatsServer:
                 break
             if self._port < 0:
                 self._port = self._reported_port()
-            elif _jetstream_answers(self._port):
+            elif _jetstream_answers(self._host, self._port):
                 return
             time.sleep(0.01)
         self.kill()
@@ -205,7 +212,7 @@ class NatsServer:
             process.wait()
 
 
-def _jetstream_answers(port: int) -> bool:
+def _jetstream_answers(host: str, port: int) -> bool:
     """Ask for JetStream's account info by hand: no event loop is needed to start a server."""
     request = (
         b'CONNECT {"verbose":false,"headers":true,"no_responders":true}\r\n'
@@ -213,7 +220,7 @@ def _jetstream_answers(port: int) -> bool:
     )
     received = b""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
+        with socket.create_connection((host, port), timeout=1.0) as connection:
             connection.sendall(request)
             while b"MSG _ready" not in received:
                 chunk = connection.recv(4096)
