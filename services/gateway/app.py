@@ -2,10 +2,13 @@
 
 import asyncio
 import socket
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import uvicorn
+from starlette.requests import Request
+from starlette.responses import Response
 
 from events.blobs import JetStreamBlobStore
 from events.definitions import DefinitionStore
@@ -25,10 +28,11 @@ from services.gateway.admission import Admission
 from services.gateway.api import build_api
 from services.gateway.calls import Calls
 from services.gateway.deployments import Deployments
+from services.gateway.inference.lane import Lane
 from services.gateway.inference.service import Inferences
 from services.gateway.middleware import Watch
 from services.gateway.protocol import bounded_http
-from services.gateway.routes import Parts
+from services.gateway.routes import Parts, inference
 from services.gateway.settings import GatewaySettings
 from services.gateway.submissions import Submissions
 from services.gateway.waiters import Waiters
@@ -185,8 +189,13 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _server(parts: Parts) -> uvicorn.Server:
+    def infer(request: Request, name: str, version: str | None) -> Awaitable[Response]:
+        return inference.infer(request, parts, name, version)
+
     config = uvicorn.Config(
-        Watch(build_api(parts), parts.settings.body_bytes_max, parts.settings.body_s_max),
+        Watch(
+            Lane(build_api(parts), infer), parts.settings.body_bytes_max, parts.settings.body_s_max
+        ),
         loop="none",
         http=bounded_http(parts.settings.head_s_max),
         ws="none",

@@ -91,7 +91,7 @@ async def model_version_ready(parts: Wanted, name: str, version: str) -> Respons
 @router.post("/models/{name}/infer", response_model=InferResponse, openapi_extra=_BODY)
 async def model_infer(request: Request, parts: Wanted, name: str) -> Response:
     """Compute the outputs of a model; nothing is recorded."""
-    return await _infer(request, parts, name, None)
+    return await infer(request, parts, name, None)
 
 
 @router.post(
@@ -99,7 +99,7 @@ async def model_infer(request: Request, parts: Wanted, name: str) -> Response:
 )
 async def model_version_infer(request: Request, parts: Wanted, name: str, version: str) -> Response:
     """Compute the outputs of a model's version; nothing is recorded."""
-    return await _infer(request, parts, name, version)
+    return await infer(request, parts, name, version)
 
 
 async def _ready(parts: Parts, name: str, version: str | None) -> Response:
@@ -109,7 +109,12 @@ async def _ready(parts: Parts, name: str, version: str | None) -> Response:
     return answer(ModelReady(name=name))
 
 
-async def _infer(request: Request, parts: Parts, name: str, version: str | None) -> Response:
+async def infer(request: Request, parts: Parts, name: str, version: str | None) -> Response:
+    """Answer an inference.
+
+    Raises:
+        ClawdbotError: It cannot be answered.
+    """
     spec = parts.inferences.model(name, version)
     body = unpacked(
         await request.body(),
