@@ -74,6 +74,9 @@ class ModelSpec(UserInput):
     accepts: tuple[str, ...] | None = Field(default=None, strict=False)
     """Params that a node may give; None lets any pass."""
     timeout_s: float = Field(default=30.0, gt=0, le=3600, strict=False)
+    preload: bool = False
+    """Load it when a worker starts: its card then says whether it really runs, and the first
+    request does not wait."""
     max_batch_size: int = Field(default=0, ge=0, le=65536)
     """Rows that one call of the engine may have: then the first dimension of every input and output
     is -1, and requests that wait are computed together. 0: one request, one call."""

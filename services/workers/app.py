@@ -129,6 +129,7 @@ class Worker:
 
     async def _announce(self, directory: ModelDirectory, worker: str, models: Models) -> None:
         clock = SystemClock()
+        await models.preload()
         while True:
             offers = await asyncio.to_thread(models.offers)
             card = WorkerCard(

@@ -45,6 +45,10 @@ class AnyEngine:
         """
         return None
 
+    def is_uncertain(self) -> bool:
+        """Tell whether only loading shows if the model can run here; it is then loaded at start."""
+        return False
+
     def load(self) -> None:
         """Bring the weights into memory.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from events.models import Offer
 from schemas.catalogue import Catalogue, ModelSpec
-from schemas.errors import ModelUnavailable, NotFound
+from schemas.errors import ClawdbotError, ModelUnavailable, NotFound
 from schemas.values import Value
 from services.telemetry import get_logger
 from services.workers.batches import Computed, Crew, Line
@@ -182,6 +182,17 @@ class Models:
             compute_ms=(done - computed.started) * 1000,
             batch_size=computed.batch_size,
         )
+
+    async def preload(self) -> None:
+        """Load what is to be loaded at start; what cannot be says so on the card."""
+        for name, spec in self._specs.items():
+            engine = self._engine(spec)
+            if engine.missing() is not None or not (spec.preload or engine.is_uncertain()):
+                continue
+            try:
+                await self._load(name)
+            except ClawdbotError as error:
+                log.warning("model_not_loaded", model=name, error=error.message)
 
     def pace_s(self, name: str) -> float | None:
         """Return how long an inference takes lately, seconds; None before the first one."""

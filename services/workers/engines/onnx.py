@@ -71,6 +71,11 @@ class OnnxEngine(BatchEngine):
         return None
 
     @override
+    def is_uncertain(self) -> bool:
+        """Tell whether a provider is asked for that may turn out to be idle: no such device."""
+        return self._is_strict() and self._providers() != [CPU]
+
+    @override
     def load(self) -> None:
         """Load, and compare with the declared signature.
 
