@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
@@ -553,3 +554,18 @@ def test_many_at_once_are_computed_together(served: Served) -> None:
     lines = served.mesh.services["text"].log.read_text().splitlines()
     sizes = [json.loads(line).get("batch_size", 0) for line in lines if '"batch_size"' in line]
     assert max(sizes) > 1
+
+
+async def test_the_asyncio_client(served: Served) -> None:
+    """Triton's other client for HTTP, on aiohttp: infer, metadata, readiness, errors."""
+    row = np.ones((1, 3), np.float32)
+    async with triton_aio.InferenceServerClient(served.address) as client:
+        inputs = []
+        for name in ("A", "B"):
+            inputs.append(triton_aio.InferInput(name, [1, 3], "FP32"))
+            inputs[-1].set_data_from_numpy(row)
+        assert await client.is_model_ready("doubling")
+        answer = await client.infer("doubling", inputs)
+        assert np.array_equal(2 * row, answer.as_numpy("SUM"))
+        with pytest.raises(InferenceServerException, match="input 'B' is missing"):
+            await client.infer("doubling", inputs[:1])

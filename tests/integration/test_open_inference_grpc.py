@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
@@ -293,3 +294,14 @@ def test_too_late(client: triton.InferenceServerClient) -> None:
     with pytest.raises(InferenceServerException, match=r"[Dd]eadline"):
         client.infer("same-fp32", [x], client_timeout=1e-6)
     assert client.infer("same-fp32", [x]).as_numpy("Y").shape == (1, 2)
+
+
+async def test_the_asyncio_client(served: Served) -> None:
+    """Triton's other client for gRPC: infer, readiness, errors."""
+    x = given("X", np.ones((1, 2), np.float32))
+    async with triton_aio.InferenceServerClient(served.grpc) as client:
+        assert await client.is_server_ready()
+        answer = await client.infer("same-fp32", [x])
+        assert (1, 2) == answer.as_numpy("Y").shape
+        with pytest.raises(InferenceServerException, match="input 'INDEX' is missing"):
+            await client.infer("picky", [])
