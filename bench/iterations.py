@@ -65,13 +65,13 @@ async def measure(
         headers = {Header.RUN_ID: key.run_id, Header.CONTENT_TYPE: "application/msgpack"}
         subject = submit(key.tenant, f"many_{name}")
         await nc.jetstream().publish(subject, pack_inputs({}), headers=headers)
-        await _ended(nc, key)
+        await ended(nc, key)
         history = await store.load(key)
         rows.append(_row(name, history, _resident(mesh) - before, count))
     return rows
 
 
-async def _ended(nc: Nats, key: RunKey) -> None:
+async def ended(nc: Nats, key: RunKey) -> None:
     """Wait for the end of a run by the header of its last commit."""
 
     async def over() -> bool:

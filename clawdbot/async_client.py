@@ -12,6 +12,7 @@ import httpx
 from clawdbot import protocol
 from clawdbot.client import address
 from clawdbot.comparison import Comparison, blobs_to_compare, compare
+from clawdbot.inputs import inline, prepare
 from clawdbot.protocol import Call
 from clawdbot.recordings import Source, blobs_of, bundle_bytes, open_recording, run_of
 from clawdbot.regression import PAGE, Regression, Trial, check_bounds, summarise
@@ -78,7 +79,7 @@ class AsyncClient:
         idempotency_key: str | None = None,
     ) -> Run:
         """Start a run and wait for its end, as `Client.run` does."""
-        wire, uploads = await asyncio.to_thread(protocol.prepare, inputs or {})
+        wire, uploads = await asyncio.to_thread(prepare, inputs or {})
         for upload in uploads:
             wire[upload.name] = to_wire(await self.put_blob(upload.data, upload.media_type))
         return await self._do(protocol.submit(workflow, wire, wait_s, idempotency_key))
@@ -286,7 +287,7 @@ class AsyncClient:
         """Return the bytes of a value, from wherever they are."""
         if isinstance(value, BlobRef):
             return await self._do(protocol.get_blob(value.sha256))
-        return value.data
+        return inline(value)
 
     async def statistics(self, workflow: str | None = None) -> StatisticsView:
         """Return what each node did over all runs in the log."""

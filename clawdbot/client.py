@@ -12,6 +12,7 @@ import httpx
 
 from clawdbot import protocol
 from clawdbot.comparison import Comparison, blobs_to_compare, compare
+from clawdbot.inputs import inline, prepare
 from clawdbot.protocol import Call
 from clawdbot.recordings import Source, blobs_of, bundle_bytes, open_recording, run_of
 from clawdbot.regression import PAGE, Regression, Trial, check_bounds, summarise
@@ -26,7 +27,7 @@ from schemas.api import (
     StatisticsView,
     WorkflowView,
 )
-from schemas.errors import ClawdbotError, NotFound, RetryableError
+from schemas.errors import ClawdbotError, InvalidArgument, NotFound, RetryableError
 from schemas.values import Binary, BlobRef, Tensor, to_wire
 from schemas.workflow import Deployment
 
@@ -35,8 +36,15 @@ T = TypeVar("T")
 
 
 def address(url: str | None) -> str:
-    """Return the gateway's address: the argument, else `CLAWDBOT_URL`, else this machine."""
-    return (url or read().url).rstrip("/")
+    """Return the gateway's address: the argument, else `CLAWDBOT_URL`, else this machine.
+
+    Raises:
+        InvalidArgument: It does not say how to talk to it.
+    """
+    found = (url or read().url).rstrip("/")
+    if not found.startswith(("http://", "https://")):
+        raise InvalidArgument(f"write http://{found}, or https://", field="CLAWDBOT_URL")
+    return found
 
 
 class Client:
@@ -101,7 +109,7 @@ class Client:
         Returns:
             The run, finished or as far as it is.
         """
-        wire, uploads = protocol.prepare(inputs or {})
+        wire, uploads = prepare(inputs or {})
         for upload in uploads:
             wire[upload.name] = to_wire(self.put_blob(upload.data, upload.media_type))
         return self._do(protocol.submit(workflow, wire, wait_s, idempotency_key))
@@ -333,7 +341,7 @@ class Client:
         """Return the bytes of a value, from wherever they are."""
         if isinstance(value, BlobRef):
             return self._do(protocol.get_blob(value.sha256))
-        return value.data
+        return inline(value)
 
     def statistics(self, workflow: str | None = None) -> StatisticsView:
         """Return what each node did over all runs in the log."""

@@ -19,6 +19,7 @@ import httpx
 import nats
 from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
+from pydantic import ValidationError
 
 from clawdbot import embedded, ports
 from clawdbot.client import Client, address
@@ -26,6 +27,7 @@ from clawdbot.mesh import METRICS_FILE, mesh_runs
 from clawdbot.settings import FaceSettings, read
 from events.marks import accept, contradiction, read_shared, refusal
 from events.streams import BLOBS, StreamLimits, stream_configs
+from schemas.api import ErrorBody
 from schemas.catalogue import load as load_catalogue
 from schemas.errors import BusUnavailable, ClawdbotError, StoreUnavailable
 
@@ -59,11 +61,11 @@ def examine(url: str | None, data_dir: Path | None = None) -> list[Finding]:
     """
     settings = _settings(data_dir)
     findings = [_packages(), _binary(settings), _disk(settings.data_dir)]
-    found = _gateway(address(url))
+    ours, found = _gateway(address(url))
     if not any(finding.subject == "weights" for finding in found):
         found.append(_local_weights(settings))
     findings += found
-    up = mesh_runs(settings.data_dir) or found[0].level == "ok"  # whoever keeps its data
+    up = mesh_runs(settings.data_dir) or ours  # whoever keeps its data
     for host, port, option in (
         (settings.http_host, settings.http_port, "--port"),
         (embedded.HOST, settings.nats_port, "--nats-port"),
@@ -117,15 +119,24 @@ def _disk(folder: Path) -> Finding:
     return Finding("ok", "disk", text)
 
 
-def _gateway(url: str) -> list[Finding]:
+def _gateway(url: str) -> tuple[bool, list[Finding]]:
+    """Return whether a gateway of clawdbot answers, ready or not, and what it says."""
     try:
         began = _now()
         answer = httpx.get(f"{url}/readyz", timeout=5)
         ended = _now()
     except httpx.TransportError:
-        return [Finding("warn", "gateway", f"nobody answers at {url}; start it: clawdbot up")]
+        lonely = f"nobody answers at {url}; start it: clawdbot up"
+        return False, [Finding("warn", "gateway", lonely)]
     if not answer.is_success:
-        return [Finding("fail", "gateway", f"{url} is not ready: {answer.text[:200]}")]
+        try:
+            why, ours = ErrorBody.model_validate_json(answer.content).error.message, True
+        except ValidationError:
+            why, ours = (
+                f"no gateway of clawdbot answers there, but status {answer.status_code}",
+                False,
+            )
+        return ours, [Finding("fail", "gateway", f"{url} is not ready: {why}")]
     findings = [Finding("ok", "gateway", f"ready at {url}")]
     if "date" in answer.headers:
         there = parsedate_to_datetime(answer.headers["date"]).timestamp()
@@ -137,7 +148,7 @@ def _gateway(url: str) -> list[Finding]:
             findings += [_weights(client)]
     except ClawdbotError as error:
         findings.append(Finding("fail", "models", error.message))
-    return findings
+    return True, findings
 
 
 def _now() -> float:

@@ -3,10 +3,8 @@
 `Client` and `AsyncClient` differ only in how they carry a `Call` out.
 """
 
-import mimetypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
@@ -14,6 +12,7 @@ import httpx
 import orjson
 from pydantic import ValidationError
 
+from clawdbot.inputs import packed
 from clawdbot.results import Run
 from events.recording import MEDIA_TYPE
 from schemas.api import (
@@ -30,12 +29,17 @@ from schemas.api import (
     WorkflowList,
     WorkflowView,
 )
-from schemas.errors import ClawdbotError, InvalidArgument, RetryableError, Unavailable, by_code
+from schemas.errors import ClawdbotError, RetryableError, Unavailable, by_code
 from schemas.forks import Fork
 from schemas.ids import new_id
 from schemas.messages import Control, Header
-from schemas.submission import MSGPACK, pack_inputs
-from schemas.values import INLINE_BYTES_MAX, Binary, BlobRef, Wire, to_json, to_wire
+from schemas.submission import MSGPACK
+from schemas.values import (
+    BlobRef,
+    Wire,
+    to_json,
+    to_wire,
+)
 from schemas.workflow import Deployment, invalid
 
 
@@ -67,15 +71,6 @@ class Call(Generic[T]):
     patience_s: float = ANSWER_S
 
 
-@dataclass(frozen=True)
-class Upload:
-    """An input too large to travel inside a submission."""
-
-    name: str
-    data: bytes
-    media_type: str
-
-
 def deploy(deployment: Deployment) -> Call[WorkflowView]:
     """Deploy a workflow."""
     body = orjson.dumps(deployment.model_dump(mode="json", exclude_defaults=True))
@@ -102,7 +97,7 @@ def submit(name: str, wire: Wire, wait_s: float, idempotency_key: str | None) ->
         _model(Run),
         params={"wait": wait_s} if wait_s else {},
         headers={"Content-Type": MSGPACK, **_named(idempotency_key)},
-        content=pack_inputs(wire),
+        content=packed(wire),
         patience_s=wait_s + ANSWER_S,
     )
 
@@ -255,47 +250,6 @@ def verify_projections() -> Call[tuple[ProjectionView, ...]]:
 def models() -> Call[tuple[ModelView, ...]]:
     """List models."""
     return Call("GET", "/v1/models", lambda answer: _model(ModelList)(answer).models)
-
-
-def prepare(inputs: Mapping[str, Any]) -> tuple[Wire, list[Upload]]:
-    """Turn what a user passes into wire values, and what must be uploaded first.
-
-    A `Path` is a file, `bytes` are bytes, everything else is itself.
-
-    Raises:
-        InvalidArgument: A file that cannot be read; names the input.
-    """
-    wire: Wire = {}
-    uploads: list[Upload] = []
-    for name, value in inputs.items():
-        if isinstance(value, Path):
-            value = _file(name, value)  # noqa: PLW2901 - what the path stands for
-        if isinstance(value, bytes):
-            value = Binary(media_type="application/octet-stream", data=value)  # noqa: PLW2901
-        if isinstance(value, Binary) and len(value.data) > INLINE_BYTES_MAX:
-            uploads.append(Upload(name, value.data, value.media_type))
-        else:
-            wire[name] = to_wire(value)
-    return wire, uploads
-
-
-def _file(name: str, path: Path) -> Binary | str:
-    media_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-    try:
-        data = path.read_bytes()
-        return (
-            data.decode()
-            if media_type == "text/plain"
-            else Binary(
-                media_type={"audio/x-wav": "audio/wav"}.get(media_type, media_type), data=data
-            )
-        )
-    except OSError as error:
-        raise InvalidArgument(
-            f"cannot read {path}: {error.strerror}", field=f"inputs.{name}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(f"{path} is not UTF-8", field=f"inputs.{name}") from error
 
 
 def check(answer: httpx.Response) -> None:

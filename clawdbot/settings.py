@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schemas.complaints import first_complaint
 from schemas.errors import FailedPrecondition
 
 
@@ -52,6 +53,6 @@ def read(**given: Any) -> FaceSettings:
     try:
         return FaceSettings(**given)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = "CLAWDBOT_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise FailedPrecondition(first["msg"], field=name) from error
+        loc, message = first_complaint(error)
+        name = "CLAWDBOT_" + "_".join(str(part) for part in loc).upper()
+        raise FailedPrecondition(message, field=name) from error

@@ -32,7 +32,7 @@ from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 from typing_extensions import override
 
 
-ASK_TIMEOUT_S = 5.0
+ASK_TIMEOUT_S = 2.5
 SWEEP_S = 0.1
 """How often unanswered requests are looked at."""
 BETWEEN_S = 0.001

@@ -166,10 +166,10 @@ class RunIndex:
         if row[4] == 1:
             self._db.execute(_FIRST, (key.tenant, key.run_id, at, sequence))
 
-    def unfinished(self, limit: int = 10_000) -> list[RunKey]:
-        """Return runs that are not over."""
-        query = "SELECT tenant, run_id FROM runs WHERE status='running' LIMIT ?"
-        return [RunKey(*row) for row in self._ask(query, (limit,))]
+    def unfinished(self) -> list[RunKey]:
+        """Return runs that are not over, those that moved last first."""
+        query = "SELECT tenant, run_id FROM runs WHERE status='running' ORDER BY sequence DESC"
+        return [RunKey(*row) for row in self._ask(query)]
 
     def due(self, now: float, limit: int = 1000) -> list[RunKey]:
         """Return runs whose wake time has come, the longest waiting first."""

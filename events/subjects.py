@@ -151,6 +151,11 @@ def every_task(tenant: str, modality: str, pool: str) -> str:
     return f"{ROOT}.{tenant}.task.{modality}.{pool}.>"
 
 
+def life() -> str:
+    """Where TASKS keeps a name for as long as it keeps anything; no worker asks for it."""
+    return f"{ROOT}._.task.life"
+
+
 def result(key: RunKey) -> str:
     """Where a worker says how a task went."""
     return f"{ROOT}.{key.tenant}.result.{part(key.run_id)}.{key.run_id}"

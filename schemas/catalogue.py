@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from schemas.complaints import first_complaint
 from schemas.errors import InvalidArgument, NotFound
 from schemas.ids import ModelName, TemplateId
 from schemas.message import UserInput
@@ -166,9 +167,9 @@ def parse(text: str) -> Catalogue:
     except yaml.YAMLError as error:
         raise InvalidArgument("the catalogue is not YAML", field="catalogue") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidArgument(first["msg"], field=where or "catalogue") from error
+        loc, message = first_complaint(error)
+        where = ".".join(str(part) for part in loc)
+        raise InvalidArgument(message, field=where or "catalogue") from error
 
 
 @cache

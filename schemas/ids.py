@@ -11,7 +11,9 @@ from schemas.errors import InvalidArgument
 
 
 TOKEN = r"^[A-Za-z0-9_-]{1,64}$"  # noqa: S105 - a subject token, not a secret
+TOKEN_RULE = "use 1 to 64 letters, digits, '_' or '-'"  # noqa: S105 - as above
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,127}$"
+MODEL_NAME_RULE = "use 1 to 128 letters, digits, '_', '.', '/' or '-', a letter or digit first"
 
 TenantId = Annotated[str, StringConstraints(pattern=TOKEN)]
 RunId = Annotated[str, StringConstraints(pattern=TOKEN)]
@@ -42,5 +44,5 @@ def valid_token(text: str, *, field: str) -> str:
         InvalidArgument: It is not; names the field.
     """
     if not re.fullmatch(TOKEN, text):  # `$` alone would allow a newline
-        raise InvalidArgument("use 1 to 64 letters, digits, '_' or '-'", field=field)
+        raise InvalidArgument(TOKEN_RULE, field=field)
     return text

@@ -145,9 +145,10 @@ def _input_name(headers: Mapping[str, str], known: Mapping[str, bool]) -> str:
         return headers[Header.INPUT]
     required = [name for name, needed in known.items() if needed]
     if len(required) != 1:
+        there_are = f"there are: {', '.join(known)}" if known else "its templates name them"
         raise InvalidArgument(
-            f"there is more than one input to give, or none ({', '.join(known) or 'none'}); name "
-            f"the one that the body is in the header {Header.INPUT}",
+            f"say in the header {Header.INPUT} which input the body is ({there_are}), "
+            'or send JSON: {"inputs": {"<name>": <value>}}',
             field=Header.INPUT,
         )
     return required[0]

@@ -12,12 +12,14 @@ Messages between services are MessagePack, so bytes stay bytes. In JSON (HTTP, C
 
 import base64
 import binascii
+import mimetypes
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
 from schemas import tensors
+from schemas.complaints import first_complaint
 from schemas.errors import InvalidArgument
 from schemas.ids import Sha256
 from schemas.message import Message
@@ -34,6 +36,16 @@ class BlobRef(Message):
     media_type: MediaType
     size_bytes: int = Field(ge=0)
     sha256: Sha256
+
+
+OCTETS = "application/octet-stream"
+"""Bytes of which nobody said what they are."""
+
+
+def media_type_of(file_name: str) -> str:
+    """Return what a file's name says about its content; `OCTETS` when it says nothing."""
+    guessed = mimetypes.guess_type(file_name)[0] or OCTETS
+    return {"audio/x-wav": "audio/wav"}.get(guessed, guessed)
 
 
 class Binary(Message):
@@ -96,9 +108,9 @@ def from_wire(wire: Any, *, field: str = "value") -> Value:
     try:
         return _KINDS[key].model_validate(wire[key], strict=False)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join([field, key, *(str(part) for part in first["loc"])])
-        raise InvalidArgument(first["msg"], field=where) from error
+        loc, message = first_complaint(error)
+        where = ".".join([field, key, *(str(part) for part in loc)])
+        raise InvalidArgument(message, field=where) from error
 
 
 def from_json(document: Mapping[str, Any], *, field: str = "inputs") -> Wire:

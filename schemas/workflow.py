@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import Field, ValidationError
 
+from schemas.complaints import first_complaint
 from schemas.errors import InvalidArgument
 from schemas.expressions import CHARS_MAX
 from schemas.ids import TOKEN, ModelName, NodeId, WorkflowName
@@ -305,8 +306,8 @@ def parse_definition(document: object) -> WorkflowDefinition:
 
 def invalid(error: ValidationError) -> InvalidArgument:
     """Turn pydantic's first complaint into ours: `nodes[2].params` and what to do."""
-    first = error.errors()[0]
+    loc, message = first_complaint(error)
     where = ""
-    for part in first["loc"]:
+    for part in loc:
         where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
-    return InvalidArgument(first["msg"].removeprefix("Value error, "), field=where or None)
+    return InvalidArgument(message, field=where or None)

@@ -33,6 +33,8 @@ from services.telemetry import MessageMeter, get_logger
 log = get_logger()
 
 BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
+HOLD_S = (0.1, 0.5, 1.0)
+"""Between two tries of what is held: a cluster chooses a new leader within seconds."""
 NOT_ITS_FAULT = (BusUnavailable, StoreUnavailable, StoreFull)
 """What no message is to blame for: it is kept and tried until the bus and the log are well."""
 
@@ -197,7 +199,7 @@ class Consumer:
             except NOT_ITS_FAULT as error:
                 if not turn:
                     log.warning("message_held", subject=delivery.subject, error=error.message)
-                await asyncio.sleep(pause_s(turn))
+                await asyncio.sleep(HOLD_S[min(turn, len(HOLD_S) - 1)])
         raise AssertionError
 
     async def _attempt(self, delivery: Delivery, frame: Frame) -> tuple[str, int]:

@@ -12,8 +12,8 @@ from faststream.nats import NatsBroker
 from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
+from nats.js.errors import BadRequestError, NotFoundError
 from nats.js.errors import Error as JetStreamError
-from nats.js.errors import NotFoundError
 
 from events.express import Express, Refused, encode_head, pub_ack
 from events.jetstream import STREAM_FULL
@@ -26,7 +26,10 @@ from events.streams import (
     ensure_consumer,
     work_consumer,
 )
+from events.subjects import life
 from schemas.errors import BusUnavailable, ClawdbotError, ResourceExhausted, StoreFull, Unavailable
+from schemas.ids import new_id
+from schemas.messages import Header
 from services.telemetry import BUS_CONNECTED, get_logger
 
 
@@ -182,7 +185,9 @@ class Bus:
             await ensure(self.nc, self._limits)
 
     async def generation(self) -> str:
-        """Return when the memory streams were made, making them (and all others) if missing.
+        """Return what tells one life of the memory streams from the next.
+
+        They, and all others, are made if they are missing.
 
         Raises:
             BusUnavailable: The server does not answer.
@@ -321,7 +326,23 @@ class Bus:
         tasks = await self._js.stream_info(TASKS)
         results = await self._js.stream_info(RESULTS)
         await self._js.consumer_info(RESULTS, RESULT_CONSUMER)
-        return f"{tasks.created} {results.created}"
+        return f"{tasks.created} {results.created} {await self._life()}"
+
+    async def _life(self) -> str:
+        """Return the name that TASKS keeps for as long as it keeps anything, or give it one.
+
+        A cluster that was down as a whole comes back with the streams it had in memory, made when
+        they were made, and empty.
+        """
+        for _ in range(2):
+            try:
+                message = await self._js.get_last_msg(TASKS, life())
+                return (message.data or b"").decode()
+            except NotFoundError:
+                first = {Header.EXPECTED: "0"}
+                with contextlib.suppress(BadRequestError):  # somebody else was first
+                    await self._js.publish(life(), new_id().encode(), headers=first)
+        raise BusUnavailable("the queue of tasks forgets at once what it is given")
 
 
 @contextlib.contextmanager

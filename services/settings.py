@@ -12,6 +12,7 @@ from events.keys import MASTER_KEY_BYTES, parse_master_key
 from events.streams import MIB, StreamLimits
 from schemas.catalogue import Catalogue
 from schemas.catalogue import load as load_catalogue
+from schemas.complaints import first_complaint
 from schemas.errors import FailedPrecondition
 
 
@@ -114,6 +115,6 @@ def read(kind: type[S]) -> S:
     try:
         return kind()
     except ValidationError as error:
-        first = error.errors()[0]
-        name = "CLAWDBOT_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise FailedPrecondition(first["msg"], field=name) from error
+        loc, message = first_complaint(error)
+        name = "CLAWDBOT_" + "_".join(str(part) for part in loc).upper()
+        raise FailedPrecondition(message, field=name) from error

@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from clawdbot.cli.output import Screen, brief
+from clawdbot.cli.output import Screen, brief, counted
 from clawdbot.comparison import Comparison, Difference, NodeComparison
 from clawdbot.regression import Regression
 
@@ -33,7 +33,8 @@ def show_regression(screen: Screen, found: Regression) -> None:
     """Print how often recorded runs agree with a change, and how fast it is."""
     changes = ", ".join(f"{path}={brief(value)}" for path, value in found.changes.items())
     screen.print(
-        f"{found.workflow} with {changes or 'nothing changed'}: {found.runs} recorded runs"
+        f"{found.workflow} with {changes or 'nothing changed'}: "
+        f"{counted(found.runs, 'recorded run')}"
     )
     if not found.runs:
         screen.note("there are no completed runs of it")

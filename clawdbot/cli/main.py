@@ -11,7 +11,7 @@ from rich.table import Table
 from clawdbot import doctor as examination
 from clawdbot.cli import controls, local, replay, runs, travel
 from clawdbot.cli.options import Json, Url, guarded
-from clawdbot.cli.output import ExitCode, Screen, fail
+from clawdbot.cli.output import ExitCode, Screen, counted, fail
 from clawdbot.client import Client
 from schemas.api import ModelView
 from schemas.errors import ClawdbotError, InvalidArgument, NotFound
@@ -56,7 +56,8 @@ def deploy(
             if screen.as_json:
                 screen.json(view)
                 continue
-            screen.print(f"{view.name} version {view.version}, {len(view.definition.nodes)} nodes")
+            nodes = counted(len(view.definition.nodes), "node")
+            screen.print(f"{view.name} version {view.version}, {nodes}")
             for warning in view.warnings:
                 screen.note(f"warning: {warning}")
 
@@ -153,6 +154,7 @@ for command in (
     runs.events,
     replay.replay,
     travel.export,
+    travel.import_,
     travel.fork,
     travel.diff,
     travel.regress,
@@ -166,8 +168,7 @@ for command in (
     models,
     doctor,
 ):
-    app.command()(command)
-app.command("import")(travel.import_)
+    app.command(command.__name__.rstrip("_"))(command)
 
 
 def main() -> None:

@@ -243,6 +243,11 @@ def when(at: float) -> str:
     return time.strftime("%H:%M:%S" if recent else "%Y-%m-%d", time.localtime(at))
 
 
+def counted(number: int, word: str) -> str:
+    """Return `1 event`, `2 events`."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
 def brief(document: Any) -> str:
     """Return JSON on one short line; bytes are named, not shown."""
     text = json.dumps(_without_bytes(document), ensure_ascii=False)

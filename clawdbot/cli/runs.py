@@ -280,9 +280,13 @@ def show_run(screen: Screen, found: Run) -> None:
         screen.json(found)
         return
     screen.print(f"run {found.run_id}")
-    screen.print(run_table(found))
+    if found.status == "rejected":  # before any version of the workflow took it up
+        screen.print(f"{found.workflow}: rejected")
+    else:
+        screen.print(run_table(found))
     if found.error is not None:
-        screen.print(f"failed: {found.error.message}")
+        word = "because" if found.status == "rejected" else "failed"
+        screen.print(f"{word}: {found.error.message}")
     if found.outputs is not None:
         for node_id, outputs in found.outputs.items():
             for name, value in outputs.items():

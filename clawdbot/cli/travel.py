@@ -7,7 +7,7 @@ import typer
 
 from clawdbot.cli.comparisons import show_comparison, show_regression
 from clawdbot.cli.options import Json, Url, changes_of, guarded
-from clawdbot.cli.output import ExitCode, Screen, run_exit_code
+from clawdbot.cli.output import ExitCode, Screen, counted, run_exit_code
 from clawdbot.cli.runs import RunId, show_run
 from clawdbot.cli.values import write_bytes
 from clawdbot.client import Client
@@ -64,7 +64,8 @@ def export(
         else:
             facts = _facts(found)
             screen.print(
-                f"wrote {target}: {facts['events']} events, {facts['blobs']} blobs, "
+                f"wrote {target}: {counted(facts['events'], 'event')}, "
+                f"{counted(facts['blobs'], 'blob')}, "
                 f"{len(packed)} bytes, in clear"
             )
             if found.missing:
@@ -86,7 +87,9 @@ def import_(
         if screen.as_json:
             screen.json(found)
         else:
-            screen.print(f"run {found.run_id} is here: {found.events} events, {found.status}")
+            screen.print(
+                f"run {found.run_id} is here: {counted(found.events, 'event')}, {found.status}"
+            )
 
     guarded(screen, url, action)
 
@@ -126,7 +129,7 @@ def fork(  # noqa: PLR0913, PLR0917 - one option for each
         )
         show_run(screen, found)
         kept = sum(node.kept_from is not None for node in found.nodes)
-        screen.note(f"{kept} of {len(found.nodes)} nodes were kept from run {run_id}")
+        screen.note(f"kept from run {run_id}: {kept} of {counted(len(found.nodes), 'node')}")
         return run_exit_code(found) if wait else ExitCode.OK
 
     guarded(screen, url, action)

@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from schemas.api import ApiError
+from schemas.complaints import first_complaint
 from schemas.errors import BusUnavailable, ClawdbotError, InvalidArgument, RetryableError
 from schemas.open_inference import InferenceError
 from services.errors import STATUS, RangeNotSatisfiable, brief, dump, error_body, status_of
@@ -81,9 +82,9 @@ async def _on_away(request: Request, error: Exception) -> Response:
 
 
 async def _on_invalid(request: Request, error: RequestValidationError) -> Response:
-    first = error.errors()[0]
-    place, *rest = [str(part) for part in first["loc"]] or [""]
-    refused = InvalidArgument(first["msg"], field=".".join(rest) or place)
+    loc, message = first_complaint(error)
+    place, *rest = [str(part) for part in loc] or [""]
+    refused = InvalidArgument(message, field=".".join(rest) or place)
     return await _on_ours(request, refused)
 
 

@@ -16,6 +16,7 @@ from schemas.message import UserInput
 from schemas.plan import Plan
 from schemas.submission import check_inputs, inputs_of, parse_submission
 from schemas.values import (
+    OCTETS,
     Binary,
     BlobRef,
     MediaType,
@@ -23,6 +24,7 @@ from schemas.values import (
     Value,
     Wire,
     from_wire,
+    media_type_of,
     to_wire,
 )
 from schemas.workflow import invalid
@@ -32,7 +34,6 @@ from services.errors import BodyTooLarge, UnsupportedMediaType
 JSON_DEPTH_MAX = 64
 PARTS_MAX = 64
 TEXT_PART_BYTES_MAX = 512 * 1024
-OCTETS = "application/octet-stream"
 _MEDIA_TYPE: TypeAdapter[str] = TypeAdapter(MediaType)
 _RAW = ("audio/", "image/", "text/", OCTETS, "application/msgpack")
 _IMAGES = tuple(
@@ -194,10 +195,17 @@ async def _read_form(form: FormData, ports: Mapping[str, Port]) -> Wire:
         port = ports.get(name)
         kind = port.kind if port is not None else ""
         if isinstance(part, UploadFile):
-            wire[name] = _file_value(name, await part.read(), part.content_type, kind)
+            wire[name] = _file_value(name, await part.read(), _part_type(part), kind)
         else:
             wire[name] = _json_part(name, part) if kind == "json" else part
     return wire
+
+
+def _part_type(part: UploadFile) -> str | None:
+    """Return a part's content type, or what its name says: curl gives a WAV file no type."""
+    if part.content_type in {None, OCTETS} and part.filename:
+        return media_type_of(part.filename)
+    return part.content_type
 
 
 def _file_value(name: str, data: bytes, content_type: str | None, kind: str) -> Any:

@@ -56,22 +56,25 @@ class Reconciler:
             await self._bus.changed(WATCH_INTERVAL_S)
 
     async def reconcile(self) -> int:
-        """Publish the open tasks of every unfinished run; return how many runs there are."""
+        """Publish the open tasks of every unfinished run; return how many runs there are.
+
+        Those that moved last come first: of many runs most only wait.
+        """
         keys = self._index.unfinished()
         self._refused.clear()
-        gate = asyncio.Semaphore(CONCURRENT_MAX)
         failures: list[ClawdbotError] = []
+        left = iter(keys)
 
-        async def one(key: RunKey) -> None:
-            async with gate:
+        async def republish() -> None:
+            for key in left:
                 try:
                     await self._bus.publish(await self._handlers.republish(key))
                 except ClawdbotError as error:
                     failures.append(error)
 
         async with asyncio.TaskGroup() as group:
-            for key in keys:
-                group.create_task(one(key))
+            for _ in range(CONCURRENT_MAX):
+                group.create_task(republish())
         for failure in failures:
             if failure.retryable:
                 raise failure

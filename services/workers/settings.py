@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from schemas.catalogue import Modality
+from schemas.ids import TOKEN
 from schemas.plan import DEFAULT_POOL
 from services.settings import Settings
 from services.workers.engines.model_files import MODEL_BYTES_MAX
@@ -17,7 +18,7 @@ class WorkerSettings(Settings):
 
     modality: Modality = "text"
     """Which models this process runs."""
-    pool: str = Field(default=DEFAULT_POOL, pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    pool: str = Field(default=DEFAULT_POOL, pattern=TOKEN)
     """The pool whose tasks it takes."""
     compute_threads: int = Field(default=2, ge=1, le=64)
     """Inferences that run at the same time in threads."""

@@ -55,8 +55,8 @@ async def _mesh(folder: Path, url: str) -> AsyncIterator[str]:
     mesh = Mesh(folder, url, {**settings, "replicas": str(SERVERS)})
     mesh.add_core(replicas=2)
     gateway = mesh.add("gateway", "services.gateway", http_port="0")
-    mesh.start()
     try:
+        mesh.start()
         yield f"http://127.0.0.1:{gateway.fact('listening', 'port')}"
     finally:
         mesh.stop()

@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx
@@ -222,6 +224,34 @@ def test_doctor_finds_what_is_there_and_what_is_not(running: Running, url: str) 
     alone = clawdbot("doctor").stdout.decode()
     assert "start it: clawdbot up" in alone
     assert "whisper-tiny" in alone
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "why"),
+    [
+        (
+            503,
+            '{"error": {"code": "UNAVAILABLE", "message": "the bus is away"}}',
+            "the bus is away",
+        ),
+        (404, "<html>", "no gateway of clawdbot answers there, but status 404"),
+    ],
+)
+def test_doctor_says_in_words_why_a_gateway_is_not_ready(status: int, body: str, why: str) -> None:
+    """Not in JSON; and a server of somebody else's is taken for none of ours."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        found = clawdbot("doctor", url=url).stdout.decode()
+        server.shutdown()
+    assert f"fail gateway: {url} is not ready: {why}\n" in found
 
 
 def test_demo_speaks_and_leaves_nothing_behind(tmp_path: Path) -> None:

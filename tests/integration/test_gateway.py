@@ -106,6 +106,15 @@ def test_large_binaries_are_blobs_and_small_ones_travel_inline(http: httpx.Clien
     assert set(run["inputs"]["audio"]) == {"$blob"}
 
 
+def test_a_file_without_a_type_is_what_its_name_says(http: httpx.Client) -> None:
+    """Curl sends a WAV file as application/octet-stream."""
+    name = deploy(http, {"id": "v", "type": "model", "params": {"model": "silero-vad"}})
+    audio = (EXAMPLES / "voice_assistant" / "weather.wav").read_bytes()
+    form = {"audio": ("weather.wav", audio, "application/octet-stream")}
+    run = http.post(f"/v1/workflows/{name}/runs?wait=30", files=form).json()
+    assert "audio/wav" == run["inputs"]["audio"]["$binary"]["media_type"]
+
+
 def test_an_idempotency_key_is_one_run_for_ever(running: Running, http: httpx.Client) -> None:
     """At whichever gateway: the same key and inputs are one run, other inputs are refused."""
     name = deploy(http, ECHO)

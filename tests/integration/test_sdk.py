@@ -74,6 +74,11 @@ def test_errors_are_one_tree(client: Client) -> None:
     assert refused.value.field == "inputs.sound"
     with pytest.raises(InvalidArgument, match="cannot read"):
         client.run("sdk", {"text": Path("nowhere.txt")})
+    with pytest.raises(InvalidArgument, match="serializable") as unsendable:
+        client.run("sdk", {"text": object()})
+    assert unsendable.value.field == "inputs.text"
+    with pytest.raises(InvalidArgument, match="not str"):
+        client.fetch("text")  # type: ignore[arg-type]
     client.run("sdk", {"text": "a"}, idempotency_key="once")
     with pytest.raises(AlreadyExists):
         client.run("sdk", {"text": "b"}, idempotency_key="once")
@@ -89,6 +94,8 @@ def test_nobody_there_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("clawdbot.protocol.ATTEMPTS_MAX", 1)
     with Client("http://127.0.0.1:9") as nobody, pytest.raises(Unavailable, match="clawdbot up"):
         nobody.runs()
+    with pytest.raises(InvalidArgument, match="http://localhost:8080"):
+        Client("localhost:8080")
 
 
 async def test_the_async_client_does_the_same(running: Running) -> None:

@@ -84,7 +84,8 @@ class Disk:
         """Bring it back with what it has; nobody may have files open on it."""
         _run("umount", str(self.path))
         # As at every boot: replays the journal and mends what the cut left half done.
-        checked = subprocess.run(["fsck.ext4", "-p", str(self._image)], check=False)  # noqa: S603, S607
+        command = ["fsck.ext4", "-p", str(self._image)]
+        checked = subprocess.run(command, check=False, capture_output=True)  # noqa: S603
         assert checked.returncode <= FSCK_MENDED, f"fsck.ext4 gives up: {checked.returncode}"
         self._mount()
 

@@ -12,13 +12,12 @@ from schemas import tensors
 from schemas.catalogue import ModelSpec, Port
 from schemas.errors import InvalidArgument
 from schemas.open_inference import InferRequest, InputTensor, RequestedOutput
-from schemas.values import Binary, Tensor, Value
+from schemas.values import OCTETS, Binary, Tensor, Value
 from schemas.workflow import invalid
 from services.errors import Unsupported
 from services.gateway.inference import elements
 
 
-OCTETS = "application/octet-stream"
 _LANES = {0: "normal", 1: "high", 2: "normal"}
 _UNSUPPORTED = ("sequence_", "shared_memory_", "classification")
 

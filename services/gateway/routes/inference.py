@@ -16,6 +16,7 @@ from schemas.open_inference import (
     Ready,
     ServerMetadata,
 )
+from schemas.values import OCTETS
 from services.errors import BodyTooLarge, UnsupportedMediaType
 from services.gateway.inference import answers, asks
 from services.gateway.routes import Parts, Wanted, answer
@@ -36,7 +37,7 @@ _BODY: dict[str, Any] = {
         "required": True,
         "content": {
             "application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}},
-            asks.OCTETS: {"schema": {"type": "string", "format": "binary"}},
+            OCTETS: {"schema": {"type": "string", "format": "binary"}},
         },
     }
 }
@@ -182,5 +183,5 @@ def _packed(content: bytes, json_size: int | None, accepted: str) -> Response:
         packer = zlib.compressobj(1, wbits=_WINDOW_BITS[encoding])
         content = packer.compress(content) + packer.flush()
         headers["Content-Encoding"] = encoding
-    media_type = "application/json" if json_size is None else asks.OCTETS
+    media_type = "application/json" if json_size is None else OCTETS
     return Response(content, headers=headers, media_type=media_type)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -19,7 +20,7 @@ from schemas.messages import Control
 from services.gateway.controls import check, is_done, with_id
 from services.gateway.inputs import read_body, read_inputs
 from services.gateway.routes import ERRORS, Parts, Wanted, answer
-from services.gateway.submissions import Ask
+from services.gateway.routes.asking import Asked, IdempotencyKey, started
 from services.runtime import Outgoing
 from services.telemetry import get_logger
 
@@ -29,7 +30,6 @@ router = APIRouter(prefix="/v1", tags=["runs"], responses=ERRORS)
 
 CONTROL_BYTES_MAX = 64 * 1024
 PAGE_MAX = 500
-KEY_CHARS_MAX = 255
 SEQUENCE_MAX = 2**53
 _EVENT_STREAM = "text/event-stream"
 _RUN_BODY: dict[str, Any] = {
@@ -66,9 +66,7 @@ async def submit(
     request: Request,
     parts: Wanted,
     name: str,
-    wait: Annotated[float, Query(ge=0, description="Wait for the end, seconds")] = 0.0,
-    idempotency_key: Annotated[str | None, Header(max_length=KEY_CHARS_MAX)] = None,
-    clawdbot_run_id: Annotated[str | None, Header(description="An id of your own")] = None,
+    asked: Asked,
 ) -> Response:
     """Start a run; it is stored before the answer.
 
@@ -77,24 +75,9 @@ async def submit(
     the same run, for ever.
     """
     valid_token(name, field="name")
-    if wait > parts.settings.wait_s_max:
-        raise InvalidArgument(f"wait at most {parts.settings.wait_s_max:g} seconds", field="wait")
-    if idempotency_key is not None and not idempotency_key.strip():
-        raise InvalidArgument("send a key that is not empty", field="Idempotency-Key")
-    if clawdbot_run_id is not None:
-        valid_token(clawdbot_run_id, field="Clawdbot-Run-Id")
-    ask = Ask(
-        workflow=name,
-        run_id=clawdbot_run_id or "",
-        idempotency_key=idempotency_key or "",
-        correlation_id=request.state.correlation_id,
-        traceparent=request.headers.get("traceparent", ""),
-        wait_s=wait,
-    )
+    ask = replace(asked, workflow=name)
     view = await parts.submissions.run(ask, lambda plan, ports: read_inputs(request, plan, ports))
-    request.state.facts["run_id"] = view.run_id
-    over = view.status not in {"accepted", "running", "paused"}
-    return answer(view, 200 if over and wait else 202, {"Location": f"/v1/runs/{view.run_id}"})
+    return started(request, view, ask)
 
 
 @router.get("/runs", response_model=RunPage)
@@ -173,7 +156,7 @@ async def control_run(
     request: Request,
     parts: Wanted,
     run_id: str,
-    idempotency_key: Annotated[str | None, Header(max_length=KEY_CHARS_MAX)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Ask for something to be done to a run that is under way.
 

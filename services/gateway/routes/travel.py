@@ -1,9 +1,10 @@
 """Time travel: runs as files, and forks of runs."""
 
 import asyncio
+from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from events.bundles import export_recording, import_recording
 from events.recording import MEDIA_TYPE, unpack_recording
@@ -12,11 +13,11 @@ from events.tape import Tape, run_view
 from schemas.api import ErrorBody, RunView
 from schemas.errors import InvalidArgument
 from schemas.forks import Fork
-from schemas.ids import DEFAULT_TENANT, valid_token
+from schemas.ids import DEFAULT_TENANT
 from services.gateway.inputs import read_body
 from services.gateway.routes import ERRORS, Wanted, answer
-from services.gateway.routes.runs import KEY_CHARS_MAX, run_key_of
-from services.gateway.submissions import Ask
+from services.gateway.routes.asking import Asked, started
+from services.gateway.routes.runs import run_key_of
 
 
 router = APIRouter(prefix="/v1", tags=["time travel"], responses=ERRORS)
@@ -104,9 +105,7 @@ async def fork(
     request: Request,
     parts: Wanted,
     run_id: str,
-    wait: Annotated[float, Query(ge=0, description="Wait for the end, seconds")] = 0.0,
-    idempotency_key: Annotated[str | None, Header(max_length=KEY_CHARS_MAX)] = None,
-    clawdbot_run_id: Annotated[str | None, Header(description="An id of your own")] = None,
+    asked: Asked,
 ) -> Response:
     """Start a run that begins like another one and goes on differently.
 
@@ -114,22 +113,9 @@ async def fork(
     at event 7 and that no change concerns keep their outputs; the rest runs.
     """
     parent = run_key_of(run_id)
-    if wait > parts.settings.wait_s_max:
-        raise InvalidArgument(f"wait at most {parts.settings.wait_s_max:g} seconds", field="wait")
-    if clawdbot_run_id is not None:
-        valid_token(clawdbot_run_id, field="Clawdbot-Run-Id")
     wanted = Fork()
     if await request.body():
         wanted = await read_body(request, FORK_BYTES_MAX, Fork)
-    ask = Ask(
-        workflow=f"fork of {run_id}",
-        run_id=clawdbot_run_id or "",
-        idempotency_key=idempotency_key or "",
-        correlation_id=request.state.correlation_id,
-        traceparent=request.headers.get("traceparent", ""),
-        wait_s=wait,
-    )
+    ask = replace(asked, workflow=f"fork of {run_id}")
     view = await parts.submissions.fork(ask, parent, wanted)
-    request.state.facts["run_id"] = view.run_id
-    over = view.status not in {"accepted", "running", "paused"}
-    return answer(view, 200 if over and wait else 202, {"Location": f"/v1/runs/{view.run_id}"})
+    return started(request, view, ask)

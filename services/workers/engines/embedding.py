@@ -1,28 +1,17 @@
 """Turns texts into vectors, with the small text model we train ourselves."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from typing_extensions import override
 
 from schemas.values import Tensor, Value
-from services.workers.engine import Engine, Request
+from services.workers.engine import Request
 from services.workers.engines import fields
-from services.workers.engines.text_encoder import TextEncoder
+from services.workers.engines.text_encoder import EncoderEngine
 
 
-class EmbeddingEngine(Engine):
+class EmbeddingEngine(EncoderEngine):
     """Output `embedding` is FP32 [text, dimension]: a unit vector for each text of input `text`."""
-
-    encoder: Any = None
-
-    @override
-    def missing(self) -> str | None:
-        return fields.missing_package("onnxruntime", "numpy")
-
-    @override
-    def load(self) -> None:
-        self.encoder = TextEncoder()
 
     @override
     def infer(self, batch: Sequence[Request]) -> list[Mapping[str, Value]]:
@@ -36,7 +25,3 @@ class EmbeddingEngine(Engine):
             data = rows.astype("<f4").tobytes()
             answers.append({"embedding": Tensor(datatype="FP32", shape=rows.shape, data=data)})
         return answers
-
-    @override
-    def close(self) -> None:
-        self.encoder = None

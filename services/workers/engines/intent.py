@@ -1,35 +1,24 @@
 """Tells what somebody wants, with the small text model we train ourselves."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from typing_extensions import override
 
 from schemas.values import Value
-from services.workers.engine import Engine, Request
+from services.workers.engine import Request
 from services.workers.engines import fields
-from services.workers.engines.text_encoder import TextEncoder
+from services.workers.engines.text_encoder import EncoderEngine
 
 
 UNKNOWN = "unknown"
 MIN_CONFIDENCE = 0.35
 
 
-class IntentEngine(Engine):
+class IntentEngine(EncoderEngine):
     """Outputs `text` unchanged, `intent`, `confidence`, and `is` = {intent: true} for templates.
 
     Params: `min_confidence` 0 to 1: below it the intent is `unknown`.
     """
-
-    encoder: Any = None
-
-    @override
-    def missing(self) -> str | None:
-        return fields.missing_package("onnxruntime", "numpy")
-
-    @override
-    def load(self) -> None:
-        self.encoder = TextEncoder()
 
     @override
     def infer(self, batch: Sequence[Request]) -> list[Mapping[str, Value]]:
@@ -46,10 +35,6 @@ class IntentEngine(Engine):
             intent = self.encoder.labels[best] if known else UNKNOWN
             answers.append(answer(text, intent, float(row[best])))
         return answers
-
-    @override
-    def close(self) -> None:
-        self.encoder = None
 
 
 def answer(text: str, intent: str, confidence: float) -> dict[str, Value]:

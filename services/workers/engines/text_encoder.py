@@ -16,7 +16,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from schemas.errors import EngineFailed, ModelUnavailable
+from services.workers.engine import Engine
+from services.workers.engines import fields
 
 
 if TYPE_CHECKING:
@@ -109,3 +113,21 @@ def pad(rows: Sequence[Sequence[int]]) -> "NDArray[np.int64]":
     for index, row in enumerate(rows):
         ids[index, : len(row)] = row
     return ids
+
+
+class EncoderEngine(Engine):
+    """An engine that stands on the small text model."""
+
+    encoder: Any = None
+
+    @override
+    def missing(self) -> str | None:
+        return fields.missing_package("onnxruntime", "numpy")
+
+    @override
+    def load(self) -> None:
+        self.encoder = TextEncoder()
+
+    @override
+    def close(self) -> None:
+        self.encoder = None

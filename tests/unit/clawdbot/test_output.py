@@ -7,15 +7,19 @@ from rich.console import Console
 
 from clawdbot.cli.output import (
     ExitCode,
+    Screen,
     brief,
+    counted,
     event_line,
     exit_code,
     nested,
     run_table,
     step_name,
 )
+from clawdbot.cli.runs import show_run
 from clawdbot.mesh import wanted_workers
 from clawdbot.protocol import delay_before, with_data
+from clawdbot.results import Run
 from schemas.api import EventView, NodeView, NodeViewStatus, RunView, WorkflowView
 from schemas.catalogue import load
 from schemas.errors import (
@@ -27,6 +31,7 @@ from schemas.errors import (
     InvalidArgument,
     NotFound,
 )
+from schemas.messages import Fault
 from schemas.workflow import parse_definition
 
 
@@ -197,3 +202,26 @@ def test_every_kind_of_event_is_a_line(kind: str, data: dict[str, Any], wanted: 
     assert line.startswith("   7      250.0 ms  ")
     assert " ".join(wanted.split()) in " ".join(line.split())
     assert "plan" not in line
+
+
+def test_a_rejected_run_has_no_version_and_no_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    """No empty table, and the reason is said."""
+    run = Run(
+        run_id="r",
+        status="rejected",
+        workflow="hello",
+        version=0,
+        inputs={},
+        error=Fault(code="INVALID_ARGUMENT", message="the body is not JSON"),
+        events=1,
+        started_at=1.0,
+        updated_at=1.0,
+        duration_ms=0.0,
+    )
+    show_run(Screen(), run)
+    assert "run r\nhello: rejected\nbecause: the body is not JSON\n" == capsys.readouterr().out
+
+
+def test_one_is_singular() -> None:
+    """1 node, 2 nodes."""
+    assert ["0 nodes", "1 node", "2 nodes"] == [counted(number, "node") for number in range(3)]

@@ -139,7 +139,7 @@ def deep(levels: int) -> dict[str, Any]:
         (graph(control("n", "delay", seconds=-1)), "params.seconds", "number of seconds"),
         (graph(control("n", "delay", seconds="x")), "params.seconds", "cannot see 'x'"),
         (graph(control("n", "delay", until="x")), "params.until", "cannot see 'x'"),
-        (graph(control("n", "signal", name="a b")), "params.name", "match"),
+        (graph(control("n", "signal", name="a b")), "params.name", "letters"),
         (graph(control("n", "http")), "params.url", "needs a url"),
         (graph(control("n", "http", url="ftp://a")), "params", "begins with http"),
         (graph(control("n", "http", url="http://u:p@a/")), "params", "no credentials"),
