@@ -10,7 +10,7 @@ NEW_ENOUGH = $(shell for p in $(PYTHON) python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test simulate test-faults soak check lint format types imports schemas schemas-check bench bench-engine models compose-up compose-down test-compose clean
+.PHONY: help demo up test simulate test-faults soak check lint format types imports schemas schemas-check bench bench-engine bench-inference models compose-up compose-down test-compose clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ bench: $(STAMP) ## named scenarios, JSON lines out
 
 bench-engine: $(STAMP) ## the same workflow by clawdbot and by other engines, side by side
 	$(BIN)/python -m bench.rivals $(ARGS)
+
+bench-inference: $(STAMP) ## inference over HTTP beside onnxruntime in process
+	$(BIN)/python -m bench.inference $(ARGS)
 
 models: $(STAMP) ## train the small models that ship with clawdbot
 	$(BIN)/python -m models.train

@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from schemas.complaints import first_complaint
 from schemas.errors import InvalidArgument, NotFound
 from schemas.ids import ModelName, TemplateId
 from schemas.message import UserInput
+from schemas.tensors import DATATYPES, RANK_MAX
 
 
 Modality = Literal["text", "audio", "vision"]
 ValueKind = Literal["text", "audio", "image", "json", "tensor"]
 
 TEMPLATE_CHARS_MAX = 16 * 1024
+NAME_CHARS_MAX = 128
 
 
 class Port(UserInput):
@@ -27,13 +29,29 @@ class Port(UserInput):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
     kind: ValueKind
     """What flows: `text` is a string, `audio` and `image` are bytes, `json` is anything JSON."""
-    datatype: str = "BYTES"
+    tensor: str = Field(default="", max_length=NAME_CHARS_MAX)
+    """What the model's file and the Open Inference Protocol call it, where that is another name."""
+    datatype: Annotated[str, Field(json_schema_extra={"enum": list(DATATYPES)})] = "BYTES"
     """Open Inference datatype, for `tensor`."""
-    shape: tuple[int, ...] = Field(default=(1,), strict=False)
+    shape: tuple[Annotated[int, Field(ge=-1)], ...] = Field(
+        default=(1,), strict=False, max_length=RANK_MAX
+    )
     """Open Inference shape; -1 is a dynamic dimension."""
     required: bool = True
     """A run is refused when nothing can feed a required input."""
     description: str = ""
+
+    @field_validator("datatype")
+    @classmethod
+    def _is_known(cls, datatype: str) -> str:
+        if datatype not in DATATYPES:
+            raise ValueError(f"unknown datatype; use one of {', '.join(DATATYPES)}")
+        return datatype
+
+    @property
+    def tensor_name(self) -> str:
+        """What the Open Inference Protocol calls it."""
+        return self.tensor or self.name
 
 
 class ModelSpec(UserInput):
@@ -57,6 +75,22 @@ class ModelSpec(UserInput):
     accepts: tuple[str, ...] | None = Field(default=None, strict=False)
     """Params that a node may give; None lets any pass."""
     timeout_s: float = Field(default=30.0, gt=0, le=3600, strict=False)
+    preload: bool = False
+    """Load it when a worker starts: its card then says whether it really runs, and the first
+    request does not wait."""
+    max_batch_size: int = Field(default=0, ge=0, le=65536)
+    """Rows that one call of the engine may have: then the first dimension of every input and output
+    is -1, and requests that wait are computed together. 0: one request, one call."""
+
+    @model_validator(mode="after")
+    def _rows_come_first(self) -> "ModelSpec":
+        for port in (*self.inputs, *self.outputs) if self.max_batch_size else ():
+            if port.kind != "tensor" or port.shape[:1] != (-1,):
+                raise ValueError(
+                    f"'{port.name}' cannot be batched: with max_batch_size each input and output "
+                    "is a tensor whose first dimension is -1"
+                )
+        return self
 
 
 class TemplateSpec(UserInput):

@@ -35,7 +35,11 @@ class Header:
     INPUT = "Clawdbot-Input"
     """The name of the run input that a raw body is; needed when the workflow has several."""
     TIMEOUT_S = "Clawdbot-Timeout-S"
-    """How long `call` waits before it answers 504, seconds."""
+    """How long `call` and `infer` take before they answer 504, seconds."""
+    PRIORITY = "Clawdbot-Priority"
+    """Of an `infer`: high, normal or low."""
+    ACCEPT = "Accept"
+    """How `infer` answers: application/json, or application/msgpack, where bytes stay bytes."""
     CORRELATION_ID = "ce-correlationid"
     CE_ID = "ce-id"
     CE_TYPE = "ce-type"
@@ -76,6 +80,8 @@ class Timings(Message):
     load_ms: float = 0.0
     """Waiting for the model to be in memory."""
     compute_ms: float = 0.0
+    batch_size: int = Field(default=1, exclude_if=(1).__eq__)
+    """Tasks and inferences that the engine computed in the same call."""
 
 
 class Following(Message):
@@ -146,10 +152,10 @@ class Abandoned(Message):
 
 
 class Inference(Message):
-    """The answer to one unlogged inference, as JSON."""
+    """The answer to one unlogged inference, as JSON or MessagePack."""
 
     outputs: dict[str, Any]
-    """By name; bytes and tensors as in the HTTP API."""
+    """By name; bytes and tensors as in the HTTP API, in MessagePack without base64."""
     model: str
     """The model that really ran."""
 

@@ -53,7 +53,7 @@ def read_inputs(body: bytes, headers: Mapping[str, str], known: Mapping[str, boo
     Raises:
         InvalidArgument: The body cannot be read, or nothing tells which input it is.
     """
-    content_type = headers.get(Header.CONTENT_TYPE, JSON).partition(";")[0].strip().lower()
+    content_type = _content_type(headers)
     if content_type == MSGPACK:
         return _inputs_of(unpack_document(body))
     if content_type == JSON:
@@ -62,6 +62,27 @@ def read_inputs(body: bytes, headers: Mapping[str, str], known: Mapping[str, boo
         except orjson.JSONDecodeError as error:
             raise InvalidArgument(f"the body is not JSON: {error.msg}", field="body") from error
     return {_input_name(headers, known): _raw_value(content_type, body)}
+
+
+def read_inference(
+    body: bytes, headers: Mapping[str, str], known: Mapping[str, bool]
+) -> tuple[Wire, dict[str, Any]]:
+    """Read inputs as `read_inputs` does, and the engine's `params` that may stand beside them.
+
+    Raises:
+        InvalidArgument: As `read_inputs`.
+    """
+    if _content_type(headers) != MSGPACK:
+        return read_inputs(body, headers, known), {}
+    document = unpack_document(body)
+    params = document.pop("params", {}) if isinstance(document, dict) else {}
+    if not isinstance(params, dict):
+        raise InvalidArgument("send an object", field="params")
+    return _inputs_of(document), params
+
+
+def _content_type(headers: Mapping[str, str]) -> str:
+    return headers.get(Header.CONTENT_TYPE, JSON).partition(";")[0].strip().lower()
 
 
 def check_inputs(inputs: Wire, plan: Plan) -> None:

@@ -4,7 +4,7 @@ On the wire a named value is plain JSON, or an object with exactly one reserved 
 
     {"$blob":   {"media_type", "size_bytes", "sha256"}}   bytes kept in the blob store
     {"$binary": {"media_type", "data": bytes}}            bytes small enough to travel inline
-    {"$tensor": {"datatype", "shape", "data": bytes}}     little-endian, row-major
+    {"$tensor": {"datatype", "shape", "data": bytes}}     as `schemas.tensors` says
 
 Messages between services are MessagePack, so bytes stay bytes. In JSON (HTTP, CLI) the `data` of
 `$binary` and `$tensor` is base64, because JSON has no other way.
@@ -12,13 +12,13 @@ Messages between services are MessagePack, so bytes stay bytes. In JSON (HTTP, C
 
 import base64
 import binascii
-import math
 import mimetypes
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
+from schemas import tensors
 from schemas.complaints import first_complaint
 from schemas.errors import InvalidArgument
 from schemas.ids import Sha256
@@ -26,21 +26,6 @@ from schemas.message import Message
 
 
 INLINE_BYTES_MAX = 64 * 1024
-
-DATATYPE_SIZES = {
-    "BOOL": 1,
-    "UINT8": 1,
-    "UINT16": 2,
-    "UINT32": 4,
-    "UINT64": 8,
-    "INT8": 1,
-    "INT16": 2,
-    "INT32": 4,
-    "INT64": 8,
-    "FP16": 2,
-    "FP32": 4,
-    "FP64": 8,
-}
 
 MediaType = Annotated[str, Field(pattern=r"^[\w.+-]+/[\w.+-]+(;[\x20-\x7e]*)?$", max_length=127)]
 
@@ -71,10 +56,10 @@ class Binary(Message):
 
 
 class Tensor(Message):
-    """An array: little-endian, row-major, tightly packed."""
+    """An array: little-endian, row-major, tightly packed; elements of BYTES after their length."""
 
     datatype: str
-    shape: tuple[Annotated[int, Field(ge=0)], ...] = Field(max_length=16)
+    shape: tuple[Annotated[int, Field(ge=0)], ...] = Field(max_length=tensors.RANK_MAX)
     data: bytes
 
     def check(self) -> None:
@@ -83,14 +68,7 @@ class Tensor(Message):
         Raises:
             InvalidArgument: Unknown datatype, or a byte count other than the shape's.
         """
-        if self.datatype not in DATATYPE_SIZES:
-            known = ", ".join(DATATYPE_SIZES)
-            raise InvalidArgument(f"unknown datatype; use one of {known}", field="datatype")
-        expected = math.prod(self.shape) * DATATYPE_SIZES[self.datatype]
-        if len(self.data) != expected:
-            raise InvalidArgument(
-                f"the shape needs {expected} bytes, the tensor has {len(self.data)}", field="data"
-            )
+        tensors.check(self.datatype, self.shape, self.data)
 
 
 Special = BlobRef | Binary | Tensor

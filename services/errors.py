@@ -37,6 +37,10 @@ class UnsupportedMediaType(InvalidArgument):
     """A content type this address cannot read."""
 
 
+class Unsupported(InvalidArgument):
+    """A part of a protocol that is not offered."""
+
+
 class WrongState(FailedPrecondition):
     """What is asked for does not fit the state that the run, or its node, is in."""
 
@@ -55,6 +59,7 @@ _KINDS: dict[type[ClawdbotError], int] = {
     UnsupportedMediaType: 415,
     RangeNotSatisfiable: 416,
     WrongState: 409,
+    Unsupported: 501,
     StoreFull: 507,
 }
 

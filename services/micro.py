@@ -22,7 +22,7 @@ from schemas.errors import ClawdbotError, EngineFailed, Unavailable
 from schemas.ids import new_id
 from schemas.messages import Header
 from services.errors import BodyTooLarge, error_body, status_of
-from services.telemetry import HANDLE_SECONDS, IN_FLIGHT, MESSAGES, get_logger
+from services.telemetry import MessageMeter, get_logger
 
 
 log = get_logger()
@@ -114,6 +114,7 @@ class _Desk:
         self._nc = nc
         self._group = group
         self._endpoint = endpoint
+        self._meter = MessageMeter(endpoint.service, endpoint.name)
         self._working = self._done = self._errors = self._busy_ns = 0
         self._last_error = ""
 
@@ -140,9 +141,8 @@ class _Desk:
             await self._finish(request, asked, _refusal("this process is stopping; try again"))
 
     async def _work(self, request: Request, asked: Asked) -> None:
-        kept = IN_FLIGHT.labels(self._endpoint.service, self._endpoint.name)
         begun = time.perf_counter_ns()
-        kept.inc()
+        self._meter.in_flight.inc()
         try:
             reply = await self._answer(asked)
         except asyncio.CancelledError:
@@ -150,7 +150,7 @@ class _Desk:
             await self._finish(request, asked, reply, time.perf_counter_ns() - begun)
             raise
         finally:
-            kept.dec()
+            self._meter.in_flight.dec()
             self._working -= 1
         await self._finish(request, asked, reply, time.perf_counter_ns() - begun)
 
@@ -174,9 +174,7 @@ class _Desk:
             self._errors += 1
             self._last_error = f"{code}:{reply.error.message}"
         outcome = "ok" if reply.error is None else "retry" if reply.error.retryable else "terminal"
-        service, kind = self._endpoint.service, self._endpoint.name
-        MESSAGES.labels(service, kind, outcome).inc()
-        HANDLE_SECONDS.labels(service, kind).observe(busy_ns / 1e9)
+        self._meter.handled(outcome, busy_ns / 1e9)
         line = {
             "outcome": outcome,
             "subject": asked.subject,

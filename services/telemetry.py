@@ -24,6 +24,12 @@ BUS_CONNECTED = Gauge("clawdbot_bus_connected", "1 while the bus answers.", ["se
 STOPPED = Counter(
     "clawdbot_tasks_stopped_total", "Tasks that nobody waited for any more.", ["reason"]
 )
+BATCH_SIZE = Histogram(
+    "clawdbot_batch_size",
+    "Requests that an engine computed in one call.",
+    ["model"],
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+)
 MEMOS = Counter("clawdbot_memos_total", "Results looked for before computing.", ["outcome"])
 HELD = Gauge(
     "clawdbot_tasks_held", "Decided tasks that wait for room in their tenant's share of a queue."

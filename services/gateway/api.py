@@ -11,9 +11,19 @@ from pydantic.json_schema import models_json_schema
 from schemas.api import RunRequest
 from schemas.forks import Fork
 from schemas.messages import Control
+from schemas.open_inference import InferRequest
 from schemas.workflow import Deployment
 from services.gateway import errors
-from services.gateway.routes import Parts, blobs, health, runs, statistics, travel, workflows
+from services.gateway.routes import (
+    Parts,
+    blobs,
+    health,
+    inference,
+    runs,
+    statistics,
+    travel,
+    workflows,
+)
 from services.runtime import BUS_ERRORS
 
 
@@ -23,9 +33,10 @@ Workflows of models, templates and conditions, run durably over NATS JetStream.
 
 Times are seconds since the epoch. Bytes in JSON are `{"$binary": {"media_type", "data"}}` with
 base64 data; an uploaded blob is `{"$blob": {"media_type", "size_bytes", "sha256"}}`. Every error is
-`{"error": {"code", "message", "field", "retryable", "request_id"}}`.
+`{"error": {"code", "message", "field", "retryable", "request_id"}}`; below /v2, the Open Inference
+Protocol, it is `{"error": "<message>"}`.
 """
-_BODIES = (Deployment, RunRequest, Control, Fork)
+_BODIES = (Deployment, RunRequest, Control, Fork, InferRequest)
 
 
 def build_api(parts: Parts | None = None) -> FastAPI:
@@ -39,7 +50,7 @@ def build_api(parts: Parts | None = None) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     app.state.parts = parts
-    for module in (workflows, runs, travel, statistics, blobs, health):
+    for module in (workflows, runs, travel, statistics, blobs, inference, health):
         app.include_router(module.router)
     errors.install(app, BUS_ERRORS)
     app.openapi = lambda: openapi_document(app)  # type: ignore[method-assign]

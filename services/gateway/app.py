@@ -2,9 +2,13 @@
 
 import asyncio
 import socket
+from collections.abc import Awaitable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import uvicorn
+from starlette.requests import Request
+from starlette.responses import Response
 
 from events.blobs import JetStreamBlobStore
 from events.definitions import DefinitionStore
@@ -24,15 +28,21 @@ from services.gateway.admission import Admission
 from services.gateway.api import build_api
 from services.gateway.calls import Calls
 from services.gateway.deployments import Deployments
+from services.gateway.inference.lane import Lane
+from services.gateway.inference.service import Inferences
 from services.gateway.middleware import Watch
 from services.gateway.protocol import bounded_http
-from services.gateway.routes import Parts
+from services.gateway.routes import Parts, inference
 from services.gateway.settings import GatewaySettings
 from services.gateway.submissions import Submissions
 from services.gateway.waiters import Waiters
+from services.requests import Requests
 from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 
+
+if TYPE_CHECKING:
+    from services.gateway.inference.rpc import InferenceServer
 
 SERVICE = "gateway"
 WATCH_INTERVAL_S = 2.0
@@ -60,6 +70,7 @@ class Gateway:
         statistics = Statistics(settings.data_dir / f"statistics-{settings.instance}.sqlite")
         parts = self._parts(bus, index, Projector(bus.nc, keys, statistics), keys)
         caught_up = asyncio.Event()
+        rpc = _rpc(parts)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(index.follow(bus.nc, ready=caught_up))
@@ -71,9 +82,13 @@ class Gateway:
                 server = _server(parts)
                 listener.listen(server.config.backlog)  # from here on nobody is refused
                 group.create_task(_serve_http(server, listener))
+                if rpc is not None and settings.grpc_port is not None:
+                    await rpc.start(settings.http_host, settings.grpc_port)
                 log.info("listening", host=settings.http_host, port=listener.getsockname()[1])
                 log.info("ready")
         finally:
+            if rpc is not None:
+                await rpc.close()
             listener.close()
             index.close()
             statistics.close()
@@ -120,6 +135,7 @@ class Gateway:
             waiters=waiters,
             clock=clock,
             projector=projector,
+            inferences=Inferences(catalogue, directory, Requests(bus), clock, settings.wait_s_max),
         )
 
     async def _serve_calls(self, bus: Bus, parts: Parts, group: asyncio.TaskGroup) -> None:
@@ -133,6 +149,23 @@ class Gateway:
             in_flight_max=self.settings.waits_max,
         )
         await micro.serve(bus.nc, group, endpoint, self.settings.instance)
+
+
+def _rpc(parts: Parts) -> "InferenceServer | None":
+    """Return the server of gRPC, if one is wanted; its library is an extra.
+
+    Raises:
+        FailedPrecondition: The library is not installed.
+    """
+    if parts.settings.grpc_port is None:
+        return None
+    try:
+        from services.gateway.inference.rpc import InferenceServer  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise FailedPrecondition(
+            "gRPC is not installed here: pip install 'clawdbot[grpc]'", field="CLAWDBOT_GRPC_PORT"
+        ) from error
+    return InferenceServer(parts)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -156,8 +189,13 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _server(parts: Parts) -> uvicorn.Server:
+    def infer(request: Request, name: str, version: str | None) -> Awaitable[Response]:
+        return inference.infer(request, parts, name, version)
+
     config = uvicorn.Config(
-        Watch(build_api(parts), parts.settings.body_bytes_max, parts.settings.body_s_max),
+        Watch(
+            Lane(build_api(parts), infer), parts.settings.body_bytes_max, parts.settings.body_s_max
+        ),
         loop="none",
         http=bounded_http(parts.settings.head_s_max),
         ws="none",

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 
+import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -9,12 +10,15 @@ from starlette.exceptions import HTTPException
 from schemas.api import ApiError
 from schemas.complaints import first_complaint
 from schemas.errors import BusUnavailable, ClawdbotError, InvalidArgument, RetryableError
+from schemas.open_inference import InferenceError
 from services.errors import STATUS, RangeNotSatisfiable, brief, dump, error_body, status_of
 from services.telemetry import get_logger
 
 
 log = get_logger()
 
+INFERENCE = "/v2"
+"""Below it errors have the shape of the Open Inference Protocol."""
 _WORDS = {status: code for code, status in reversed(STATUS.items())}
 _HINTS = {
     404: "there is nothing here; /docs lists every address",
@@ -22,18 +26,24 @@ _HINTS = {
 }
 
 
-def error_response(error: ClawdbotError, request_id: str) -> Response:
-    """Return an error as an HTTP response."""
+def error_response(error: ClawdbotError, request_id: str, path: str = "") -> Response:
+    """Return an error as an HTTP response, in the shape of the protocol of its path."""
     headers: dict[str, str] = {}
     if isinstance(error, RetryableError):
         headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size_bytes}"
+    if _is_inference(path):
+        text = error.message if error.field is None else f"{error.field}: {error.message}"
+        return _json(_plain(text), status_of(error), headers)
     return _json(error_body(error, request_id), status_of(error), headers)
 
 
-def unexpected(request_id: str) -> Response:
+def unexpected(request_id: str, path: str = "") -> Response:
     """Return the answer to a bug: an id, and nothing of the inside."""
+    if _is_inference(path):
+        text = f"something went wrong here; the log has it under request_id {request_id}"
+        return _json(_plain(text), 500, {})
     error = ApiError(
         code="INTERNAL",
         message="something went wrong here; the log has it under this request_id",
@@ -63,12 +73,12 @@ async def _on_ours(request: Request, error: ClawdbotError) -> Response:
     request.state.facts["error"] = brief(error.message)
     if error.context:
         log.info("request_refused", request_id=request.state.request_id, **error.context)
-    return error_response(error, request.state.request_id)
+    return error_response(error, request.state.request_id, request.url.path)
 
 
 async def _on_away(request: Request, error: Exception) -> Response:
-    request.state.facts["error"] = type(error).__name__
-    return error_response(BusUnavailable("the bus does not answer"), request.state.request_id)
+    log.info("bus_error", error=str(error), kind=type(error).__name__)
+    return await _on_ours(request, BusUnavailable("the bus does not answer"))
 
 
 async def _on_invalid(request: Request, error: RequestValidationError) -> Response:
@@ -82,8 +92,19 @@ async def _on_http(request: Request, error: HTTPException) -> Response:
     message = _HINTS.get(error.status_code, str(error.detail))
     code = _WORDS.get(error.status_code, "INVALID_ARGUMENT")
     request.state.facts["error"] = message
+    if _is_inference(request.url.path):
+        return _json(_plain(message), error.status_code, dict(error.headers or {}))
     body = dump(ApiError(code=code, message=message, request_id=request.state.request_id))
     return _json(body, error.status_code, dict(error.headers or {}))
+
+
+def _is_inference(path: str) -> bool:
+    return path == INFERENCE or path.startswith(f"{INFERENCE}/")
+
+
+def _plain(text: str) -> bytes:
+    """Return an error as the Open Inference Protocol has it."""
+    return orjson.dumps(InferenceError(error=brief(text)).model_dump())
 
 
 def _json(body: bytes, status: int, headers: dict[str, str]) -> Response:

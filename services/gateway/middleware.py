@@ -58,7 +58,8 @@ class Watch:
         except Exception:
             log.exception("request_crashed", request_id=exchange.request_id)
             if not exchange.status:
-                await unexpected(exchange.request_id)(scope, receive, exchange.send)
+                response = unexpected(exchange.request_id, scope["path"])
+                await response(scope, receive, exchange.send)
         finally:
             exchange.close()
 
@@ -135,7 +136,7 @@ class _Exchange:
         """Answer with an error, unless an answer has begun."""
         self.facts["error"] = brief(error.message)
         if not self.status:
-            response = error_response(error, self.request_id)
+            response = error_response(error, self.request_id, self._scope["path"])
             await response(self._scope, self._receive, self.send)
 
     def close(self) -> None:

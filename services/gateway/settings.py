@@ -13,6 +13,9 @@ class GatewaySettings(Settings):
     """Address to listen on."""
     http_port: int = Field(default=8080, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and says so in the log line `listening`."""
+    grpc_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of the Open Inference Protocol over gRPC, on the same address; unset serves none, 0
+    takes a free one and says so in the log line `grpc_listening`. Needs the extra `grpc`."""
     body_bytes_max: int = Field(default=BLOB_BYTES_MAX, ge=1024, le=BLOB_BYTES_MAX)
     """Largest request body; more is answered 413."""
     head_s_max: float = Field(default=10.0, gt=0, le=600)

@@ -19,7 +19,7 @@ from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 from services.workers.attempts import Attempts
 from services.workers.handlers import Handlers, Means
-from services.workers.models import Models
+from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
 from services.workers.settings import WorkerSettings
 
@@ -50,9 +50,10 @@ class Worker:
             settings.modality,
             settings.models_dir,
             allow_fallback=settings.allow_fallback,
-            threads=settings.compute_threads,
+            capacity=Capacity(settings.compute_threads, settings.batch_rows_max),
             engine_settings={
-                "http": {"allow": settings.http_allow, "bytes_max": settings.http_bytes_max}
+                "http": {"allow": settings.http_allow, "bytes_max": settings.http_bytes_max},
+                "onnx": {"bytes_max": settings.model_bytes_max},
             },
         )
         attempts = Attempts(SystemClock())
@@ -128,6 +129,7 @@ class Worker:
 
     async def _announce(self, directory: ModelDirectory, worker: str, models: Models) -> None:
         clock = SystemClock()
+        await models.preload()
         while True:
             offers = await asyncio.to_thread(models.offers)
             card = WorkerCard(

@@ -1,7 +1,7 @@
 """The contract every engine keeps. Implementations live in `engines/`, one library each."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,6 +45,10 @@ class AnyEngine:
         """
         return None
 
+    def is_uncertain(self) -> bool:
+        """Tell whether only loading shows if the model can run here; it is then loaded at start."""
+        return False
+
     def load(self) -> None:
         """Bring the weights into memory.
 
@@ -66,11 +70,32 @@ class Engine(AnyEngine, ABC):
     def infer(self, batch: Sequence[Request]) -> list[Mapping[str, Value]]:
         """Compute the named outputs of each request, in order.
 
+        More than one comes only to a `BatchEngine`.
+
         Raises:
             InvalidArgument: An input is malformed; terminal, names `inputs.<name>`.
             EngineFailed: The library refused a well-formed input; terminal.
             Cancelled: Nobody waits for the answer any more.
         """
+
+
+class BatchEngine(Engine, ABC):
+    """Computes several requests in one call for less than one after the other.
+
+    `infer` gets requests that have the same key. An error is of them all: the batch is halved
+    until it is clear whose it is, and the others are computed.
+    """
+
+    @abstractmethod
+    def batch_key(self, request: Request) -> Hashable | None:
+        """Return what requests share that one call may compute; None: this one is alone.
+
+        Cheap: it runs on the event loop.
+        """
+
+    @abstractmethod
+    def rows(self, request: Request) -> int:
+        """Return how many of the model's `max_batch_size` a request with a key takes."""
 
 
 class AsyncEngine(AnyEngine, ABC):

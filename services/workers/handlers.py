@@ -1,7 +1,9 @@
 """Tasks in, results out."""
 
+import asyncio
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -10,9 +12,9 @@ import orjson
 from events.blobs import BlobStore
 from events.paths import node_id_of
 from events.spill import fetch, spill
-from events.subjects import LANES, RunKey, decode, lane_of, result, run_key
+from events.subjects import DEFAULT_LANE, LANES, RunKey, decode, lane_of, result, run_key
 from events.view import bound_inputs, missing_inputs
-from schemas.errors import ClawdbotError, InvalidArgument, NotFound
+from schemas.errors import ClawdbotError, DeadlineExceeded, InvalidArgument, NotFound
 from schemas.messages import (
     Abandoned,
     Fault,
@@ -24,7 +26,7 @@ from schemas.messages import (
     pack,
     unpack,
 )
-from schemas.submission import check_names, read_inputs
+from schemas.submission import MSGPACK, check_names, read_inference
 from schemas.values import Wire, to_json, to_wire
 from services.consumer import NOT_ITS_FAULT
 from services.micro import Asked, Reply
@@ -63,6 +65,36 @@ class Means:
     """How long to go on after a task with what comes next; 0 never."""
 
 
+@dataclass(frozen=True)
+class InferAsk:
+    """How an unlogged inference is wanted, besides its inputs."""
+
+    rank: int
+    timeout_s: float | None
+    packed: bool
+    """Whether the answer is MessagePack."""
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> "InferAsk":
+        """Read the headers of a request.
+
+        Raises:
+            InvalidArgument: One is malformed; names it.
+        """
+        lane = headers.get(Header.PRIORITY, DEFAULT_LANE)
+        if lane not in LANES:
+            raise InvalidArgument(f"use one of {', '.join(LANES)}", field=Header.PRIORITY)
+        text, timeout_s = headers.get(Header.TIMEOUT_S), None
+        if text is not None:
+            try:
+                timeout_s = float(text)
+            except ValueError:
+                timeout_s = 0.0
+            if not 0 < timeout_s < math.inf:
+                raise InvalidArgument("send seconds, above 0", field=Header.TIMEOUT_S)
+        return cls(LANES.index(lane), timeout_s, headers.get(Header.ACCEPT, "") == MSGPACK)
+
+
 class Handlers:
     """A worker's handlers."""
 
@@ -86,6 +118,7 @@ class Handlers:
             facts["error"] = done.error.message
         else:
             facts.update(model=done.model, queue_ms=done.timings.queue_ms)
+            facts.update(batch_size=done.timings.batch_size)
             if delivery.count == 1:  # else one of what follows may have ended a worker
                 done = done.model_copy(update={"then": await self._go_on(task, done, rank)})
                 facts["went_on"] = len(done.then)
@@ -149,6 +182,7 @@ class Handlers:
             queue_ms=round(max(0.0, queue_s) * 1000 + answer.wait_ms, 3),
             load_ms=round(answer.load_ms, 3),
             compute_ms=round(answer.compute_ms, 3),
+            batch_size=answer.batch_size,
         )
         found = {"outputs": outputs, "model": answer.model, "timings": timings}
         return self._blank(task).model_copy(update=found)
@@ -163,24 +197,44 @@ class Handlers:
         return [self._answer(delivery, task, self._blank(task, error=fault))]
 
     async def infer(self, asked: Asked) -> Reply:
-        """Answer one unlogged inference with `{"outputs": {...}, "model": ...}`, JSON.
+        """Answer one unlogged inference with `{"outputs": {...}, "model": ...}`.
 
-        The body is `{"inputs": {...}}`, or one raw input of the content type the headers say.
+        The body is `{"inputs": {...}}`, or one raw input of the content type the headers say; the
+        answer is MessagePack for who accepts that, else JSON.
 
         Raises:
-            InvalidArgument: The body is malformed, or an input is.
+            InvalidArgument: The body is malformed, or an input or a header is.
             NotFound: No such model here.
             ModelUnavailable: It cannot run here.
+            DeadlineExceeded: It took longer than the caller waits; in line it is not computed.
         """
         tokens = asked.subject.split(".")
         model = decode(tokens[-1])
         known = self._means.models.inputs(model)
-        inputs = read_inputs(asked.body, asked.headers, known)
+        ask = InferAsk.of(asked.headers)
+        inputs, given = read_inference(asked.body, asked.headers, known)
+        request = Request({}, self._means.models.params(model, given))
         check_names(inputs, known, "model")
-        answer = await self._infer(tokens[2], model, inputs, Request({}))
-        asked.facts.update(model=answer.model, compute_ms=round(answer.compute_ms, 3))
-        outputs = to_json({name: to_wire(value) for name, value in answer.outputs.items()})
-        return Reply(orjson.dumps(Inference(outputs=outputs, model=answer.model).model_dump()))
+        scope = asyncio.timeout(ask.timeout_s)
+        try:
+            async with scope:
+                answer = await self._infer(tokens[2], model, inputs, request, ask.rank)
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            text = f"'{model}' did not answer within {ask.timeout_s:g} seconds"
+            raise DeadlineExceeded(text) from error
+        asked.facts.update(
+            model=answer.model,
+            wait_ms=round(answer.wait_ms, 3),
+            compute_ms=round(answer.compute_ms, 3),
+            batch_size=answer.batch_size,
+        )
+        outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
+        if ask.packed:
+            return Reply(pack(Inference(outputs=outputs, model=answer.model)))
+        found = Inference(outputs=to_json(outputs), model=answer.model)
+        return Reply(orjson.dumps(found.model_dump()))
 
     async def cancel(self, message: Message) -> None:
         """Stop attempts that nobody waits for any more."""

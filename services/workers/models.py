@@ -1,30 +1,31 @@
 """The models of one worker: which can run, loaded once, computed off the event loop."""
 
 import asyncio
-import contextlib
 import hashlib
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from events.models import Offer
 from schemas.catalogue import Catalogue, ModelSpec
-from schemas.errors import ModelUnavailable, NotFound
+from schemas.errors import ClawdbotError, ModelUnavailable, NotFound
 from schemas.values import Value
 from services.telemetry import get_logger
+from services.workers.batches import Computed, Crew, Line
 from services.workers.engine import AnyEngine, AsyncEngine, Engine, Request
 from services.workers.engines import engine_class
-from services.workers.turns import Turn
 
 
 log = get_logger()
 
 PACE_WEIGHT = 0.3
 """Of the newest inference in a model's pace."""
+ROWS_MAX = 64
+"""Rows of one call, where no setting says otherwise."""
 
 
 @dataclass
@@ -33,8 +34,8 @@ class Loaded:
 
     name: str
     engine: AnyEngine
-    turn: Turn = field(default_factory=Turn)
-    """An engine computes for one at a time."""
+    line: Line | None = None
+    """Of those who wait for an engine that computes in threads."""
     pace_s: float | None = None
     """How long an inference takes lately, waiting included."""
 
@@ -55,6 +56,18 @@ class Answer:
     """Until the engine was free."""
     load_ms: float
     compute_ms: float
+    batch_size: int = 1
+    """Requests that were computed in the same call."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How much a worker computes at the same time."""
+
+    threads: int = 1
+    """Calls of engines."""
+    rows_max: int = ROWS_MAX
+    """Rows of one call of an engine that batches."""
 
 
 class Models:
@@ -65,7 +78,7 @@ class Models:
         modality: Only these are run here.
         models_dir: Where weights are looked for.
         allow_fallback: Whether a declared fallback may serve.
-        threads: Inferences at the same time.
+        capacity: How much is computed at the same time.
         engine_settings: By engine, what an operator sets: parameters that no node can change.
     """
 
@@ -76,16 +89,21 @@ class Models:
         models_dir: Path,
         *,
         allow_fallback: bool,
-        threads: int,
+        capacity: Capacity,
         engine_settings: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     ) -> None:
         self._specs = {
             name: spec for name, spec in catalogue.models.items() if spec.modality == modality
         }
+        self._catalogue = catalogue
         self._models_dir = models_dir
         self._allow_fallback = allow_fallback
         self._engine_settings = engine_settings
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="engine")
+        self._pool = ThreadPoolExecutor(capacity.threads, thread_name_prefix="engine")
+        self._crew = Crew(self._pool.submit, capacity.threads)
+        self._rows_max = capacity.rows_max
+        self._failed: dict[str, str] = {}
+        """Why the last try to load a model failed, by name."""
         self._loaded: dict[str, Loaded] = {}
         self._loading = asyncio.Lock()
 
@@ -104,6 +122,14 @@ class Models:
             known = ", ".join(sorted(self._specs))
             raise NotFound(f"no model named '{name}' here; known: {known}", field="model")
         return {port.name: port.required for port in spec.inputs}
+
+    def params(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters of an inference: the catalogue's, overridden by those given.
+
+        Raises:
+            InvalidArgument: The engine knows no such parameter.
+        """
+        return self._catalogue.params(name, given, field="params")
 
     def fingerprint(self, name: str) -> str:
         """Return a digest of the model that serves for `name` here.
@@ -135,27 +161,38 @@ class Models:
         begun = time.perf_counter()
         loaded = self._loaded.get(name) or await self._load(name)
         ready = time.perf_counter()
-        started = ready
         match loaded.engine:
             case AsyncEngine() as engine:
-                outputs = await engine.answer(request)
-            case Engine(blocking=True) as engine:
-                await loaded.turn.acquire(rank)
-                started = time.perf_counter()
-                outputs = await self._in_thread(loaded, engine, request)
+                computed = Computed(await engine.answer(request), 1, ready)
+            case Engine(blocking=True):
+                assert loaded.line is not None, "who computes in threads has a line"
+                computed = await loaded.line.infer(request, rank)
             case Engine() as engine:
                 [outputs] = engine.infer([request])
+                computed = Computed(outputs, 1, ready)
             case _:
                 raise AssertionError("an engine computes or waits")
         done = time.perf_counter()
         loaded.note(done - ready)
         return Answer(
-            outputs,
+            computed.outputs,
             loaded.name,
-            wait_ms=(started - ready) * 1000,
+            wait_ms=(computed.started - ready) * 1000,
             load_ms=(ready - begun) * 1000,
-            compute_ms=(done - started) * 1000,
+            compute_ms=(done - computed.started) * 1000,
+            batch_size=computed.batch_size,
         )
+
+    async def preload(self) -> None:
+        """Load what is to be loaded at start; what cannot be says so on the card."""
+        for name, spec in self._specs.items():
+            engine = self._engine(spec)
+            if engine.missing() is not None or not (spec.preload or engine.is_uncertain()):
+                continue
+            try:
+                await self._load(name)
+            except ClawdbotError as error:
+                log.warning("model_not_loaded", model=name, error=error.message)
 
     def pace_s(self, name: str) -> float | None:
         """Return how long an inference takes lately, seconds; None before the first one."""
@@ -171,7 +208,8 @@ class Models:
     def _offer(self, name: str, spec: ModelSpec) -> Offer:
         reason = self._engine(spec).missing()
         if reason is None:
-            return Offer(model=name, served_by=name)
+            failed = self._failed.get(name)  # it is tried again when it is asked for
+            return Offer(model=name, served_by=name, reason=failed or "", available=failed is None)
         reason = f"{reason}; {spec.get}" if spec.get else reason
         if spec.fallback is not None and self._allow_fallback:
             stand_in = self._specs[spec.fallback]
@@ -189,38 +227,38 @@ class Models:
             if spec is None:
                 raise ModelUnavailable(f"no worker of this pool knows the model '{name}'")
             offer = self._offer(name, spec)
-            if not offer.available:
+            if not offer.available and name not in self._failed:
                 raise ModelUnavailable(f"model '{name}' cannot run here: {offer.reason}")
             actual = offer.served_by
             loaded = self._loaded.get(actual)
             if loaded is None:
-                engine = self._engine(self._specs[actual])
-                await self._off_loop(engine.load)
-                loaded = self._loaded[actual] = Loaded(actual, engine)
+                loaded = self._loaded[actual] = await self._open(actual)
                 log.info("model_loaded", model=actual, asked_for=name)
             self._loaded[name] = loaded
             return loaded
+
+    async def _open(self, name: str) -> Loaded:
+        """Load a model, and remember for the card why it could not be loaded."""
+        engine = self._engine(self._specs[name])
+        try:
+            await self._off_loop(engine.load)
+        except ModelUnavailable as error:
+            self._failed[name] = error.message
+            raise
+        self._failed.pop(name, None)
+        return self.hold(name, engine)
+
+    def hold(self, name: str, engine: AnyEngine) -> Loaded:
+        """Return a loaded engine with the line before it."""
+        if isinstance(engine, Engine) and engine.blocking:
+            return Loaded(name, engine, Line(name, engine, self._crew, self._rows_max))
+        return Loaded(name, engine)
 
     def _engine(self, spec: ModelSpec) -> AnyEngine:
         fixed = self._engine_settings.get(spec.engine)
         if fixed is not None:
             spec = spec.model_copy(update={"params": {**spec.params, **fixed}})
         return engine_class(spec.engine)(spec, self._models_dir)
-
-    async def _in_thread(
-        self, loaded: Loaded, engine: Engine, request: Request
-    ) -> Mapping[str, Value]:
-        """Compute in a thread; the engine's turn ends with the thread, whoever waits for it."""
-        loop = asyncio.get_running_loop()
-
-        def over(_: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is gone, and everybody with it
-                loop.call_soon_threadsafe(loaded.turn.release)
-
-        job = self._pool.submit(engine.infer, [request])
-        job.add_done_callback(over)
-        [outputs] = await asyncio.wrap_future(job)
-        return outputs
 
     async def _off_loop(self, call: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)

@@ -6,6 +6,8 @@ from schemas.catalogue import Modality
 from schemas.ids import TOKEN
 from schemas.plan import DEFAULT_POOL
 from services.settings import Settings
+from services.workers.engines.model_files import MODEL_BYTES_MAX
+from services.workers.models import ROWS_MAX
 
 
 MIB = 1024 * 1024
@@ -20,12 +22,16 @@ class WorkerSettings(Settings):
     """The pool whose tasks it takes."""
     compute_threads: int = Field(default=2, ge=1, le=64)
     """Inferences that run at the same time in threads."""
+    batch_rows_max: int = Field(default=ROWS_MAX, ge=1, le=65536)
+    """Most rows that an engine computes in one call; a model's `max_batch_size` may be less."""
     infer_queue_max: int = Field(default=64, ge=1)
     """Unlogged inferences that may wait; more are answered 503."""
     http_allow: str = ""
     """What `http` nodes may call besides public addresses: names and CIDR ranges, with commas."""
     http_bytes_max: int = Field(default=8 * MIB, ge=1024, le=64 * MIB)
     """Most bytes of an answer to an `http` node."""
+    model_bytes_max: int = Field(default=MODEL_BYTES_MAX, ge=1024)
+    """Largest model file that the `onnx` engine loads."""
     chain_ms: float = Field(default=20.0, ge=0, le=1000)
     """How long a worker goes on after a task with the nodes that come next; 0 never."""
     announce_interval_s: float = Field(default=10.0, gt=0, le=15)

@@ -14,6 +14,7 @@ from schemas.api import ErrorBody
 from schemas.catalogue import Catalogue
 from schemas.message import Message
 from services.gateway.deployments import Deployments
+from services.gateway.inference.service import Inferences
 from services.gateway.settings import GatewaySettings
 from services.gateway.submissions import Submissions
 from services.gateway.waiters import Waiters
@@ -36,6 +37,7 @@ class Parts:
     waiters: Waiters
     clock: Clock
     projector: Projector
+    inferences: Inferences
 
 
 async def _parts(request: Request) -> Parts:  # a sync dependency would run in a thread

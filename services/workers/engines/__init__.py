@@ -15,6 +15,7 @@ _CLASSES = {
     "espeak": ("services.workers.engines.espeak", "EspeakEngine"),
     "http": ("services.workers.engines.http", "HttpEngine"),
     "intent": ("services.workers.engines.intent", "IntentEngine"),
+    "onnx": ("services.workers.engines.onnx", "OnnxEngine"),
     "pocketsphinx": ("services.workers.engines.pocketsphinx", "PocketsphinxEngine"),
     "ranking": ("services.workers.engines.ranking", "RankingEngine"),
     "rapidocr": ("services.workers.engines.rapidocr", "RapidocrEngine"),

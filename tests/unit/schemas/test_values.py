@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import InvalidArgument
+from schemas.tensors import DATATYPE_SIZES
 from schemas.values import (
-    DATATYPE_SIZES,
     Binary,
     BlobRef,
     Tensor,

@@ -1,4 +1,4 @@
-"""Attempts in a worker: what stops them, whose turn it is, and when an engine is free again."""
+"""Attempts in a worker: what stops them, and when an engine is free again."""
 
 import asyncio
 import threading
@@ -15,8 +15,7 @@ from schemas.messages import Abandoned, Task
 from schemas.values import Value
 from services.workers.attempts import Attempts, Stopped
 from services.workers.engine import Engine, Request
-from services.workers.models import Loaded, Models
-from services.workers.turns import Turn
+from services.workers.models import Capacity, Models
 from tests.support.clock import ManualClock
 
 
@@ -79,28 +78,6 @@ async def test_an_error_of_the_work_is_its_own() -> None:
             raise TimeoutError
 
 
-async def test_the_most_urgent_is_next() -> None:
-    """Then the one that came first; one that gave up is passed over."""
-    turn, order = Turn(), []
-    await turn.acquire()
-
-    async def take(name: str, rank: int) -> None:
-        await turn.acquire(rank)
-        order.append(name)
-        turn.release()
-
-    async with asyncio.TaskGroup() as group:
-        waiting = [
-            group.create_task(take(*who)) for who in (("c", 1), ("x", 0), ("d", 1), ("b", 0))
-        ]
-        await asyncio.sleep(0)
-        waiting[1].cancel()
-        await asyncio.sleep(0)
-        turn.release()
-    assert ["b", "c", "d"] == order
-    await turn.acquire()
-
-
 class Slow(Engine):
     """Computes until it is told to stop, or let go."""
 
@@ -127,8 +104,8 @@ class Slow(Engine):
 async def test_an_engine_is_free_when_its_thread_is(cooperates: bool) -> None:
     """Its answer is discarded; the next request begins once the thread is over."""
     engine = Slow()
-    models = Models(catalogue.load(), "text", Path(), allow_fallback=True, threads=2)
-    models._loaded["slow"] = Loaded("slow", engine)
+    models = Models(catalogue.load(), "text", Path(), allow_fallback=True, capacity=Capacity(2))
+    models._loaded["slow"] = models.hold("slow", engine)
     sign = threading.Event()
     async with asyncio.TaskGroup() as group:
         first = group.create_task(models.infer("slow", Request({}, is_stopped=sign.is_set)))

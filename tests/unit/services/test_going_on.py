@@ -14,7 +14,7 @@ from schemas.messages import Task, TaskResult, pack, unpack
 from services.runtime import Delivery
 from services.workers.attempts import Attempts
 from services.workers.handlers import Handlers, Means
-from services.workers.models import Models
+from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
 from tests.support.clock import ManualClock
 from tests.support.play import Play, graph, model
@@ -28,7 +28,7 @@ CHAIN = graph(
 @pytest.fixture
 async def models(tmp_path: Path) -> AsyncIterator[Models]:
     """The models of the text workers."""
-    models = Models(catalogue.load(), "text", tmp_path, allow_fallback=True, threads=1)
+    models = Models(catalogue.load(), "text", tmp_path, allow_fallback=True, capacity=Capacity(1))
     yield models
     models.close()
 

@@ -12,7 +12,7 @@ from schemas import catalogue
 from schemas.errors import StoreUnavailable
 from schemas.messages import Task
 from schemas.values import to_wire
-from services.workers.models import Models
+from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
 from tests.support.clock import ManualClock
 
@@ -33,7 +33,7 @@ def task(run_id: str = "a", **rest: Any) -> Task:
 
 def remembered(memos: MemoryMemoStore, blobs: MemoryBlobStore, clock: ManualClock) -> Remembered:
     """Return what is tested, over twins."""
-    models = Models(catalogue.load(), "text", Path(), allow_fallback=True, threads=1)
+    models = Models(catalogue.load(), "text", Path(), allow_fallback=True, capacity=Capacity(1))
     return Remembered(memos, blobs, models, clock)
 
 

@@ -1,0 +1,1 @@
+"""The Open Inference Protocol: tensors in, one message to a worker, tensors out."""

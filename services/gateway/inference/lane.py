@@ -1,0 +1,52 @@
+"""The short way of an inference through the gateway: past the framework's search for its route.
+
+FastAPI compares a path with every route, one after the other, and gathers dependencies for each
+request: for an inference that is more than twice the work of the inference itself (ADR-0031). The
+routes stay where they are, for the document.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+
+Infer = Callable[[Request, str, str | None], Awaitable[Response]]
+"""Answers an inference, by model and version."""
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Answers inferences; whatever else comes goes on to the application.
+
+    Args:
+        app: The application.
+        infer: Answers an inference; its errors are the outer layer's.
+    """
+
+    app: ASGIApp
+    infer: Infer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        target = target_of(scope) if scope["type"] == "http" else None
+        if target is None:
+            await self.app(scope, receive, send)
+            return
+        response = await self.infer(Request(scope, receive), *target)
+        await response(scope, receive, send)
+
+
+def target_of(scope: Scope) -> tuple[str, str | None] | None:
+    """Return model and version of an inference; None for any other request."""
+    if scope["method"] != "POST":
+        return None
+    match scope["path"].split("/"):
+        case ["", "v2", "models", name, "infer"] if name:
+            return name, None
+        case ["", "v2", "models", name, "versions", version, "infer"] if name and version:
+            return name, version
+        case _:
+            return None

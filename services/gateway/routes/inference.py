@@ -1,0 +1,187 @@
+"""The Open Inference Protocol v2 over HTTP."""
+
+import zlib
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from schemas.errors import InvalidArgument
+from schemas.messages import Header
+from schemas.open_inference import (
+    InferenceError,
+    InferResponse,
+    Live,
+    ModelMetadata,
+    ModelReady,
+    Ready,
+    ServerMetadata,
+)
+from schemas.values import OCTETS
+from services.errors import BodyTooLarge, UnsupportedMediaType
+from services.gateway.inference import answers, asks
+from services.gateway.routes import Parts, Wanted, answer
+from services.gateway.routes.health import check_ready
+from services.micro import VERSION
+
+
+JSON_BYTES = "Inference-Header-Content-Length"
+LENGTH_DIGITS_MAX = 12
+EXTENSIONS = ("binary_tensor_data", "parameters", "schedule_policy")
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": InferenceError, "description": "The request cannot work; says why"},
+    "501": {"model": InferenceError, "description": "An extension that is not offered"},
+    "503": {"model": InferenceError, "description": "No worker can serve it now"},
+}
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}},
+            OCTETS: {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+_WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+
+router = APIRouter(prefix="/v2", tags=["inference"], responses=_ERRORS)
+
+
+@router.get("", response_model=ServerMetadata)
+async def server_metadata() -> Response:
+    """Tell who answers, and which extensions of the protocol work."""
+    return answer(ServerMetadata(name="clawdbot", version=VERSION, extensions=EXTENSIONS))
+
+
+@router.get("/health/live", response_model=Live)
+async def server_live() -> Response:
+    """Tell that the process runs."""
+    return answer(Live())
+
+
+@router.get("/health/ready", response_model=Ready)
+async def server_ready(parts: Wanted) -> Response:
+    """Tell that the bus answers and that the event log is not refused."""
+    await check_ready(parts)
+    return answer(Ready())
+
+
+@router.get("/models/{name}", response_model=ModelMetadata)
+async def model_metadata(parts: Wanted, name: str) -> Response:
+    """Show a model's signature."""
+    return answer(parts.inferences.metadata(name, parts.inferences.model(name)))
+
+
+@router.get("/models/{name}/versions/{version}", response_model=ModelMetadata)
+async def model_version_metadata(parts: Wanted, name: str, version: str) -> Response:
+    """Show the signature of a model's version."""
+    return answer(parts.inferences.metadata(name, parts.inferences.model(name, version)))
+
+
+@router.get("/models/{name}/ready", response_model=ModelReady)
+async def model_ready(parts: Wanted, name: str) -> Response:
+    """Tell that a worker can run a model."""
+    return await _ready(parts, name, None)
+
+
+@router.get("/models/{name}/versions/{version}/ready", response_model=ModelReady)
+async def model_version_ready(parts: Wanted, name: str, version: str) -> Response:
+    """Tell that a worker can run a model's version."""
+    return await _ready(parts, name, version)
+
+
+@router.post("/models/{name}/infer", response_model=InferResponse, openapi_extra=_BODY)
+async def model_infer(request: Request, parts: Wanted, name: str) -> Response:
+    """Compute the outputs of a model; nothing is recorded."""
+    return await infer(request, parts, name, None)
+
+
+@router.post(
+    "/models/{name}/versions/{version}/infer", response_model=InferResponse, openapi_extra=_BODY
+)
+async def model_version_infer(request: Request, parts: Wanted, name: str, version: str) -> Response:
+    """Compute the outputs of a model's version; nothing is recorded."""
+    return await infer(request, parts, name, version)
+
+
+async def _ready(parts: Parts, name: str, version: str | None) -> Response:
+    parts.inferences.model(name, version)
+    async with parts.bus.prompt(parts.settings.request_s_max):
+        await parts.inferences.check_ready(name)
+    return answer(ModelReady(name=name))
+
+
+async def infer(request: Request, parts: Parts, name: str, version: str | None) -> Response:
+    """Answer an inference.
+
+    Raises:
+        ClawdbotError: It cannot be answered.
+    """
+    spec = parts.inferences.model(name, version)
+    body = unpacked(
+        await request.body(),
+        request.headers.get("content-encoding", ""),
+        parts.settings.body_bytes_max,
+    )
+    ask = asks.parse(body, json_bytes(request.headers.get(JSON_BYTES)), spec)
+    headers = {Header.CORRELATION_ID: request.state.correlation_id}
+    if "traceparent" in request.headers:
+        headers[Header.TRACEPARENT] = request.headers["traceparent"]
+    found = await parts.inferences.infer(name, spec, ask, headers)
+    head: dict[str, Any] = {"model_name": name, "model_version": spec.version}
+    if ask.id:
+        head["id"] = ask.id
+    if found.model != name:
+        head["parameters"] = {"served_by": found.model}
+    content, json_size = answers.encode(head, ask.outputs, found.outputs)
+    request.state.facts["model"] = found.model
+    return _packed(content, json_size, request.headers.get("accept-encoding", ""))
+
+
+def json_bytes(text: str | None) -> int | None:
+    """Read how much of a body is JSON; None when the header is absent: all of it.
+
+    Raises:
+        InvalidArgument: No number of bytes.
+    """
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= LENGTH_DIGITS_MAX):
+        raise InvalidArgument("send a number of bytes", field=JSON_BYTES)
+    return int(text)
+
+
+def unpacked(body: bytes, encoding: str, bytes_max: int) -> bytes:
+    """Undo a content encoding.
+
+    Raises:
+        UnsupportedMediaType: Neither gzip nor deflate.
+        InvalidArgument: Not what it says it is.
+        BodyTooLarge: It unpacks to too many bytes.
+    """
+    encoding = encoding.strip().lower()
+    if encoding in {"", "identity"}:
+        return body
+    if encoding not in _WINDOW_BITS:
+        raise UnsupportedMediaType("use gzip or deflate", field="Content-Encoding")
+    unpacker = zlib.decompressobj(_WINDOW_BITS[encoding])
+    try:
+        found = unpacker.decompress(body, bytes_max + 1)
+    except zlib.error as error:
+        raise InvalidArgument(f"the body is not {encoding}", field="body") from error
+    if len(found) > bytes_max:
+        raise BodyTooLarge(f"a body unpacks to at most {bytes_max} bytes", field="body")
+    if not unpacker.eof or unpacker.unused_data:
+        raise InvalidArgument(f"the {encoding} body is cut off, or goes on", field="body")
+    return found
+
+
+def _packed(content: bytes, json_size: int | None, accepted: str) -> Response:
+    """Return an answer, packed for who accepts nothing else but that: packing numbers is slow."""
+    headers = {} if json_size is None else {JSON_BYTES: str(json_size)}
+    encoding = accepted.strip().lower()
+    if encoding in _WINDOW_BITS:
+        packer = zlib.compressobj(1, wbits=_WINDOW_BITS[encoding])
+        content = packer.compress(content) + packer.flush()
+        headers["Content-Encoding"] = encoding
+    media_type = "application/json" if json_size is None else OCTETS
+    return Response(content, headers=headers, media_type=media_type)

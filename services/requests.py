@@ -1,0 +1,120 @@
+"""Asks services that answer over core NATS: one message there, one back."""
+
+import asyncio
+from collections.abc import Mapping
+
+import orjson
+from nats.errors import Error as NatsError
+from nats.errors import MaxPayloadError
+from pydantic import ValidationError
+
+from events.express import Express, Frame, decode_head, encode_head
+from schemas.api import ErrorBody
+from schemas.errors import (
+    BusUnavailable,
+    ClawdbotError,
+    DeadlineExceeded,
+    EngineFailed,
+    ModelUnavailable,
+    by_code,
+)
+from services.errors import STATUS, BodyTooLarge
+from services.runtime import Bus
+
+
+_NO_RESPONDERS = b"NATS/1.0 503"
+_TOO_LARGE = "413"
+
+
+class Requests:
+    """Requests under way on one connection.
+
+    Args:
+        bus: The connection.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._inbox = bus.nc.new_inbox()
+        self._express: Express | None = None
+        self._opening = asyncio.Lock()
+        self._waiting: dict[str, asyncio.Future[Frame]] = {}
+        self._asked = 0
+        bus.when_lost(self._lost)
+
+    async def ask(
+        self, subject: str, data: bytes, headers: Mapping[str, str], timeout_s: float
+    ) -> bytes:
+        """Return the answer of whoever serves a subject.
+
+        Raises:
+            ModelUnavailable: Nobody serves it.
+            BusUnavailable: The bus is away, or went away.
+            BodyTooLarge: The message is larger than the bus takes.
+            DeadlineExceeded: No answer came in time.
+            ClawdbotError: The service's own error.
+        """
+        if not self._bus.connected:
+            raise BusUnavailable("the bus is away; try again")
+        express = self._express or await self._open()
+        self._asked += 1
+        token = str(self._asked)
+        answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._waiting[token] = answer
+        try:
+            express.publish(subject, data, encode_head(headers), f"{self._inbox}.{token}")
+            async with asyncio.timeout(timeout_s):
+                frame = await answer
+        except MaxPayloadError as error:
+            most = self._bus.nc.max_payload
+            raise BodyTooLarge(
+                f"the inputs take {len(data)} bytes, a message holds {most}"
+            ) from error
+        except NatsError as error:
+            raise BusUnavailable("the bus is away; try again") from error
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"no answer came within {timeout_s:g} seconds") from error
+        finally:
+            self._waiting.pop(token, None)
+        if frame.head.startswith(_NO_RESPONDERS):
+            raise ModelUnavailable("no worker is there that serves this; try again later")
+        if frame.head:
+            _check(decode_head(frame.head), frame.data)
+        return frame.data
+
+    async def _open(self) -> Express:
+        async with self._opening:
+            if self._express is None:
+                express = await Express.of(self._bus.nc)
+                await express.subscribe(f"{self._inbox}.*", self._on_answer)
+                self._express = express
+            return self._express
+
+    def _on_answer(self, frame: Frame) -> None:
+        answer = self._waiting.get(frame.subject.rpartition(".")[2])
+        if answer is not None and not answer.done():
+            answer.set_result(frame)
+
+    def _lost(self) -> None:
+        """Give up what was asked: the answers go to a connection that is no more."""
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(BusUnavailable("the bus went away meanwhile; try again"))
+
+
+def _check(headers: Mapping[str, str], data: bytes) -> None:
+    """Raise the error that an answer is, if it is one.
+
+    Source: ADR-32 of NATS, `Nats-Service-Error-Code`.
+    """
+    status = headers.get("Nats-Service-Error-Code")
+    if status is None:
+        return
+    try:
+        fault = ErrorBody.model_validate(orjson.loads(data)).error
+    except (orjson.JSONDecodeError, ValidationError) as error:
+        raise EngineFailed(headers.get("Nats-Service-Error", "the service failed")) from error
+    kind: type[ClawdbotError] = by_code().get(fault.code, EngineFailed)
+    if status == _TOO_LARGE and STATUS.get(fault.code) != int(_TOO_LARGE):
+        kind = BodyTooLarge
+    raise kind(fault.message, field=fault.field)

@@ -1,0 +1,200 @@
+"""The line before an engine: the most urgent first, and together what one call may compute.
+
+Nothing waits for company: a free engine begins at once with all that is there, and what comes
+while it computes is the next call. So batches grow with the load by themselves, and one request
+alone is as quick as without them.
+
+Source: work-conserving batching as in Clipper (NSDI 2017) and ORCA (OSDI 2022), without a delay.
+"""
+
+import asyncio
+import contextlib
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from itertools import count
+
+from schemas.errors import EngineFailed, ModelUnavailable
+from schemas.values import Value
+from services.telemetry import BATCH_SIZE
+from services.workers.engine import BatchEngine, Engine, Request
+
+
+Submit = Callable[..., "Future[list[Outcome]]"]
+"""Has a function called in a thread."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What an engine gave for one request."""
+
+    outputs: Mapping[str, Value]
+    batch_size: int
+    """Requests that were computed in the same call."""
+    started: float = 0.0
+    """By `time.perf_counter`."""
+
+
+Outcome = Computed | Exception
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    """A request in line."""
+
+    request: Request
+    rows: int
+    answer: "asyncio.Future[Computed]"
+
+
+class Crew:
+    """The threads that all engines share; a line whose turn it is forms its batch only then.
+
+    Args:
+        submit: Has a function called in a thread.
+        threads: How many there are.
+    """
+
+    def __init__(self, submit: Submit, threads: int) -> None:
+        self.submit = submit
+        self._free = threads
+        self._lines: deque[Line] = deque()
+
+    def take(self, line: "Line") -> bool:
+        """Take a thread, or be called when one is free."""
+        if self._free:
+            self._free -= 1
+            return True
+        if line not in self._lines:
+            self._lines.append(line)
+        return False
+
+    def give(self) -> None:
+        """Give a thread back, to the line that waits longest."""
+        self._free += 1
+        while self._free and self._lines:
+            self._lines.popleft().begin()
+
+
+class Line:
+    """Those who wait for one engine.
+
+    Args:
+        model: Its name, for the metric.
+        engine: Computes; one call at a time.
+        crew: Has the threads.
+        rows_max: Most rows of one call.
+    """
+
+    def __init__(self, model: str, engine: Engine, crew: Crew, rows_max: int) -> None:
+        self._engine = engine
+        self._crew = crew
+        self._rows_max = min(rows_max, engine.spec.max_batch_size or 1)
+        self._sizes = BATCH_SIZE.labels(model)
+        self._busy = False
+        self._serial = count()
+        self._lines: dict[Hashable, list[tuple[int, int, _Waiting]]] = {}
+        """By batch key, each a heap of rank, order of arrival and request."""
+
+    async def infer(self, request: Request, rank: int = 0) -> Computed:
+        """Return what the engine gives for a request; cancelled while it waits, it is left out.
+
+        Args:
+            request: Inputs and parameters.
+            rank: The lower, the sooner.
+
+        Raises:
+            ClawdbotError: The engine's word on this request, whoever shared its batch.
+        """
+        key, rows = None, 1
+        if isinstance(self._engine, BatchEngine):
+            key = self._engine.batch_key(request)
+            rows = 1 if key is None else self._engine.rows(request)
+        waiting = _Waiting(request, rows, asyncio.get_running_loop().create_future())
+        line = self._lines.setdefault(key, [])
+        heapq.heappush(line, (rank, next(self._serial), waiting))
+        self.begin()
+        return await waiting.answer
+
+    def begin(self) -> None:
+        """Begin the next call, if the engine is free, and a thread, and somebody waits."""
+        self._forget()
+        if self._busy or not self._lines or not self._crew.take(self):
+            return
+        batch, loop = self._next(), asyncio.get_running_loop()
+        self._busy, started = True, time.perf_counter()
+        self._sizes.observe(len(batch))
+
+        def over(job: "Future[list[Outcome]]") -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is gone, and everybody with it
+                loop.call_soon_threadsafe(self._over, batch, started, job)
+
+        try:
+            job = self._crew.submit(compute, self._engine, [item.request for item in batch])
+        except RuntimeError:  # the threads are shut down
+            job = Future()
+            job.cancel()
+        job.add_done_callback(over)
+
+    def _forget(self) -> None:
+        """Leave out those who gave up, as far as they are first."""
+        for key, line in list(self._lines.items()):
+            while line and line[0][2].answer.done():
+                heapq.heappop(line)
+            if not line:
+                del self._lines[key]
+
+    def _next(self) -> list[_Waiting]:
+        """Take the most urgent request, and those that one call may compute with it."""
+        key = min(self._lines, key=lambda key: self._lines[key][0][:2])
+        line = self._lines[key]
+        batch = [heapq.heappop(line)[2]]
+        left = self._rows_max - batch[0].rows
+        while key is not None and line and line[0][2].rows <= left:
+            item = heapq.heappop(line)[2]
+            if not item.answer.done():
+                batch.append(item)
+                left -= item.rows
+        return batch
+
+    def _over(
+        self, batch: Sequence[_Waiting], started: float, job: "Future[list[Outcome]]"
+    ) -> None:
+        """Begin the next call, then hand out the answers."""
+        self._busy = False
+        self._crew.give()
+        self.begin()
+        try:
+            outcomes = job.result()
+        except CancelledError:
+            outcomes = [ModelUnavailable("this worker is stopping; try again") for _ in batch]
+        for item, outcome in zip(batch, outcomes, strict=True):
+            if item.answer.done():
+                continue  # nobody waits any more
+            if isinstance(outcome, Exception):
+                item.answer.set_exception(outcome)
+            else:
+                done = Computed(outcome.outputs, outcome.batch_size, started)
+                item.answer.set_result(done)
+
+
+def compute(engine: Engine, requests: Sequence[Request]) -> list[Outcome]:
+    """Compute a batch in this thread; where it fails, halve it until it is clear who is to blame.
+
+    Returns:
+        For each request, in order, its outputs or its error.
+    """
+    try:
+        outputs = engine.infer(requests)
+    except Exception as error:  # noqa: BLE001 - handed to the one who asked
+        if len(requests) == 1:
+            return [error]
+        middle = len(requests) // 2
+        return compute(engine, requests[:middle]) + compute(engine, requests[middle:])
+    if len(outputs) != len(requests):
+        wrong = f"the engine gave {len(outputs)} answers to {len(requests)} requests"
+        return [EngineFailed(wrong) for _ in requests]
+    return [Computed(found, len(requests)) for found in outputs]

@@ -1,0 +1,154 @@
+"""Tiny ONNX models, made when a test needs them, and catalogue entries for them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import TensorProto, helper
+
+from schemas.catalogue import ModelSpec
+
+
+TYPES = {
+    "BOOL": TensorProto.BOOL,
+    "UINT8": TensorProto.UINT8,
+    "UINT16": TensorProto.UINT16,
+    "UINT32": TensorProto.UINT32,
+    "UINT64": TensorProto.UINT64,
+    "INT8": TensorProto.INT8,
+    "INT16": TensorProto.INT16,
+    "INT32": TensorProto.INT32,
+    "INT64": TensorProto.INT64,
+    "FP16": TensorProto.FLOAT16,
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+    "BYTES": TensorProto.STRING,
+}
+
+
+def model(
+    nodes: Sequence[Any],
+    inputs: Mapping[str, tuple[str, Sequence[Any]]],
+    outputs: Mapping[str, tuple[str, Sequence[Any]]],
+    weights: Sequence[Any] = (),
+) -> Any:
+    """Return a model; a dimension that is a word is dynamic."""
+
+    def infos(ports: Mapping[str, tuple[str, Sequence[Any]]]) -> list[Any]:
+        return [
+            helper.make_tensor_value_info(name, TYPES[datatype], list(shape))
+            for name, (datatype, shape) in ports.items()
+        ]
+
+    graph = helper.make_graph(list(nodes), "tiny", infos(inputs), infos(outputs), list(weights))
+    opset = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=8)
+
+
+def identity(datatype: str, shape: Sequence[Any] = ("n", 2)) -> Any:
+    """Return a model whose output Y is its input X."""
+    node = helper.make_node("Identity", ["X"], ["Y"])
+    return model([node], {"X": (datatype, shape)}, {"Y": (datatype, shape)})
+
+
+def doubling() -> Any:
+    """Return a model of two FP32 inputs [n, 3]: SUM = A + B, TWICE = 2 A."""
+    ports = {"A": ("FP32", ("n", 3)), "B": ("FP32", ("n", 3))}
+    two = helper.make_tensor("two", TensorProto.FLOAT, [1], [2.0])
+    nodes = [
+        helper.make_node("Add", ["A", "B"], ["SUM"]),
+        helper.make_node("Mul", ["A", "two"], ["TWICE"]),
+    ]
+    return model(nodes, ports, {"SUM": ("FP32", ("n", 3)), "TWICE": ("FP32", ("n", 3))}, [two])
+
+
+def picky() -> Any:
+    """Return a model that fails where INDEX is outside of 0 to 9: VALUE = 10 * INDEX, [n, 1]."""
+    table = helper.make_tensor("table", TensorProto.INT64, [10], [10 * n for n in range(10)])
+    node = helper.make_node("Gather", ["table", "INDEX"], ["VALUE"])
+    ports = {"INDEX": ("INT64", ("n", 1))}
+    return model([node], ports, {"VALUE": ("INT64", ("n", 1))}, [table])
+
+
+def iris() -> Any:
+    """Return the model of docs/inference.md: X [n, 4] to probabilities [n, 3]."""
+    rows = [[1.0, 0.0, 0.0], [0.5, 0.0, 0.0], [-2.0, 0.0, 1.0], [-2.0, 0.0, 1.0]]
+    flat = [number for row in rows for number in row]
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [4, 3], flat)
+    nodes = [
+        helper.make_node("MatMul", ["X", "w"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["probabilities"], axis=1),
+    ]
+    outputs = {"probabilities": ("FP32", ("n", 3))}
+    return model(nodes, {"X": ("FP32", ("n", 4))}, outputs, [weights])
+
+
+def save(proto: Any, path: Path) -> None:
+    """Write a model's file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(proto.SerializeToString())
+
+
+def port(tensor: str, datatype: str, shape: Sequence[int]) -> dict[str, Any]:
+    """Return a port of a catalogue entry."""
+    return {
+        "name": tensor.lower(),
+        "tensor": tensor,
+        "kind": "tensor",
+        "datatype": datatype,
+        "shape": list(shape),
+    }
+
+
+def entry(
+    source: str | None, inputs: Sequence[Any], outputs: Sequence[Any], **rest: Any
+) -> dict[str, Any]:
+    """Return a catalogue entry of the `onnx` engine."""
+    return {
+        "modality": "text",
+        "engine": "onnx",
+        "source": source,
+        "inputs": list(inputs),
+        "outputs": list(outputs),
+        "accepts": [],
+        **rest,
+    }
+
+
+def entries(folder: Path) -> dict[str, dict[str, Any]]:
+    """Write every tiny model below a folder, and return their catalogue entries."""
+    save(doubling(), folder / "doubling.onnx")
+    save(picky(), folder / "picky" / "1.onnx")
+    rows = [-1, 3]
+    found = {
+        "doubling": entry(
+            "doubling.onnx",
+            [port("A", "FP32", rows), port("B", "FP32", rows)],
+            [port("SUM", "FP32", rows), port("TWICE", "FP32", rows)],
+            max_batch_size=8,
+            version="3",
+        ),
+        "picky": entry(
+            "picky/1.onnx",
+            [port("INDEX", "INT64", [-1, 1])],
+            [port("VALUE", "INT64", [-1, 1])],
+            max_batch_size=16,
+        ),
+        "absent": entry("absent.onnx", [port("X", "FP32", [2])], [port("Y", "FP32", [2])]),
+    }
+    for datatype in TYPES:
+        name = f"same-{datatype.lower()}"
+        save(identity(datatype), folder / f"{name}.onnx")
+        found[name] = entry(
+            f"{name}.onnx", [port("X", datatype, [-1, 2])], [port("Y", datatype, [-1, 2])]
+        )
+    return found
+
+
+def spec(document: Mapping[str, Any]) -> ModelSpec:
+    """Return a catalogue entry as the worker has it."""
+    return ModelSpec.model_validate(document)
+
+
+__all__ = ["doubling", "entries", "entry", "identity", "model", "onnx", "picky", "port", "spec"]
