@@ -32,7 +32,7 @@ async def generation(bus: Bus) -> str:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("replicas", [1, 3])
+@pytest.mark.parametrize("replicas", [1, pytest.param(3, marks=pytest.mark.slow)])
 async def test_a_server_that_comes_back_empty_is_another_one(tmp_path: Path, replicas: int) -> None:
     """A single one makes the streams anew; a cluster remembers when it made them."""
     folders = [tmp_path / str(number) for number in range(replicas)]
