@@ -210,8 +210,8 @@ class Consumer:
             out = await self._handler(delivery)
             if out:
                 await publish(self._express, out)
-            for stored in delivery.before_ack:
-                await stored
+            for settled in delivery.before_ack:
+                await settled()
         except NOT_ITS_FAULT:
             raise
         except TerminalError as error:

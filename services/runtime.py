@@ -86,7 +86,7 @@ class Delivery:
     """1 for the first delivery."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the handler wants in the canonical log line."""
-    before_ack: list[Awaitable[None]] = field(default_factory=list)
+    before_ack: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     """What must be done, besides publishing what the handler returns, before it is acked."""
 
 

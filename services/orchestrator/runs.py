@@ -213,6 +213,19 @@ class Runs:
                 await self._load(key, slot)
             return slot.state
 
+    async def settled(self, key: RunKey) -> None:
+        """Return when everything that was decided on a run is stored.
+
+        Raises:
+            VersionConflict: It was given up; decide again.
+        """
+        slot = self._slots.get(key)
+        if slot is None or slot.behind is None:
+            return
+        await slot.behind.drained()
+        if not slot.known:
+            raise VersionConflict("another process was first; decide again")
+
     async def flush(self) -> None:
         """Return when everything that was decided is stored."""
         for slot in [*self._slots.values()]:
