@@ -357,6 +357,7 @@ def examine() -> list[doctor.Finding]:
     return doctor.examine("http://127.0.0.1:1")
 
 
+@pytest.mark.slow
 async def test_the_right_copy_ends_the_alarm(case: Case, tmp_path: Path) -> None:
     """Once the log holds again what was seen of it, work goes on by itself."""
     case.server.stop()
