@@ -7,8 +7,9 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import orjson
 from nats.aio.client import Client as Nats
@@ -30,6 +31,7 @@ from services.runtime import Delivery, Handler, Outgoing, publish
 from services.telemetry import MessageMeter, get_logger
 
 
+T = TypeVar("T")
 log = get_logger()
 
 BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
@@ -193,14 +195,9 @@ class Consumer:
 
     async def _handle(self, delivery: Delivery, frame: Frame) -> tuple[str, int]:
         """Handle, publish, ack; return the outcome and how many messages went out."""
-        for turn in itertools.count():
-            try:
-                return await self._attempt(delivery, frame)
-            except NOT_ITS_FAULT as error:
-                if not turn:
-                    log.warning("message_held", subject=delivery.subject, error=error.message)
-                await asyncio.sleep(HOLD_S[min(turn, len(HOLD_S) - 1)])
-        raise AssertionError
+        return await held(
+            lambda: self._attempt(delivery, frame), "message_held", subject=delivery.subject
+        )
 
     async def _attempt(self, delivery: Delivery, frame: Frame) -> tuple[str, int]:
         if delivery.count > self._pull.max_deliver:  # whoever had it died, or lost its bus
@@ -210,8 +207,8 @@ class Consumer:
             out = await self._handler(delivery)
             if out:
                 await publish(self._express, out)
-            for settled in delivery.before_ack:
-                await settled()
+            for stored in delivery.before_ack:
+                await asyncio.shield(stored)  # others may wait for the same
         except NOT_ITS_FAULT:
             raise
         except TerminalError as error:
@@ -231,7 +228,7 @@ class Consumer:
         delivery.facts["error"] = why
         if delivery.count >= self._pull.max_deliver:
             return await self._bury(delivery, frame, f"and failed: {why}")
-        delay_ns = int(pause_s(delivery.count - 1) * 1e9)
+        delay_ns = int(_pause_s(delivery.count - 1) * 1e9)
         self._answer(frame, b"-NAK " + orjson.dumps({"delay": delay_ns}))
         return "retry", 0
 
@@ -260,6 +257,18 @@ class Consumer:
             log.info("ack_lost", subject=frame.subject, error=str(error))
 
 
+async def held(action: Callable[[], Awaitable[T]], event: str, **facts: str) -> T:
+    """Do something again and again while the bus or the log cannot take it; say so once."""
+    for turn in itertools.count():
+        try:
+            return await action()
+        except NOT_ITS_FAULT as error:
+            if not turn:
+                log.warning(event, error=error.message, **facts)
+            await asyncio.sleep(HOLD_S[min(turn, len(HOLD_S) - 1)])
+    raise AssertionError
+
+
 def dead_letter(
     kind: str, delivery: Delivery, error: ClawdbotError, name: str, bytes_max: int
 ) -> Outgoing:
@@ -285,8 +294,7 @@ def dead_letter(
     return Outgoing(dead(tenant, kind), delivery.data[:room], headers)
 
 
-def pause_s(turn: int) -> float:
-    """Return how long to wait before the next try, seconds; the first `turn` is 0."""
+def _pause_s(turn: int) -> float:
     return BACKOFF_S[min(turn, len(BACKOFF_S) - 1)]
 
 

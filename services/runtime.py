@@ -86,7 +86,7 @@ class Delivery:
     """1 for the first delivery."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the handler wants in the canonical log line."""
-    before_ack: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    before_ack: list[Awaitable[None]] = field(default_factory=list)
     """What must be done, besides publishing what the handler returns, before it is acked."""
 
 
@@ -283,10 +283,8 @@ class Bus:
         Raises:
             BusUnavailable: The server does not answer.
         """
-        try:
+        with _answering():
             info = await self._js.stream_info(stream, subjects)
-        except (NatsError, TimeoutError) as error:
-            raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
         return sum((info.state.subjects or {}).values())
 
     async def ping(self) -> None:

@@ -7,12 +7,13 @@ stored together as the next one.
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from events.catalog import Event
 from events.state import RunState
 from schemas.errors import ClawdbotError, VersionConflict
 from schemas.ids import new_id
-from services.consumer import NOT_ITS_FAULT, pause_s
+from services.consumer import held
 from services.telemetry import get_logger
 
 
@@ -44,6 +45,12 @@ class Behind:
         self._store = store
         self._queue: list[tuple[Decided, asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
+        self._newest: asyncio.Future[None] | None = None
+
+    @property
+    def pending(self) -> "asyncio.Future[None] | None":
+        """What `add` returned last, unless that is stored, or given up, already."""
+        return None if self._newest is None or self._newest.done() else self._newest
 
     @property
     def is_busy(self) -> bool:
@@ -55,7 +62,7 @@ class Behind:
 
         It fails with VersionConflict if another process was first, DataLoss if the log is altered.
         """
-        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        stored = self._newest = asyncio.get_running_loop().create_future()
         self._queue.append((decided, stored))
         if not self.is_busy:
             self._writing = asyncio.ensure_future(self._write())  # outlives a cancelled service
@@ -72,7 +79,8 @@ class Behind:
             events = [event for decided, _ in batch for event in decided.events]
             newest, _ = batch[-1]
             try:
-                await self._persist(Decided(events, newest.state, newest.traceparent))
+                merged = Decided(events, newest.state, newest.traceparent)
+                await held(partial(self._store, merged), "commit_held")
             except ClawdbotError as error:
                 lost = [stored for _, stored in (*batch, *self._queue)]
                 self._queue = []
@@ -81,17 +89,6 @@ class Behind:
             for _, stored in batch:
                 if not stored.done():  # else whoever waited was cancelled
                     stored.set_result(None)
-
-    async def _persist(self, decided: Decided) -> None:
-        turn = 0
-        while True:
-            try:
-                return await self._store(decided)
-            except NOT_ITS_FAULT as error:
-                if not turn:
-                    log.warning("commit_held", error=error.message)
-                await asyncio.sleep(pause_s(turn))
-                turn += 1
 
 
 def _give_up(lost: "list[asyncio.Future[None]]", error: ClawdbotError) -> None:

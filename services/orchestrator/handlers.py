@@ -1,10 +1,10 @@
 """Submissions and results in, commits and tasks out."""
 
+import asyncio
 import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from events.blobs import BlobStore
 from events.catalog import NodeScheduled
@@ -107,7 +107,7 @@ class Handlers:
             raise AlreadyExists(
                 f"run {run_id} exists with other inputs; choose another id", field=Header.RUN_ID
             )
-        self._hold(key, delivery, decision)
+        _hold(delivery, decision)
         return await self._follow(key, decision, trace, stale=True)
 
     async def _start(
@@ -171,7 +171,7 @@ class Handlers:
         if result.behind and not decision.events and not _is_known(decision.state, result):
             raise Aborted("the log does not know of this attempt yet")
         delivery.facts["stale"] = not decision.events
-        self._hold(key, delivery, decision)
+        _hold(delivery, decision)
         return await self._follow(key, decision, trace, stale=True)
 
     async def check_clock(self, key: RunKey) -> Sequence[Outgoing]:
@@ -199,13 +199,9 @@ class Handlers:
             raise NotFound(f"no run {key.run_id}", field="run_id")
         done = bool(decision.events)
         log.info("control_handled", action=command.action, run_id=key.run_id, done=done)
-        await self._runs.settled(key)
+        if decision.stored is not None:
+            await asyncio.shield(decision.stored)  # others may wait for the same
         return await self._follow(key, decision, child_traceparent(None), stale=True)
-
-    def _hold(self, key: RunKey, delivery: Delivery, decision: Decision) -> None:
-        """Keep a message until what it led to is stored, where its workflow wants that."""
-        if decision.state is not None and decision.state.plan.mode == "ordered":
-            delivery.before_ack.append(partial(self._runs.settled, key))
 
     async def republish(self, key: RunKey) -> Sequence[Outgoing]:
         """Return the tasks of every open node, as after a loss of the TASKS stream."""
@@ -318,6 +314,13 @@ class Handlers:
             fault = Fault(code=error.code, message=message)
         command = ExpandNode(path, node.attempt, plan, fault, self._clock.now())
         return await self._obey(key, command, traceparent=trace)
+
+
+def _hold(delivery: Delivery, decision: Decision) -> None:
+    """Keep a message until what it led to is stored, where its workflow wants that."""
+    state = decision.state
+    if decision.stored is not None and state is not None and state.plan.mode == "ordered":
+        delivery.before_ack.append(decision.stored)
 
 
 def _is_known(state: RunState | None, result: TaskResult) -> bool:

@@ -62,6 +62,11 @@ class Slot:
     """What is decided and not stored yet, unless effects wait for the log."""
 
     @property
+    def pending(self) -> "asyncio.Future[None] | None":
+        """Done when all that is decided is stored; None when it is."""
+        return None if self.behind is None else self.behind.pending
+
+    @property
     def is_in_use(self) -> bool:
         """Whether it must be remembered."""
         return self.lock.locked() or (self.behind is not None and self.behind.is_busy)
@@ -79,7 +84,7 @@ class Decision:
     freed: tuple[tuple[str, str], ...] = ()
     """Nodes that are over and were inside a gate, or in front of it: key and path of each."""
     stored: "asyncio.Future[None] | None" = None
-    """Done when the events are stored, where that follows behind; else they are already."""
+    """Done when what was decided, now or before, is stored; None when it is already."""
 
 
 class Witness(Protocol):
@@ -178,7 +183,7 @@ class Runs:
                 before = slot.state
                 events = decide(before, command, advice)
                 if not events and (read or _final(slot.state)):
-                    return Decision(slot.state, [])
+                    return Decision(slot.state, [], stored=slot.pending)
                 if not events:
                     slot.known = fresh = False  # another orchestrator may have gone further
                     continue
@@ -212,19 +217,6 @@ class Runs:
             if not _final(slot.state):
                 await self._load(key, slot)
             return slot.state
-
-    async def settled(self, key: RunKey) -> None:
-        """Return when everything that was decided on a run is stored.
-
-        Raises:
-            VersionConflict: It was given up; decide again.
-        """
-        slot = self._slots.get(key)
-        if slot is None or slot.behind is None:
-            return
-        await slot.behind.drained()
-        if not slot.known:
-            raise VersionConflict("another process was first; decide again")
 
     async def flush(self) -> None:
         """Return when everything that was decided is stored."""

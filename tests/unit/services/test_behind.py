@@ -79,6 +79,18 @@ async def test_a_decision_does_not_wait_for_the_log(store: SlowStore, desk: Runs
     assert state == history.state() == third.state
 
 
+async def test_what_looks_stale_waits_too(store: SlowStore, desk: Runs) -> None:
+    """A message that comes again is done when what its first delivery led to is stored."""
+    first = await desk.obey(KEY, start(ordered(CHAIN)), fresh=True)
+    again = asyncio.ensure_future(desk.obey(KEY, start(ordered(CHAIN))))
+    await store.asked.wait()
+    assert not again.done()  # it looks into the log, once that has what was decided
+    store.gate.set()
+    assert [] == (await again).events
+    assert first.stored is not None
+    assert first.stored.done()
+
+
 async def test_strong_decisions_wait(store: SlowStore, desk: Runs) -> None:
     """Nothing comes back before it is stored."""
     waiting = asyncio.ensure_future(desk.obey(KEY, start(CHAIN), fresh=True))
