@@ -3,10 +3,9 @@
 import asyncio
 import random
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import nats
 import pytest
 from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
@@ -63,16 +62,6 @@ def mesh(nats_server: NatsServer, tmp_path: Path) -> Iterator[Mesh]:
     mesh.start()
     yield mesh
     mesh.stop()
-
-
-@pytest.fixture
-async def patient(nats_server: NatsServer) -> AsyncIterator[Nats]:
-    """A connection that never gives up."""
-    nc = await nats.connect(
-        nats_server.url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, ping_interval=2
-    )
-    yield nc
-    await nc.close()
 
 
 async def _submit(nc: Nats, key: RunKey, workflow: str) -> None:
