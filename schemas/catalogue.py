@@ -21,6 +21,11 @@ ValueKind = Literal["text", "audio", "image", "json", "tensor"]
 
 TEMPLATE_CHARS_MAX = 16 * 1024
 NAME_CHARS_MAX = 128
+WARM_UPS_MAX = 64
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class Port(UserInput):
@@ -54,6 +59,14 @@ class Port(UserInput):
         return self.tensor or self.name
 
 
+class WarmUp(UserInput):
+    """A request that a model computes when it is loaded."""
+
+    inputs: dict[str, Any]
+    """As in the HTTP API."""
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
 class ModelSpec(UserInput):
     """One model: its engine, its signature, its source, and who may stand in for it."""
 
@@ -81,6 +94,12 @@ class ModelSpec(UserInput):
     max_batch_size: int = Field(default=0, ge=0, le=65536)
     """Rows that one call of the engine may have: then the first dimension of every input and output
     is -1, and requests that wait are computed together. 0: one request, one call."""
+
+    warm_up: tuple[WarmUp, ...] | None = Field(
+        default=None, strict=False, max_length=WARM_UPS_MAX, exclude_if=_is_none
+    )
+    """Computed when it is loaded, before it serves; it must work. By default a row of zeros, for
+    models whose inputs are tensors; `[]` for none."""
 
     @model_validator(mode="after")
     def _rows_come_first(self) -> "ModelSpec":
@@ -129,6 +148,18 @@ class Catalogue(UserInput):
         except KeyError:
             known = ", ".join(sorted(self.models))
             raise NotFound(f"no model named '{name}'; known: {known}", field=field) from None
+
+    def having(self, models: Mapping[str, ModelSpec]) -> "Catalogue":
+        """Return this catalogue with other models.
+
+        Raises:
+            InvalidArgument: A fallback is missing, or has another signature.
+        """
+        try:
+            return Catalogue(models=dict(models), templates=self.templates)
+        except ValidationError as error:
+            loc, message = first_complaint(error)
+            raise InvalidArgument(message, field=".".join(map(str, loc)) or "models") from error
 
     def params(self, name: str, given: Mapping[str, Any], *, field: str) -> dict[str, Any]:
         """Return the parameters of `name`'s engine: the catalogue's, overridden by a node's.

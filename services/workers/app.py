@@ -50,7 +50,12 @@ class Worker:
             settings.modality,
             settings.models_dir,
             allow_fallback=settings.allow_fallback,
-            capacity=Capacity(settings.compute_threads, settings.batch_rows_max),
+            capacity=Capacity(
+                settings.compute_threads,
+                settings.batch_rows_max,
+                settings.loads_max,
+                settings.cache_bytes_max,
+            ),
             engine_settings={
                 "http": {"allow": settings.http_allow, "bytes_max": settings.http_bytes_max},
                 "onnx": {"bytes_max": settings.model_bytes_max},

@@ -20,6 +20,7 @@ from itertools import count
 from schemas.errors import EngineFailed, ModelUnavailable
 from schemas.values import Value
 from services.telemetry import BATCH_SIZE
+from services.workers.counters import Counters
 from services.workers.engine import BatchEngine, Engine, Request
 
 
@@ -87,14 +88,26 @@ class Line:
         engine: Computes; one call at a time.
         crew: Has the threads.
         rows_max: Most rows of one call.
+        counters: Take note of every call.
     """
 
-    def __init__(self, model: str, engine: Engine, crew: Crew, rows_max: int) -> None:
+    def __init__(
+        self,
+        model: str,
+        engine: Engine,
+        crew: Crew,
+        rows_max: int,
+        counters: Counters | None = None,
+    ) -> None:
         self._engine = engine
         self._crew = crew
         self._rows_max = min(rows_max, engine.spec.max_batch_size or 1)
         self._sizes = BATCH_SIZE.labels(model)
-        self._busy = False
+        self.busy = False
+        """Whether a thread computes, even if nobody waits for it any more."""
+        self.idle: Callable[[], None] = lambda: None
+        """Called when a call is over."""
+        self._counters = counters or Counters()
         self._serial = count()
         self._lines: dict[Hashable, list[tuple[int, int, _Waiting]]] = {}
         """By batch key, each a heap of rank, order of arrival and request."""
@@ -122,10 +135,10 @@ class Line:
     def begin(self) -> None:
         """Begin the next call, if the engine is free, and a thread, and somebody waits."""
         self._forget()
-        if self._busy or not self._lines or not self._crew.take(self):
+        if self.busy or not self._lines or not self._crew.take(self):
             return
         batch, loop = self._next(), asyncio.get_running_loop()
-        self._busy, started = True, time.perf_counter()
+        self.busy, started = True, time.perf_counter()
         self._sizes.observe(len(batch))
 
         def over(job: "Future[list[Outcome]]") -> None:
@@ -164,7 +177,10 @@ class Line:
         self, batch: Sequence[_Waiting], started: float, job: "Future[list[Outcome]]"
     ) -> None:
         """Begin the next call, then hand out the answers."""
-        self._busy = False
+        self._counters.computed(
+            len(batch), sum(item.rows for item in batch), time.perf_counter() - started
+        )
+        self.busy = False
         self._crew.give()
         self.begin()
         try:
@@ -179,6 +195,7 @@ class Line:
             else:
                 done = Computed(outcome.outputs, outcome.batch_size, started)
                 item.answer.set_result(done)
+        self.idle()
 
 
 def compute(engine: Engine, requests: Sequence[Request]) -> list[Outcome]:

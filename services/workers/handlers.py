@@ -118,7 +118,7 @@ class Handlers:
             facts["error"] = done.error.message
         else:
             facts.update(model=done.model, queue_ms=done.timings.queue_ms)
-            facts.update(batch_size=done.timings.batch_size)
+            facts.update(load_ms=done.timings.load_ms, batch_size=done.timings.batch_size)
             if delivery.count == 1:  # else one of what follows may have ended a worker
                 done = done.model_copy(update={"then": await self._go_on(task, done, rank)})
                 facts["went_on"] = len(done.then)
@@ -169,7 +169,13 @@ class Handlers:
                 if known is not None:
                     memo = {"model": known.model, "memo_of": known.source}
                     return self._blank(task).model_copy(update={"outputs": known.outputs, **memo})
-                request = Request({}, task.params, _work_key(task), stopped.is_set)
+                request = Request(
+                    {},
+                    task.params,
+                    _work_key(task),
+                    stopped.is_set,
+                    [node.model for node in task.then],
+                )
                 answer = await self._infer(task.tenant, task.model, task.inputs, request, rank)
                 outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
                 outputs = await spill(outputs, task.tenant, self._means.blobs)
@@ -226,6 +232,7 @@ class Handlers:
             raise DeadlineExceeded(text) from error
         asked.facts.update(
             model=answer.model,
+            load_ms=round(answer.load_ms, 3),
             wait_ms=round(answer.wait_ms, 3),
             compute_ms=round(answer.compute_ms, 3),
             batch_size=answer.batch_size,

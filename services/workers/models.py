@@ -1,11 +1,13 @@
 """The models of one worker: which can run, loaded once, computed off the event loop."""
 
-import asyncio
+import contextlib
 import hashlib
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,33 +18,19 @@ from schemas.errors import ClawdbotError, ModelUnavailable, NotFound
 from schemas.values import Value
 from services.telemetry import get_logger
 from services.workers.batches import Computed, Crew, Line
+from services.workers.cache import Cache, Shop
+from services.workers.counters import Counters
 from services.workers.engine import AnyEngine, AsyncEngine, Engine, Request
-from services.workers.engines import engine_class
+from services.workers.loaded import Loaded
+from services.workers.loading import Loader
 
 
 log = get_logger()
 
-PACE_WEIGHT = 0.3
-"""Of the newest inference in a model's pace."""
+LOADS_MAX = 2
+"""Models loaded at the same time, where no setting says otherwise."""
 ROWS_MAX = 64
 """Rows of one call, where no setting says otherwise."""
-
-
-@dataclass
-class Loaded:
-    """A model in memory."""
-
-    name: str
-    engine: AnyEngine
-    line: Line | None = None
-    """Of those who wait for an engine that computes in threads."""
-    pace_s: float | None = None
-    """How long an inference takes lately, waiting included."""
-
-    def note(self, took_s: float) -> None:
-        """Take note of one more inference."""
-        past_s = took_s if self.pace_s is None else self.pace_s
-        self.pace_s = past_s + PACE_WEIGHT * (took_s - past_s)
 
 
 @dataclass(frozen=True)
@@ -68,6 +56,10 @@ class Capacity:
     """Calls of engines."""
     rows_max: int = ROWS_MAX
     """Rows of one call of an engine that batches."""
+    loads_max: int = LOADS_MAX
+    """Models that are loaded at the same time."""
+    bytes_max: int | None = None
+    """Of all models in memory together; None for no limit."""
 
 
 class Models:
@@ -96,16 +88,22 @@ class Models:
             name: spec for name, spec in catalogue.models.items() if spec.modality == modality
         }
         self._catalogue = catalogue
-        self._models_dir = models_dir
+        self._modality = modality
         self._allow_fallback = allow_fallback
-        self._engine_settings = engine_settings
         self._pool = ThreadPoolExecutor(capacity.threads, thread_name_prefix="engine")
         self._crew = Crew(self._pool.submit, capacity.threads)
         self._rows_max = capacity.rows_max
         self._failed: dict[str, str] = {}
         """Why the last try to load a model failed, by name."""
-        self._loaded: dict[str, Loaded] = {}
-        self._loading = asyncio.Lock()
+        self._served: dict[str, str] = {}
+        """Who served for each name last."""
+        self._counters: defaultdict[str, Counters] = defaultdict(Counters)
+        self._loader = Loader(models_dir, engine_settings, self.hold)
+        self._loaders = ThreadPoolExecutor(capacity.loads_max, thread_name_prefix="load")
+        shop = Shop(
+            self._open, self._loader.close, self._estimate, self._loaders, capacity.loads_max
+        )
+        self._cache = Cache(shop, capacity.bytes_max)
 
     def offers(self) -> tuple[Offer, ...]:
         """Return which models can run here, and who serves for those that cannot."""
@@ -159,21 +157,25 @@ class Models:
             EngineFailed: The engine could not compute it.
         """
         begun = time.perf_counter()
-        loaded = self._loaded.get(name) or await self._load(name)
+        loaded = self._cache.take(self._served.get(name, name), begun) or await self._obtain(name)
         ready = time.perf_counter()
-        match loaded.engine:
-            case AsyncEngine() as engine:
-                computed = Computed(await engine.answer(request), 1, ready)
-            case Engine(blocking=True):
-                assert loaded.line is not None, "who computes in threads has a line"
-                computed = await loaded.line.infer(request, rank)
-            case Engine() as engine:
-                [outputs] = engine.infer([request])
-                computed = Computed(outputs, 1, ready)
-            case _:
-                raise AssertionError("an engine computes or waits")
+        counters = loaded.counters
+        try:
+            for wanted in request.then:
+                self.prefetch(wanted)
+            computed = await self._compute(loaded, request, rank, ready)
+        except ClawdbotError:
+            counters.fail_count += 1
+            counters.fail_ns += int((time.perf_counter() - begun) * 1e9)
+            raise
+        finally:
+            self._cache.release(loaded)
         done = time.perf_counter()
         loaded.note(done - ready)
+        counters.success_count += 1
+        counters.success_ns += int((done - begun) * 1e9)
+        counters.queue_ns += int((computed.started - ready) * 1e9)
+        counters.compute_ns += int((done - computed.started) * 1e9)
         return Answer(
             computed.outputs,
             loaded.name,
@@ -183,82 +185,137 @@ class Models:
             batch_size=computed.batch_size,
         )
 
+    def prefetch(self, name: str) -> None:
+        """Load a model that will be asked for soon, if there is room for it."""
+        if self._cache.get(self._served.get(name, name)) is None and name in self._specs:
+            with contextlib.suppress(ModelUnavailable):  # who asks for it will hear why
+                self._cache.prefetch(self._serving(name))
+
+    def update(self, specs: Mapping[str, ModelSpec | None]) -> None:
+        """Let models appear, change and go while others are served.
+
+        Who computes with an old version finishes with it; whoever comes next waits for the new
+        one, which is loaded at once where the old one was in memory. A name that is given is
+        loaded anew, even with the same entry: its file may be another one.
+
+        Args:
+            specs: The new entries by name; None where a model goes. Other names stay as they are.
+
+        Raises:
+            InvalidArgument: A fallback is missing, or has another signature; nothing has changed.
+        """
+        models = {name: spec for name, spec in self._catalogue.models.items() if name not in specs}
+        models |= {name: spec for name, spec in specs.items() if spec is not None}
+        self._catalogue = self._catalogue.having(models)
+        self._served.clear()
+        for name, spec in specs.items():
+            self._specs.pop(name, None)
+            self._failed.pop(name, None)
+            if spec is not None and spec.modality == self._modality:
+                self._specs[name] = spec
+            was_here = self._cache.get(name) is not None
+            self._cache.drop(name)
+            if was_here:
+                self.prefetch(name)
+
+    def counters(self, name: str) -> Counters:
+        """Return the figures of a model since the worker started; zeros if it never ran."""
+        return self._counters.get(name) or Counters()
+
     async def preload(self) -> None:
         """Load what is to be loaded at start; what cannot be says so on the card."""
         for name, spec in self._specs.items():
-            engine = self._engine(spec)
+            engine = self._loader.engine(spec)
             if engine.missing() is not None or not (spec.preload or engine.is_uncertain()):
                 continue
             try:
-                await self._load(name)
+                self._cache.release(await self._obtain(name))
             except ClawdbotError as error:
                 log.warning("model_not_loaded", model=name, error=error.message)
 
     def pace_s(self, name: str) -> float | None:
-        """Return how long an inference takes lately, seconds; None before the first one."""
-        loaded = self._loaded.get(name)
+        """Return how long an inference takes lately, seconds; None where it is not in memory."""
+        loaded = self._cache.get(self._served.get(name, name))
         return None if loaded is None else loaded.pace_s
 
     def close(self) -> None:
         """Give everything back."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        for loaded in self._loaded.values():
-            loaded.engine.close()
+        self._loaders.shutdown(wait=False, cancel_futures=True)
+        self._cache.close()
+
+    async def _compute(self, loaded: Loaded, request: Request, rank: int, ready: float) -> Computed:
+        match loaded.engine:
+            case AsyncEngine() as engine:
+                computed = Computed(await engine.answer(request), 1, ready)
+            case Engine(blocking=True):
+                assert loaded.line is not None, "who computes in threads has a line"
+                return await loaded.line.infer(request, rank)
+            case Engine() as engine:
+                [outputs] = engine.infer([request])
+                computed = Computed(outputs, 1, ready)
+            case _:
+                raise AssertionError("an engine computes or waits")
+        loaded.counters.computed(1, 1, time.perf_counter() - ready)
+        return computed
 
     def _offer(self, name: str, spec: ModelSpec) -> Offer:
-        reason = self._engine(spec).missing()
+        reason = self._loader.engine(spec).missing()
         if reason is None:
             failed = self._failed.get(name)  # it is tried again when it is asked for
             return Offer(model=name, served_by=name, reason=failed or "", available=failed is None)
         reason = f"{reason}; {spec.get}" if spec.get else reason
         if spec.fallback is not None and self._allow_fallback:
             stand_in = self._specs[spec.fallback]
-            lacking = self._engine(stand_in).missing()
+            lacking = self._loader.engine(stand_in).missing()
             return Offer(
                 model=name, served_by=spec.fallback, reason=reason, available=lacking is None
             )
         return Offer(model=name, served_by=name, reason=reason, available=False)
 
-    async def _load(self, name: str) -> Loaded:
-        async with self._loading:
-            if name in self._loaded:
-                return self._loaded[name]
-            spec = self._specs.get(name)
-            if spec is None:
-                raise ModelUnavailable(f"no worker of this pool knows the model '{name}'")
-            offer = self._offer(name, spec)
-            if not offer.available and name not in self._failed:
-                raise ModelUnavailable(f"model '{name}' cannot run here: {offer.reason}")
-            actual = offer.served_by
-            loaded = self._loaded.get(actual)
-            if loaded is None:
-                loaded = self._loaded[actual] = await self._open(actual)
-                log.info("model_loaded", model=actual, asked_for=name)
-            self._loaded[name] = loaded
-            return loaded
+    async def _obtain(self, name: str) -> Loaded:
+        """Lease the model that serves for a name, loading it first if need be."""
+        actual = self._serving(name)
+        loaded = await self._cache.obtain(actual)
+        self._served[name] = actual
+        return loaded
 
-    async def _open(self, name: str) -> Loaded:
-        """Load a model, and remember for the card why it could not be loaded."""
-        engine = self._engine(self._specs[name])
+    def _serving(self, name: str) -> str:
+        """Return which model serves for a name.
+
+        Raises:
+            ModelUnavailable: It is not here, and nothing may stand in for it.
+        """
+        spec = self._specs.get(name)
+        if spec is None:
+            raise ModelUnavailable(f"no worker of this pool knows the model '{name}'")
+        offer = self._offer(name, spec)
+        if not offer.available and name not in self._failed:
+            raise ModelUnavailable(f"model '{name}' cannot run here: {offer.reason}")
+        return offer.served_by
+
+    def _open(self, name: str) -> Loaded:
+        """Load a model, in a thread; remember for the card why it could not be."""
+        spec = self._specs.get(name)
+        if spec is None:
+            raise ModelUnavailable(f"no worker of this pool knows the model '{name}'")
         try:
-            await self._off_loop(engine.load)
+            loaded = self._loader.open(name, spec)
         except ModelUnavailable as error:
             self._failed[name] = error.message
             raise
         self._failed.pop(name, None)
-        return self.hold(name, engine)
+        return loaded
+
+    def _estimate(self, name: str) -> int:
+        spec = self._specs.get(name)
+        return 0 if spec is None else self._loader.estimate(spec)
 
     def hold(self, name: str, engine: AnyEngine) -> Loaded:
         """Return a loaded engine with the line before it."""
+        loaded = Loaded(name, engine.spec, engine, self._counters[name])
         if isinstance(engine, Engine) and engine.blocking:
-            return Loaded(name, engine, Line(name, engine, self._crew, self._rows_max))
-        return Loaded(name, engine)
-
-    def _engine(self, spec: ModelSpec) -> AnyEngine:
-        fixed = self._engine_settings.get(spec.engine)
-        if fixed is not None:
-            spec = spec.model_copy(update={"params": {**spec.params, **fixed}})
-        return engine_class(spec.engine)(spec, self._models_dir)
-
-    async def _off_loop(self, call: Any, *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
+            line = Line(name, engine, self._crew, self._rows_max, loaded.counters)
+            line.idle = partial(self._cache.settle, loaded)
+            loaded.line = line
+        return loaded

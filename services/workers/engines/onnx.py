@@ -1,7 +1,7 @@
 """Runs any ONNX model whose signature the catalogue declares, on the providers it asks for."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
@@ -56,6 +56,7 @@ class OnnxEngine(BatchEngine):
     is a reason not to serve), `threads` (1) of one inference.
     """
 
+    packages: ClassVar[tuple[str, ...]] = ("numpy", "onnxruntime")
     session: Any = None
 
     @override

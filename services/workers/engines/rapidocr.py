@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
@@ -36,6 +36,7 @@ class RapidocrEngine(Engine):
     Params: `min_score` 0 to 1: lines read with less confidence are left out.
     """
 
+    packages: ClassVar[tuple[str, ...]] = ("rapidocr",)
     reader: Any = None
 
     @override

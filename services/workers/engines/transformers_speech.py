@@ -1,7 +1,7 @@
 """Speaks text with FastSpeech2 Conformer and its HiFi-GAN vocoder, from local weights."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
@@ -23,6 +23,7 @@ class TransformersSpeechEngine(Engine):
     Takes and ignores the parameters of `espeak`, which stands in for it.
     """
 
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     model: Any = None
     tokenizer: Any = None
     device: str = "cpu"

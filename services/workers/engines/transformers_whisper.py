@@ -1,7 +1,7 @@
 """Turns speech into text with Whisper, from local weights."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
@@ -21,6 +21,7 @@ class TransformersWhisperEngine(Engine):
     Params: `language`, what is spoken, an ISO 639-1 code.
     """
 
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     model: Any = None
     processor: Any = None
     device: str = "cpu"

@@ -80,6 +80,6 @@ async def test_it_does_the_task_alone(models: Models, chain_s: float, count: int
 async def test_a_model_whose_pace_is_unknown_or_slow_is_not_gone_on_with(models: Models) -> None:
     """It would keep the result of the node before."""
     await done(models, 1.0)
-    models._loaded["echo"].pace_s = 2.0
+    models._cache.residents["echo"].pace_s = 2.0
     assert () == (await done(models, 1.0)).then
     assert models.pace_s("intent-small") is None

@@ -24,7 +24,7 @@ async def test_only_some_are_loaded_at_start(tmp_path: Path) -> None:
     found = tiny.entries(tmp_path)
     held = models(tmp_path, {**found, "picky": {**found["picky"], "preload": True}})
     await held.preload()
-    assert ["picky"] == list(held._loaded)
+    assert ["picky"] == list(held._cache.residents)
     held.close()
 
 

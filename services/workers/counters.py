@@ -1,0 +1,57 @@
+"""What a model did since the worker started."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Calls:
+    """Calls of an engine with the same number of requests."""
+
+    count: int = 0
+    compute_ns: int = 0
+
+
+def _calls() -> "defaultdict[int, Calls]":
+    return defaultdict(Calls)
+
+
+@dataclass
+class Counters:
+    """Figures of one model, over all its loads; durations are sums in nanoseconds.
+
+    Source: the statistics extension of the Open Inference Protocol, whose names these are.
+    """
+
+    success_count: int = 0
+    success_ns: int = 0
+    """Loading, waiting and computing, of requests that were answered."""
+    fail_count: int = 0
+    fail_ns: int = 0
+    queue_ns: int = 0
+    """Waiting for a free engine, of requests that were answered."""
+    compute_ns: int = 0
+    """Computing, each request of a call counted."""
+    inference_count: int = 0
+    """Rows that were computed."""
+    execution_count: int = 0
+    """Calls of the engine."""
+    batches: "defaultdict[int, Calls]" = field(default_factory=_calls)
+    """Calls by how many requests they had."""
+    load_count: int = 0
+    load_ns: int = 0
+    """Loading and warming."""
+    eviction_count: int = 0
+
+    def computed(self, requests: int, rows: int, took_s: float) -> None:
+        """Take note of a call of the engine."""
+        self.inference_count += rows
+        self.execution_count += 1
+        calls = self.batches[requests]
+        calls.count += 1
+        calls.compute_ns += int(took_s * 1e9)
+
+    def latency_ms(self) -> dict[int, float]:
+        """Return the mean time of a call by its number of requests, milliseconds."""
+        found = sorted(self.batches.items())
+        return {size: round(calls.compute_ns / calls.count / 1e6, 3) for size, calls in found}

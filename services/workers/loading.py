@@ -1,0 +1,114 @@
+"""Loads a model, warms it, measures what it takes, and unloads it; all in threads."""
+
+import time
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from schemas.catalogue import ModelSpec
+from schemas.errors import ModelUnavailable
+from services.telemetry import get_logger
+from services.workers import warming
+from services.workers.engine import AnyEngine, Engine
+from services.workers.engines import engine_class, model_files
+from services.workers.loaded import Loaded
+from services.workers.memory import give_back, held_bytes
+
+
+KEPT_BYTES = 16 * 1024 * 1024
+"""From here on it is worth a log line that a runtime gave back less than half of a model."""
+log = get_logger()
+
+
+class Loader:
+    """Makes engines and brings them into memory.
+
+    Args:
+        models_dir: Where weights are looked for.
+        engine_settings: By engine, what an operator sets: parameters that no node can change.
+        hold: Puts a line before an engine that is loaded.
+    """
+
+    def __init__(
+        self,
+        models_dir: Path,
+        engine_settings: Mapping[str, Mapping[str, Any]],
+        hold: Callable[[str, AnyEngine], Loaded],
+    ) -> None:
+        self._models_dir = models_dir
+        self._engine_settings = engine_settings
+        self._hold = hold
+        self._measuring = Lock()
+        """One model at a time: what is added to the process is then its own."""
+
+    def engine(self, spec: ModelSpec) -> AnyEngine:
+        """Return the engine of a model, not loaded."""
+        fixed = self._engine_settings.get(spec.engine)
+        if fixed is not None:
+            spec = spec.model_copy(update={"params": {**spec.params, **fixed}})
+        return engine_class(spec.engine)(spec, self._models_dir)
+
+    def open(self, name: str, spec: ModelSpec) -> Loaded:
+        """Load a model and warm it.
+
+        Raises:
+            ModelUnavailable: It cannot run here; says why.
+        """
+        engine = self.engine(spec)
+        try:
+            _import(engine)
+            with self._measuring:
+                return self._bring_up(name, engine)
+        except ModelUnavailable:
+            engine.close()
+            raise
+
+    def _bring_up(self, name: str, engine: AnyEngine) -> Loaded:
+        before, begun = held_bytes(), time.perf_counter()
+        engine.load()
+        in_memory = time.perf_counter()
+        if isinstance(engine, Engine):
+            warming.warm(engine)
+        loaded = self._hold(name, engine)
+        loaded.load_s, loaded.warm_s = in_memory - begun, time.perf_counter() - in_memory
+        said = engine.memory()
+        added = held_bytes() - before if said is None else said
+        loaded.size_bytes = max(added, self.estimate(engine.spec))
+        loaded.counters.load_count += 1
+        loaded.counters.load_ns += int((loaded.load_s + loaded.warm_s) * 1e9)
+        return loaded
+
+    def close(self, loaded: Loaded) -> None:
+        """Unload a model, and have the allocator give back its memory."""
+        with self._measuring:
+            before = held_bytes()
+            loaded.engine.close()
+            give_back()
+            kept = loaded.size_bytes - (before - held_bytes())
+        log.info("model_unloaded", model=loaded.name, size_bytes=loaded.size_bytes)
+        if kept > max(KEPT_BYTES, loaded.size_bytes / 2):
+            log.warning("memory_kept", model=loaded.name, kept_bytes=kept)
+
+    def estimate(self, spec: ModelSpec) -> int:
+        """Return the size of a model's file: what it takes at least, bytes."""
+        if spec.source is None:
+            return 0
+        try:
+            return model_files.size(self._models_dir, spec.source)
+        except ModelUnavailable:
+            return 0
+
+
+def _import(engine: AnyEngine) -> None:
+    """Import what loading imports: a library is of all its models.
+
+    Raises:
+        ModelUnavailable: A package is absent, or broken.
+    """
+    for package in engine.packages:
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise ModelUnavailable(f"the Python package {package} cannot be imported") from error

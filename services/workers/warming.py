@@ -1,0 +1,69 @@
+"""The requests that a model computes before anybody waits for it.
+
+The first inference of a runtime plans memory, compiles kernels and wakes the device. So a model
+that was loaded computes what its catalogue entry says, or zeros of its signature.
+"""
+
+import math
+from collections.abc import Iterator
+
+from schemas import tensors
+from schemas.catalogue import ModelSpec, Port
+from schemas.errors import ClawdbotError, ModelUnavailable
+from schemas.values import Tensor, from_json, from_wire
+from services.telemetry import get_logger
+from services.workers.engine import Engine, Request
+
+
+ZEROS_BYTES_MAX = 16 * 1024 * 1024
+"""Largest request of zeros that is made up for a model that declares no warm-up."""
+log = get_logger()
+
+
+def warm(engine: Engine) -> None:
+    """Have an engine compute its warm-up requests.
+
+    Raises:
+        ModelUnavailable: It cannot compute one that its catalogue entry declares.
+    """
+    spec = engine.spec
+    if spec.warm_up is None:
+        try:
+            engine.warm(list(zeros(spec)) if engine.blocking else [])
+        except ClawdbotError as error:  # zeros need not make sense to a model
+            log.info("warm_up_refused", engine=spec.engine, error=error.message)
+        return
+    try:
+        engine.warm(list(declared(spec)))
+    except ClawdbotError as error:
+        raise ModelUnavailable(f"its warm_up fails: {error.message}") from error
+
+
+def declared(spec: ModelSpec) -> Iterator[Request]:
+    """Yield the requests that a catalogue entry declares.
+
+    Raises:
+        InvalidArgument: An input is malformed.
+    """
+    for wanted in spec.warm_up or ():
+        wire = from_json(wanted.inputs, field="warm_up.inputs")
+        inputs = {name: from_wire(item, field=name) for name, item in wire.items()}
+        yield Request(inputs, {**spec.params, **wanted.params})
+
+
+def zeros(spec: ModelSpec) -> Iterator[Request]:
+    """Yield a request of zeros, one row of it, where the signature says what that is."""
+    if not spec.inputs or any(port.kind != "tensor" for port in spec.inputs):
+        return
+    inputs = {port.name: _zeros(port) for port in spec.inputs}
+    if all(inputs.values()):
+        yield Request(inputs, spec.params)
+
+
+def _zeros(port: Port) -> Tensor | None:
+    shape = tuple(1 if size < 0 else size for size in port.shape)
+    count = math.prod(shape)
+    size_bytes = tensors.DATATYPE_SIZES.get(port.datatype, 4)  # BYTES: an empty text's length
+    if count * size_bytes > ZEROS_BYTES_MAX:
+        return None
+    return Tensor(datatype=port.datatype, shape=shape, data=bytes(count * size_bytes))
