@@ -22,6 +22,7 @@ ValueKind = Literal["text", "audio", "image", "json", "tensor"]
 TEMPLATE_CHARS_MAX = 16 * 1024
 NAME_CHARS_MAX = 128
 WARM_UPS_MAX = 64
+SIZE = r"^[0-9]{1,6}(\.[0-9]{1,3})?(KiB|MiB|GiB)$"
 
 
 def _is_none(value: object) -> bool:
@@ -67,6 +68,25 @@ class WarmUp(UserInput):
     params: dict[str, Any] = Field(default_factory=dict)
 
 
+class Limits(UserInput):
+    """What one model may take of its worker."""
+
+    memory: Annotated[str, Field(pattern=SIZE)] | None = None
+    """Memory of its process: `512MiB`. A model with this limit runs in a process of its own."""
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    """Threads of one inference."""
+    gpu_share: float | None = Field(default=None, gt=0, le=1, strict=False)
+    """Of the memory of a GPU."""
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The limit of memory in bytes; None for no limit."""
+        if self.memory is None:
+            return None
+        number, unit = self.memory[:-3], self.memory[-3:]
+        return int(float(number) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[unit])
+
+
 class ModelSpec(UserInput):
     """One model: its engine, its signature, its source, and who may stand in for it."""
 
@@ -100,6 +120,12 @@ class ModelSpec(UserInput):
     )
     """Computed when it is loaded, before it serves; it must work. By default a row of zeros, for
     models whose inputs are tensors; `[]` for none."""
+
+    isolation: Literal["auto", "none", "process"] = Field(default="auto", exclude_if="auto".__eq__)
+    """Whether it runs in a process of its own, whose crash, hang or memory touches no other model:
+    `auto` does where a limit needs it, or its runtime kept its memory when it was unloaded."""
+    limits: Limits | None = Field(default=None, exclude_if=_is_none)
+    """What it may take of its worker."""
 
     @model_validator(mode="after")
     def _rows_come_first(self) -> "ModelSpec":

@@ -35,6 +35,11 @@ CACHE = Counter(
     "Models looked for in a worker's memory, and what came of it.",
     ["outcome"],
 )
+REPLACED = Counter(
+    "clawdbot_model_processes_lost_total",
+    "Processes of isolated models that were lost.",
+    ["reason"],
+)
 MODEL_BYTES = Gauge(
     "clawdbot_model_bytes", "Memory that a loaded model takes, measured.", ["model"]
 )

@@ -17,7 +17,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from itertools import count
 
-from schemas.errors import EngineFailed, ModelUnavailable
+from schemas.errors import Cancelled, EngineFailed, ModelUnavailable
 from schemas.values import Value
 from services.telemetry import BATCH_SIZE
 from services.workers.counters import Counters
@@ -204,6 +204,8 @@ def compute(engine: Engine, requests: Sequence[Request]) -> list[Outcome]:
     Returns:
         For each request, in order, its outputs or its error.
     """
+    if all(request.is_stopped() for request in requests):
+        return [Cancelled("nobody waits for the answer any more") for _ in requests]
     try:
         outputs = engine.infer(requests)
     except Exception as error:  # noqa: BLE001 - handed to the one who asked

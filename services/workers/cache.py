@@ -20,13 +20,13 @@ from enum import Enum, auto
 from schemas.errors import ModelUnavailable
 from services.telemetry import CACHE, LOAD_SECONDS, MODEL_BYTES, get_logger
 from services.workers.loaded import Loaded
+from services.workers.memory import MIB
 
 
 AHEAD_MAX = 8
 """Models that wait to be loaded, above which none is loaded ahead of need."""
 MEASURE_AGAIN_S = 60.0
 """A model that was found too large is measured anew after this long: others work meanwhile."""
-MIB = 1024 * 1024
 log = get_logger()
 
 

@@ -39,6 +39,9 @@ class AnyEngine:
     packages: ClassVar[tuple[str, ...]] = ()
     """What `load` imports: the worker does so before it measures what the model takes."""
 
+    bounds_threads: ClassVar[bool] = False
+    """Whether it keeps `limits.threads` by itself; else that takes a process of its own."""
+
     def __init__(self, spec: ModelSpec, models_dir: Path) -> None:
         self.spec = spec
         self.models_dir = models_dir

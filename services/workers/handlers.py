@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -219,7 +220,9 @@ class Handlers:
         known = self._means.models.inputs(model)
         ask = InferAsk.of(asked.headers)
         inputs, given = read_inference(asked.body, asked.headers, known)
-        request = Request({}, self._means.models.params(model, given))
+        over = threading.Event()
+        params = self._means.models.params(model, given)
+        request = Request({}, params, is_stopped=over.is_set)
         check_names(inputs, known, "model")
         scope = asyncio.timeout(ask.timeout_s)
         try:
@@ -230,6 +233,8 @@ class Handlers:
                 raise
             text = f"'{model}' did not answer within {ask.timeout_s:g} seconds"
             raise DeadlineExceeded(text) from error
+        finally:
+            over.set()
         asked.facts.update(
             model=answer.model,
             load_ms=round(answer.load_ms, 3),

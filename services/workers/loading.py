@@ -2,23 +2,25 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from schemas.catalogue import ModelSpec
+from schemas.catalogue import Limits, ModelSpec
 from schemas.errors import ModelUnavailable
 from services.telemetry import get_logger
 from services.workers import warming
 from services.workers.engine import AnyEngine, Engine
 from services.workers.engines import engine_class, model_files
+from services.workers.isolation import Isolated, NotIsolated
 from services.workers.loaded import Loaded
 from services.workers.memory import give_back, held_bytes
 
 
 KEPT_BYTES = 16 * 1024 * 1024
-"""From here on it is worth a log line that a runtime gave back less than half of a model."""
+"""From here on it matters that a runtime gave back less than half of a model."""
 log = get_logger()
 
 
@@ -42,13 +44,29 @@ class Loader:
         self._hold = hold
         self._measuring = Lock()
         """One model at a time: what is added to the process is then its own."""
+        self._kept: set[str] = set()
+        """Models whose runtime did not give back their memory: next time in a process."""
 
-    def engine(self, spec: ModelSpec) -> AnyEngine:
-        """Return the engine of a model, not loaded."""
+    def engine(self, name: str, spec: ModelSpec) -> AnyEngine:
+        """Return the engine of a model, not loaded; in a process of its own if that is due."""
         fixed = self._engine_settings.get(spec.engine)
         if fixed is not None:
             spec = spec.model_copy(update={"params": {**spec.params, **fixed}})
-        return engine_class(spec.engine)(spec, self._models_dir)
+        engine = engine_class(spec.engine)(spec, self._models_dir)
+        if not self._is_isolated(name, engine):
+            return engine
+        if isinstance(engine, Engine):
+            return Isolated(engine)
+        return NotIsolated(spec, self._models_dir)
+
+    def _is_isolated(self, name: str, engine: AnyEngine) -> bool:
+        spec = engine.spec
+        if spec.isolation != "auto":
+            return spec.isolation == "process"
+        limits = spec.limits or Limits()
+        if limits.memory is not None or limits.gpu_share is not None:
+            return True
+        return name in self._kept or (limits.threads is not None and not engine.bounds_threads)
 
     def open(self, name: str, spec: ModelSpec) -> Loaded:
         """Load a model and warm it.
@@ -56,10 +74,11 @@ class Loader:
         Raises:
             ModelUnavailable: It cannot run here; says why.
         """
-        engine = self.engine(spec)
+        engine = self.engine(name, spec)
         try:
             _import(engine)
-            with self._measuring:
+            alone = nullcontext() if isinstance(engine, Isolated) else self._measuring
+            with alone:
                 return self._bring_up(name, engine)
         except ModelUnavailable:
             engine.close()
@@ -82,13 +101,17 @@ class Loader:
 
     def close(self, loaded: Loaded) -> None:
         """Unload a model, and have the allocator give back its memory."""
+        log.info("model_unloaded", model=loaded.name, size_bytes=loaded.size_bytes)
+        if isinstance(loaded.engine, Isolated):
+            loaded.engine.close()
+            return
         with self._measuring:
             before = held_bytes()
             loaded.engine.close()
             give_back()
             kept = loaded.size_bytes - (before - held_bytes())
-        log.info("model_unloaded", model=loaded.name, size_bytes=loaded.size_bytes)
         if kept > max(KEPT_BYTES, loaded.size_bytes / 2):
+            self._kept.add(loaded.name)
             log.warning("memory_kept", model=loaded.name, kept_bytes=kept)
 
     def estimate(self, spec: ModelSpec) -> int:

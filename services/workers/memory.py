@@ -9,6 +9,7 @@ import ctypes
 from pathlib import Path
 
 
+MIB = 1024 * 1024
 _FIELDS = (b"RssAnon:", b"RssShmem:")
 _STATUS = Path("/proc/self/status")
 _libc = ctypes.CDLL(None)

@@ -225,7 +225,7 @@ class Models:
     async def preload(self) -> None:
         """Load what is to be loaded at start; what cannot be says so on the card."""
         for name, spec in self._specs.items():
-            engine = self._loader.engine(spec)
+            engine = self._loader.engine(name, spec)
             if engine.missing() is not None or not (spec.preload or engine.is_uncertain()):
                 continue
             try:
@@ -260,14 +260,14 @@ class Models:
         return computed
 
     def _offer(self, name: str, spec: ModelSpec) -> Offer:
-        reason = self._loader.engine(spec).missing()
+        reason = self._loader.engine(name, spec).missing()
         if reason is None:
             failed = self._failed.get(name)  # it is tried again when it is asked for
             return Offer(model=name, served_by=name, reason=failed or "", available=failed is None)
         reason = f"{reason}; {spec.get}" if spec.get else reason
         if spec.fallback is not None and self._allow_fallback:
             stand_in = self._specs[spec.fallback]
-            lacking = self._loader.engine(stand_in).missing()
+            lacking = self._loader.engine(spec.fallback, stand_in).missing()
             return Offer(
                 model=name, served_by=spec.fallback, reason=reason, available=lacking is None
             )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from typing_extensions import override
 
 from schemas import tensors
-from schemas.catalogue import Port
+from schemas.catalogue import Limits, Port
 from schemas.errors import EngineFailed, InvalidArgument, ModelUnavailable
 from schemas.values import Tensor, Value
 from services.workers.engine import BatchEngine, Request
@@ -57,6 +57,7 @@ class OnnxEngine(BatchEngine):
     """
 
     packages: ClassVar[tuple[str, ...]] = ("numpy", "onnxruntime")
+    bounds_threads: ClassVar[bool] = True
     session: Any = None
 
     @override
@@ -177,7 +178,8 @@ class OnnxEngine(BatchEngine):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(self.spec.params.get("threads", 1))
+        limits = self.spec.limits or Limits()
+        options.intra_op_num_threads = limits.threads or int(self.spec.params.get("threads", 1))
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         options.add_session_config_entry("session.load_model_format", "ONNX")

@@ -1,0 +1,147 @@
+"""The process of one isolated model: `python -m services.workers.child SOCKET REQUESTS ANSWERS`.
+
+Its worker starts it with three open files: a socket for frames, the memory file it reads and the
+one it writes. It loads its model, computes what it is asked, and ends when the worker does.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import ormsgpack
+
+from schemas.catalogue import ModelSpec
+from schemas.errors import ClawdbotError, EngineFailed
+from services.workers import frames
+from services.workers.engine import Engine, Request
+from services.workers.frames import Region
+
+
+_PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 32 * 1024 * 1024
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+)
+
+
+class Gone(Exception):
+    """The worker has ended."""
+
+
+class Child:
+    """Answers frames, one after the other.
+
+    Args:
+        link: Frames in and out.
+        requests: The memory that the worker writes.
+        answers: The memory that this process writes.
+    """
+
+    def __init__(self, link: socket.socket, requests: Region, answers: Region) -> None:
+        self._link = link
+        self._requests = requests
+        self._answers = answers
+        self._engine: Engine | None = None
+
+    def serve(self) -> None:
+        """Answer until the worker is gone."""
+        while True:
+            size = frames.length(self._read(4))
+            asked = ormsgpack.unpackb(self._read(size))
+            self._link.sendall(frames.pack(self._answer(asked)))
+
+    def _answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        self._answers.rewind()
+        what = "could not load the model" if "load" in asked else "could not compute this input"
+        try:
+            if "load" in asked:
+                return self._load(asked["load"])
+            return self._infer(asked["infer"])
+        except ClawdbotError as error:
+            return {"error": frames.pack_error(error)}
+        except MemoryError:
+            failed = EngineFailed(f"the engine {what}: there is not enough memory")
+        except Exception:  # noqa: BLE001 - no error may end the process; the worker tells the caller
+            traceback.print_exc()
+            failed = EngineFailed(f"the engine {what}")
+        return {"error": frames.pack_error(failed)}
+
+    def _load(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        spec = ModelSpec.model_validate_json(wanted["spec"])
+        kind = getattr(import_module(wanted["module"]), wanted["class"])
+        engine = kind(spec, Path(wanted["models_dir"]))
+        assert isinstance(engine, Engine), "the worker asked for no other"
+        engine.load()
+        self._engine = engine
+        return {"memory": engine.memory(), "devices": list(engine.devices())}
+
+    def _infer(self, wanted: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        assert self._engine is not None, "the worker loads first"
+        batch = [
+            Request(
+                frames.unpack_values(item["inputs"], self._requests),
+                item["params"],
+                item["key"],
+                lambda: self._requests.flag,
+            )
+            for item in wanted
+        ]
+        outputs = self._engine.infer(batch)
+        return {"outputs": [frames.pack_values(found, self._answers) for found in outputs]}
+
+    def _read(self, size: int) -> bytes:
+        parts: list[bytes] = []
+        while size:
+            part = self._link.recv(size)
+            if not part:
+                raise Gone
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+
+def settle(threads: int | None) -> None:
+    """Make this process one that ends alone, and first.
+
+    Args:
+        threads: How many the libraries that it loads may start.
+    """
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    with suppress(AttributeError):  # glibc: keep what is freed, for the next tensor of that size
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, 8 * _KEPT_BYTES)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker says when
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError):  # who takes all memory goes before anybody else
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    if threads is not None:
+        for name in _THREAD_VARIABLES:
+            os.environ[name] = str(threads)
+
+
+def main() -> None:
+    """Serve one worker."""
+    link, requests, answers, threads = (int(text) for text in sys.argv[1:5])
+    settle(threads or None)
+    child = Child(socket.socket(fileno=link), Region(requests), Region(answers))
+    with suppress(Gone, ConnectionError):
+        child.serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,373 @@
+"""A model in a process of its own: what it does to itself, it does to nobody else.
+
+A crash, a hang or too much memory ends that process and not the worker; the request that did it is
+answered, and the process replaced. Whoever is computed in the same call is computed again without
+it (`batches.compute`).
+"""
+
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from threading import Lock
+from typing import Any
+
+import ormsgpack
+from typing_extensions import override
+
+from schemas.errors import (
+    Cancelled,
+    ClawdbotError,
+    DeadlineExceeded,
+    EngineFailed,
+    ModelUnavailable,
+)
+from schemas.values import Value
+from services.telemetry import REPLACED, get_logger
+from services.workers import frames
+from services.workers.engine import AnyEngine, BatchEngine, Engine, Request
+from services.workers.frames import Region
+from services.workers.memory import MIB, held_bytes
+
+
+WATCH_MS = 20
+"""Between two looks at a process that computes: its memory, its time, whether anybody waits."""
+LOOK_S = 1.0
+"""Between two looks at the memory of a process whose calls are short."""
+ABANDONED_S = 1.0
+"""A process that computes what nobody waits for any more is replaced after this long."""
+LOAD_S_MAX = 600.0
+CRASHES_FREE = 8
+"""Losses in a row after which a process is replaced at once: more than it takes to find the one
+request in a batch that does it."""
+BACKOFF_S_MAX = 60.0
+log = get_logger()
+
+
+class Isolated(BatchEngine):
+    """Runs another engine in a process.
+
+    Args:
+        inner: The engine, not loaded: it says what may be batched, the process computes.
+    """
+
+    def __init__(self, inner: Engine) -> None:
+        super().__init__(inner.spec, inner.models_dir)
+        self._inner = inner
+        self._process: Process | None = None
+        self._is_closed = False
+        self._guard = Lock()
+        self._in_use = Lock()
+        """Held while a thread asks the process: its files stay open until then."""
+        self._losses = 0
+        """In a row."""
+        self._not_before = 0.0
+
+    @override
+    def missing(self) -> str | None:
+        return self._inner.missing()
+
+    @override
+    def is_uncertain(self) -> bool:
+        return self._inner.is_uncertain()
+
+    @override
+    def load(self) -> None:
+        """Start the process and load the model in it.
+
+        Raises:
+            ModelUnavailable: It cannot be loaded, or ends, or takes too much memory.
+        """
+        try:
+            with self._in_use:
+                self._ready()
+        except ModelUnavailable:
+            self.close()
+            raise
+
+    @override
+    def batch_key(self, request: Request) -> Hashable | None:
+        inner = self._inner
+        return inner.batch_key(request) if isinstance(inner, BatchEngine) else None
+
+    @override
+    def rows(self, request: Request) -> int:
+        return self._inner.rows(request) if isinstance(self._inner, BatchEngine) else 1
+
+    @override
+    def infer(self, batch: Sequence[Request]) -> list[Mapping[str, Value]]:
+        """Have the process compute; where it is lost, start the next one at once.
+
+        Raises:
+            EngineFailed: It crashed, or took more memory than it may.
+            DeadlineExceeded: It hung for longer than the model's `timeout_s`.
+            ModelUnavailable: It was lost too often in a row.
+        """
+        with self._in_use:
+            process = self._ready()
+            try:
+                outputs = process.infer(batch, self.spec.timeout_s)
+            except Lost as lost:
+                self._replace(lost)
+                raise lost.error from lost
+            self._losses = 0
+            swollen = process.swollen()
+            if swollen is not None:  # little by little: nobody's fault, and it goes on
+                self._replace(swollen)
+            return outputs
+
+    @override
+    def close(self) -> None:
+        with self._guard:
+            self._is_closed = True
+            if self._process is not None:
+                self._process.kill()  # whoever waits for it hears of it
+        with self._in_use:
+            self._drop()
+
+    @override
+    def memory(self) -> int | None:
+        process = self._process
+        return None if process is None else max(held_bytes(process.pid), process.memory or 0)
+
+    @override
+    def devices(self) -> tuple[str, ...]:
+        return () if self._process is None else self._process.devices
+
+    def _ready(self) -> "Process":
+        """Return the process, started and loaded."""
+        left_s = self._not_before - time.perf_counter()
+        if left_s > 0:
+            raise ModelUnavailable(
+                f"the model ended its process {self._losses} times in a row; it is tried again "
+                f"in {left_s:.1f} s",
+                retry_after_s=left_s,
+            )
+        process = self._process or self._start()
+        if not process.is_loaded:
+            try:
+                process.loaded()
+            except Lost as lost:
+                self._replace(lost)
+                raise ModelUnavailable(
+                    f"the model cannot be loaded: {lost.error.message}"
+                ) from lost
+            except ModelUnavailable:
+                self._drop()
+                raise
+        return process
+
+    def _start(self) -> "Process":
+        with self._guard:
+            if self._is_closed:
+                raise ModelUnavailable("the model is being unloaded; try again")
+            self._process = Process(self._inner)
+            return self._process
+
+    def _replace(self, lost: "Lost") -> None:
+        """Have another process load while nobody waits for it, unless this goes on and on."""
+        self._drop()
+        self._losses += 1
+        extra = self._losses - CRASHES_FREE
+        wait_s = 0.0 if extra <= 0 else min(BACKOFF_S_MAX, 2.0 ** (extra - 1))
+        self._not_before = time.perf_counter() + wait_s
+        REPLACED.labels(lost.reason).inc()
+        log.warning(
+            "process_lost",
+            engine=self.spec.engine,
+            source=self.spec.source,
+            reason=lost.reason,
+            error=lost.error.message,
+            in_a_row=self._losses,
+            wait_s=wait_s,
+        )
+        if not wait_s and not self._is_closed:
+            self._start()
+
+    def _drop(self) -> None:
+        with self._guard:
+            if self._process is not None:
+                self._process.end()
+                self._process = None
+
+
+class NotIsolated(AnyEngine):
+    """Stands for a model that asks for a process of its own and cannot have one."""
+
+    @override
+    def missing(self) -> str | None:
+        return (
+            f"engine '{self.spec.engine}' waits for others and computes nothing: it cannot have "
+            "`isolation: process`, or limits that need it"
+        )
+
+
+class Lost(Exception):
+    """A process is no more.
+
+    Args:
+        reason: `crash`, `hang`, `memory` or `abandoned`.
+        error: For those who asked.
+    """
+
+    def __init__(self, reason: str, error: ClawdbotError) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.error = error
+
+
+class Process:
+    """The process of one model, and the way there; used by one thread at a time.
+
+    Args:
+        engine: What it is to load.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        spec, kind = engine.spec, type(engine)
+        self._memory_max = None if spec.limits is None else spec.limits.memory_bytes
+        self._looked_at = time.perf_counter()
+        self.is_loaded = False
+        self.memory: int | None = None
+        """What the engine says that it takes."""
+        self.devices: tuple[str, ...] = ()
+        self._requests, self._answers = Region.make(), Region.make()
+        self._link, far = socket.socketpair()
+        threads = 0 if spec.limits is None else spec.limits.threads or 0
+        fds = (far.fileno(), self._requests.fd, self._answers.fd)
+        numbers = [str(number) for number in (*fds, threads)]
+        command = [sys.executable, "-m", "services.workers.child", *numbers]
+        with far:
+            self._popen = subprocess.Popen(  # noqa: S603 - ourselves
+                command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=fds
+            )
+        self.pid = self._popen.pid
+        self._poll = select.poll()
+        self._poll.register(self._link, select.POLLIN)
+        wanted = {
+            "spec": spec.model_dump_json(),
+            "module": kind.__module__,
+            "class": kind.__qualname__,
+            "models_dir": str(engine.models_dir),
+        }
+        self._link.sendall(frames.pack({"load": wanted}))
+
+    def loaded(self) -> None:
+        """Wait until the model is in memory.
+
+        Raises:
+            ModelUnavailable: It cannot run here.
+            Lost: The process ended.
+        """
+        answer = self._wait((), LOAD_S_MAX)
+        if "error" in answer:
+            raise ModelUnavailable(frames.unpack_error(answer["error"]).message)
+        self.memory, self.devices = answer["memory"], tuple(answer["devices"])
+        self.is_loaded = True
+
+    def infer(self, batch: Sequence[Request], timeout_s: float) -> list[Mapping[str, Value]]:
+        """Return what the engine gives.
+
+        Raises:
+            ClawdbotError: The engine's word.
+            Lost: The process ended, or had to be ended.
+        """
+        self._requests.flag = False
+        self._requests.rewind()
+        asked = [
+            {
+                "inputs": frames.pack_values(request.inputs, self._requests),
+                "params": dict(request.params),
+                "key": request.key,
+            }
+            for request in batch
+        ]
+        try:
+            self._link.sendall(frames.pack({"infer": asked}))
+        except OSError as error:
+            raise self._crashed() from error
+        answer = self._wait(batch, timeout_s)
+        if "error" in answer:
+            raise frames.unpack_error(answer["error"])
+        return [frames.unpack_values(found, self._answers) for found in answer["outputs"]]
+
+    def swollen(self) -> Lost | None:
+        """Return how much too much memory the process holds, looking every now and then."""
+        now = time.perf_counter()
+        if self._memory_max is None or now - self._looked_at < LOOK_S:
+            return None
+        self._looked_at = now
+        return self._over(self._memory_max)
+
+    def kill(self) -> None:
+        """Kill the process; who waits for its answer learns that it crashed."""
+        self._popen.kill()
+
+    def end(self) -> None:
+        """Kill the process, and give back all that was shared with it."""
+        self._popen.kill()
+        self._popen.wait()
+        self._link.close()
+        self._requests.close()
+        self._answers.close()
+
+    def _wait(self, batch: Sequence[Request], timeout_s: float) -> dict[str, Any]:
+        """Read the next frame, watching the process meanwhile."""
+        until = time.perf_counter() + timeout_s
+        abandoned: float | None = None
+        while not self._poll.poll(WATCH_MS):
+            now = time.perf_counter()
+            over = None if self._memory_max is None else self._over(self._memory_max)
+            if over is not None:
+                raise over
+            if now > until:
+                text = f"the model did not answer within {timeout_s:g} s; its process is replaced"
+                raise Lost("hang", DeadlineExceeded(text))
+            if batch and all(request.is_stopped() for request in batch):
+                self._requests.flag = True
+                abandoned = abandoned or now
+                if now - abandoned > ABANDONED_S:
+                    raise Lost("abandoned", Cancelled("nobody waits for the answer any more"))
+        return self._read()
+
+    def _over(self, bytes_max: int) -> Lost | None:
+        if held_bytes(self.pid) <= bytes_max:
+            return None
+        text = f"the model took more than its limit of {bytes_max / MIB:g} MiB of memory"
+        return Lost("memory", EngineFailed(text))
+
+    def _read(self) -> dict[str, Any]:
+        size = frames.length(self._exactly(4))
+        try:
+            document = ormsgpack.unpackb(self._exactly(size))
+        except ormsgpack.MsgpackDecodeError as error:
+            text = EngineFailed("the model's process sent what cannot be read")
+            raise Lost("crash", text) from error
+        assert isinstance(document, dict), "the process answers with a map"
+        return document
+
+    def _exactly(self, size: int) -> bytes:
+        parts: list[bytes] = []
+        while size:
+            try:
+                part = self._link.recv(size)
+            except OSError as error:
+                raise self._crashed() from error
+            if not part:
+                raise self._crashed()
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def _crashed(self) -> Lost:
+        """Return how the process ended."""
+        try:
+            status = self._popen.wait(1.0)
+        except subprocess.TimeoutExpired:
+            status = 0
+        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        text = f"the model's process crashed while it computed this input ({how}); it is replaced"
+        return Lost("crash", EngineFailed(text))
