@@ -34,6 +34,7 @@ from services.micro import Asked, Reply
 from services.runtime import Clock, Delivery, Outgoing
 from services.telemetry import STOPPED, get_logger
 from services.workers.attempts import Attempts, Stopped
+from services.workers.batches import TooLate
 from services.workers.engine import Request
 from services.workers.models import Answer, Models
 from services.workers.remembered import Remembered
@@ -120,6 +121,8 @@ class Handlers:
         else:
             facts.update(model=done.model, queue_ms=done.timings.queue_ms)
             facts.update(load_ms=done.timings.load_ms, batch_size=done.timings.batch_size)
+            if done.timings.batch_id:
+                facts.update(batch_id=done.timings.batch_id)
             if delivery.count == 1:  # else one of what follows may have ended a worker
                 done = done.model_copy(update={"then": await self._go_on(task, done, rank)})
                 facts["went_on"] = len(done.then)
@@ -177,12 +180,17 @@ class Handlers:
                     stopped.is_set,
                     [node.model for node in task.then],
                 )
-                answer = await self._infer(task.tenant, task.model, task.inputs, request, rank)
+                left_s = task.deadline - self._clock.now()
+                answer = await self._infer(
+                    task.tenant, task.model, task.inputs, request, (rank, left_s)
+                )
                 outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
                 outputs = await spill(outputs, task.tenant, self._means.blobs)
                 await self._means.remembered.keep(task, outputs, answer.model)
         except NOT_ITS_FAULT:
             raise
+        except TooLate as error:
+            raise Stopped("late") from error
         except ClawdbotError as error:
             return self._blank(task, Fault.of(error))
         timings = Timings(
@@ -190,6 +198,7 @@ class Handlers:
             load_ms=round(answer.load_ms, 3),
             compute_ms=round(answer.compute_ms, 3),
             batch_size=answer.batch_size,
+            batch_id=self._batch_id(answer),
         )
         found = {"outputs": outputs, "model": answer.model, "timings": timings}
         return self._blank(task).model_copy(update=found)
@@ -227,7 +236,8 @@ class Handlers:
         scope = asyncio.timeout(ask.timeout_s)
         try:
             async with scope:
-                answer = await self._infer(tokens[2], model, inputs, request, ask.rank)
+                urgency = (ask.rank, math.inf if ask.timeout_s is None else ask.timeout_s)
+                answer = await self._infer(tokens[2], model, inputs, request, urgency)
         except TimeoutError as error:
             if not scope.expired():
                 raise
@@ -242,6 +252,8 @@ class Handlers:
             compute_ms=round(answer.compute_ms, 3),
             batch_size=answer.batch_size,
         )
+        if answer.batch:
+            asked.facts.update(batch_id=self._batch_id(answer))
         outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
         if ask.packed:
             return Reply(pack(Inference(outputs=outputs, model=answer.model)))
@@ -258,13 +270,20 @@ class Handlers:
         self._means.attempts.abandon(run_key(message.subject), abandoned)
 
     async def _infer(
-        self, tenant: str, model: str, inputs: Wire, request: Request, rank: int = 0
+        self, tenant: str, model: str, inputs: Wire, request: Request, urgency: tuple[int, float]
     ) -> Answer:
+        """Fetch what is large and infer; urgent is a lower rank, then less time left, seconds."""
         try:
             values = await fetch(inputs, tenant, self._means.blobs)
         except NotFound as error:
             raise InvalidArgument(error.message, field="inputs") from error
-        return await self._means.models.infer(model, replace(request, inputs=values), rank=rank)
+        rank, left_s = urgency
+        request = replace(request, inputs=values)
+        return await self._means.models.infer(model, request, rank=rank, left_s=left_s)
+
+    def _batch_id(self, answer: Answer) -> str:
+        """Return what those have in common who were computed in the same call; empty if alone."""
+        return f"{self._means.worker}/{answer.model}/{answer.batch}" if answer.batch else ""
 
     def _blank(self, task: Task, error: Fault | None = None) -> TaskResult:
         """Return a result without outputs."""

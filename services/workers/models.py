@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -46,6 +47,8 @@ class Answer:
     compute_ms: float
     batch_size: int = 1
     """Requests that were computed in the same call."""
+    batch: int = 0
+    """Number of that call since the model was loaded; 0 where it had only this request."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,9 @@ class Models:
         document = f"{served}\n{self._specs[served].model_dump_json()}"
         return hashlib.sha256(document.encode()).hexdigest()
 
-    async def infer(self, name: str, request: Request, *, rank: int = 0) -> Answer:
+    async def infer(
+        self, name: str, request: Request, *, rank: int = 0, left_s: float = math.inf
+    ) -> Answer:
         """Run one inference; when it is cancelled, so is what can be.
 
         A thread that computes goes on until it ends or asks `request.is_stopped`; its engine is
@@ -150,11 +155,13 @@ class Models:
             name: The model.
             request: Inputs and parameters.
             rank: The lower, the sooner among those that wait for the same engine.
+            left_s: Until when it must be answered; the earlier, the sooner among the same rank.
 
         Raises:
             ModelUnavailable: The model is not here, and nothing may stand in for it.
             InvalidArgument: An input is malformed.
             EngineFailed: The engine could not compute it.
+            TooLate: There is less time left than it takes.
         """
         begun = time.perf_counter()
         loaded = self._cache.take(self._served.get(name, name), begun) or await self._obtain(name)
@@ -163,7 +170,7 @@ class Models:
         try:
             for wanted in request.then:
                 self.prefetch(wanted)
-            computed = await self._compute(loaded, request, rank, ready)
+            computed = await self._compute(loaded, request, rank, begun + left_s)
         except ClawdbotError:
             counters.fail_count += 1
             counters.fail_ns += int((time.perf_counter() - begun) * 1e9)
@@ -183,6 +190,7 @@ class Models:
             load_ms=(ready - begun) * 1000,
             compute_ms=(done - computed.started) * 1000,
             batch_size=computed.batch_size,
+            batch=computed.batch,
         )
 
     def prefetch(self, name: str) -> None:
@@ -244,20 +252,21 @@ class Models:
         self._loaders.shutdown(wait=False, cancel_futures=True)
         self._cache.close()
 
-    async def _compute(self, loaded: Loaded, request: Request, rank: int, ready: float) -> Computed:
+    async def _compute(
+        self, loaded: Loaded, request: Request, rank: int, deadline: float
+    ) -> Computed:
+        if loaded.line is not None:
+            return await loaded.line.infer(request, rank, deadline)
+        begun = time.perf_counter()
         match loaded.engine:
             case AsyncEngine() as engine:
-                computed = Computed(await engine.answer(request), 1, ready)
-            case Engine(blocking=True):
-                assert loaded.line is not None, "who computes in threads has a line"
-                return await loaded.line.infer(request, rank)
+                outputs = await engine.answer(request)
             case Engine() as engine:
                 [outputs] = engine.infer([request])
-                computed = Computed(outputs, 1, ready)
             case _:
                 raise AssertionError("an engine computes or waits")
-        loaded.counters.computed(1, 1, time.perf_counter() - ready)
-        return computed
+        loaded.counters.computed(1, 1, time.perf_counter() - begun)
+        return Computed(outputs, 1, begun)
 
     def _offer(self, name: str, spec: ModelSpec) -> Offer:
         reason = self._loader.engine(name, spec).missing()
