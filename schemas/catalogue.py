@@ -13,7 +13,7 @@ from schemas.complaints import first_complaint
 from schemas.errors import InvalidArgument, NotFound
 from schemas.ids import ModelName, TemplateId
 from schemas.message import UserInput
-from schemas.tensors import DATATYPES, RANK_MAX
+from schemas.tensors import BYTES, DATATYPES, RANK_MAX
 
 
 Modality = Literal["text", "audio", "vision"]
@@ -22,6 +22,7 @@ ValueKind = Literal["text", "audio", "image", "json", "tensor"]
 TEMPLATE_CHARS_MAX = 16 * 1024
 NAME_CHARS_MAX = 128
 WARM_UPS_MAX = 64
+BUCKETS_MAX = 64
 SIZE = r"^[0-9]{1,6}(\.[0-9]{1,3})?(KiB|MiB|GiB)$"
 
 
@@ -66,6 +67,42 @@ class WarmUp(UserInput):
     inputs: dict[str, Any]
     """As in the HTTP API."""
     params: dict[str, Any] = Field(default_factory=dict)
+
+
+class Padded(UserInput):
+    """How one input is padded."""
+
+    axis: int = Field(default=1, ge=0, lt=RANK_MAX)
+    """The dimension that differs from request to request."""
+    value: float = Field(default=0.0, strict=False)
+    """What is put behind what is there."""
+
+
+class Buckets(UserInput):
+    """How requests of different lengths share a call of the engine."""
+
+    sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        strict=False, min_length=1, max_length=BUCKETS_MAX
+    )
+    """Lengths that are computed, ascending: a request is padded to the next one. A longer one is
+    computed as it is."""
+    inputs: dict[str, Padded] = Field(min_length=1)
+    mask: str = ""
+    """An input that is 1 where there is data and 0 where there is padding. If it is not required,
+    it is made for requests that lack it."""
+    outputs: dict[str, Annotated[int, Field(ge=0, lt=RANK_MAX)]] = Field(default_factory=dict)
+    """Outputs that are cut back, and along which dimension."""
+
+    @property
+    def padded(self) -> dict[str, Padded]:
+        """All inputs that are padded, the mask too."""
+        return self.inputs if not self.mask else {self.mask: Padded()} | self.inputs
+
+    @model_validator(mode="after")
+    def _ascends(self) -> "Buckets":
+        if list(self.sizes) != sorted(set(self.sizes)):
+            raise ValueError("the sizes of buckets must ascend")
+        return self
 
 
 class Limits(UserInput):
@@ -121,6 +158,8 @@ class ModelSpec(UserInput):
     """Computed when it is loaded, before it serves; it must work. By default a row of zeros, for
     models whose inputs are tensors; `[]` for none."""
 
+    buckets: Buckets | None = Field(default=None, exclude_if=_is_none)
+    """How requests of different lengths are computed together."""
     isolation: Literal["auto", "none", "process"] = Field(default="auto", exclude_if="auto".__eq__)
     """Whether it runs in a process of its own, whose crash, hang or memory touches no other model:
     `auto` does where a limit needs it, or its runtime kept its memory when it was unloaded."""
@@ -136,6 +175,32 @@ class ModelSpec(UserInput):
                     "is a tensor whose first dimension is -1"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _buckets_fit(self) -> "ModelSpec":
+        if self.buckets is None:
+            return self
+        inputs = {port.name: port for port in self.inputs}
+        outputs = {port.name: port for port in self.outputs}
+        for name, padded in self.buckets.padded.items():
+            _check_bucketed("input", inputs.get(name), name, padded.axis, self.max_batch_size)
+            if not inputs[name].required and name != self.buckets.mask:
+                raise ValueError(f"buckets: input '{name}' must be required")
+        for name, axis in self.buckets.outputs.items():
+            _check_bucketed("output", outputs.get(name), name, axis, self.max_batch_size)
+        return self
+
+
+def _check_bucketed(side: str, port: Port | None, name: str, axis: int, rows: int) -> None:
+    """Refuse to pad or cut what has no dimension that varies there."""
+    if port is None:
+        raise ValueError(f"buckets: the model has no {side} '{name}'")
+    if port.kind != "tensor" or port.datatype == BYTES:
+        raise ValueError(f"buckets: {side} '{name}' must be a tensor of numbers")
+    if port.shape[axis : axis + 1] != (-1,) or (rows and axis == 0):
+        raise ValueError(
+            f"buckets: dimension {axis} of {side} '{name}' must be -1, and not that of the rows"
+        )
 
 
 class TemplateSpec(UserInput):

@@ -5,10 +5,10 @@ that was loaded computes what its catalogue entry says, or zeros of its signatur
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from schemas import tensors
-from schemas.catalogue import ModelSpec, Port
+from schemas.catalogue import ModelSpec
 from schemas.errors import ClawdbotError, ModelUnavailable
 from schemas.values import Tensor, from_json, from_wire
 from services.telemetry import get_logger
@@ -52,18 +52,26 @@ def declared(spec: ModelSpec) -> Iterator[Request]:
 
 
 def zeros(spec: ModelSpec) -> Iterator[Request]:
-    """Yield a request of zeros, one row of it, where the signature says what that is."""
+    """Yield a row of zeros of each length that is computed, where the signature says enough."""
     if not spec.inputs or any(port.kind != "tensor" for port in spec.inputs):
         return
-    inputs = {port.name: _zeros(port) for port in spec.inputs}
-    if all(inputs.values()):
+    padded = {} if spec.buckets is None else spec.buckets.padded
+    for size in (1,) if spec.buckets is None else spec.buckets.sizes:
+        inputs = {}
+        for port in spec.inputs:
+            shape = [1 if wanted < 0 else wanted for wanted in port.shape]
+            if port.name in padded:
+                shape[padded[port.name].axis] = size
+            if port.required:
+                inputs[port.name] = _zeros(port.datatype, shape)
+        if not all(inputs.values()):
+            return
         yield Request(inputs, spec.params)
 
 
-def _zeros(port: Port) -> Tensor | None:
-    shape = tuple(1 if size < 0 else size for size in port.shape)
+def _zeros(datatype: str, shape: Sequence[int]) -> Tensor | None:
     count = math.prod(shape)
-    size_bytes = tensors.DATATYPE_SIZES.get(port.datatype, 4)  # BYTES: an empty text's length
+    size_bytes = tensors.DATATYPE_SIZES.get(datatype, 4)  # BYTES: an empty text's length
     if count * size_bytes > ZEROS_BYTES_MAX:
         return None
-    return Tensor(datatype=port.datatype, shape=shape, data=bytes(count * size_bytes))
+    return Tensor(datatype=datatype, shape=tuple(shape), data=bytes(count * size_bytes))

@@ -1,6 +1,7 @@
 """Runs any ONNX model whose signature the catalogue declares, on the providers it asks for."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
@@ -10,7 +11,7 @@ from schemas.catalogue import Limits, Port
 from schemas.errors import EngineFailed, InvalidArgument, ModelUnavailable
 from schemas.values import Tensor, Value
 from services.workers.engine import BatchEngine, Request
-from services.workers.engines import fields, model_files
+from services.workers.engines import fields, model_files, padding
 
 
 if TYPE_CHECKING:
@@ -60,6 +61,11 @@ class OnnxEngine(BatchEngine):
     bounds_threads: ClassVar[bool] = True
     session: Any = None
 
+    @cached_property
+    def _first(self) -> str:
+        """The first input that every request has."""
+        return next(port.name for port in self.spec.inputs if port.required)
+
     @override
     def missing(self) -> str | None:
         absent = fields.missing_package("onnxruntime", "numpy")
@@ -93,26 +99,33 @@ class OnnxEngine(BatchEngine):
         idle = [name for name in self._providers() if name not in active]
         if idle and self._is_strict():
             raise ModelUnavailable(_inactive(idle[0], active))
-        _compare("input", self.spec.inputs, session.get_inputs(), whole=True)
-        _compare("output", self.spec.outputs, session.get_outputs(), whole=False)
+        declared = {port.tensor_name for port in self.spec.inputs}
+        mask = "" if self.spec.buckets is None else self.spec.buckets.mask
+        _compare("input", self.spec.inputs, session.get_inputs(), mask=mask)
+        missing = [item.name for item in session.get_inputs() if item.name not in declared]
+        if missing:
+            raise ModelUnavailable(f"the model also needs the input '{missing[0]}': declare it")
+        _compare("output", self.spec.outputs, session.get_outputs())
         self.session = session
 
     @override
     def batch_key(self, request: Request) -> Hashable | None:
-        """Return datatypes and inner shapes; None for what is computed by itself, or refused."""
+        """Return inner shapes as they are computed; None for what is by itself, or refused."""
         if not self.spec.max_batch_size:
             return None
         try:
             self._check(request)
         except InvalidArgument:
             return None
-        return tuple((port.name, request.inputs[port.name].shape[1:]) for port in self.spec.inputs)
+        if self.spec.buckets is None:
+            return tuple(request.inputs[port.name].shape[1:] for port in self.spec.inputs)
+        return tuple(self._shape(port, request)[1:] for port in self.spec.inputs)
 
     @override
     def rows(self, request: Request) -> int:
         if not self.spec.max_batch_size:
             return 1
-        rows: int = request.inputs[self.spec.inputs[0].name].shape[0]
+        rows: int = request.inputs[self._first].shape[0]
         return rows
 
     @override
@@ -123,7 +136,7 @@ class OnnxEngine(BatchEngine):
             self._check(request)
         feeds = {}
         for port in self.spec.inputs:
-            parts = [_array(request.inputs[port.name], port.name) for request in batch]
+            parts = [self._feed(port, request) for request in batch]
             feeds[port.tensor_name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         names = [port.tensor_name for port in self.spec.outputs]
         try:
@@ -141,6 +154,7 @@ class OnnxEngine(BatchEngine):
             for request, found in zip(batch, outputs, strict=True):
                 count = self.rows(request)
                 piece = array if len(batch) == 1 else array[at : at + count]
+                piece = self._cut(piece, port, request)
                 found[port.name] = _tensor(piece, port)
                 at += count
         return list(outputs)
@@ -148,6 +162,44 @@ class OnnxEngine(BatchEngine):
     @override
     def close(self) -> None:
         self.session = None
+
+    def _feed(self, port: Port, request: Request) -> "NDArray[Any]":
+        """Return one input of one request as an array, padded where it is to be."""
+        import numpy as np
+
+        buckets, value = self.spec.buckets, request.inputs.get(port.name)
+        if buckets is None or port.name not in buckets.padded:
+            return _array(request.inputs[port.name], port.name)
+        padded, shape = buckets.padded[port.name], self._shape(port, request)
+        if isinstance(value, Tensor):
+            array = _array(value, port.name)
+        else:
+            own = list(shape)
+            own[padded.axis] = padding.length(buckets, request)
+            array = np.ones(own, bool if port.datatype == "BOOL" else _DTYPES[port.datatype])
+        return padding.pad(array, padded.axis, shape[padded.axis], padded.value)
+
+    def _shape(self, port: Port, request: Request) -> tuple[int, ...]:
+        """Return the shape that an input of a request is computed with."""
+        buckets, value = self.spec.buckets, request.inputs.get(port.name)
+        if isinstance(value, Tensor):
+            shape = list(value.shape)
+        else:  # a mask that is made: beside the length it has the rows
+            shape = [self.rows(request) if size < 0 else size for size in port.shape]
+        if buckets is not None and port.name in buckets.padded:
+            size = padding.bucket(buckets, padding.length(buckets, request))
+            shape[buckets.padded[port.name].axis] = size
+        return tuple(shape)
+
+    def _cut(self, array: "NDArray[Any]", port: Port, request: Request) -> "NDArray[Any]":
+        """Return an output without what was computed of padding."""
+        buckets = self.spec.buckets
+        if buckets is None or port.name not in buckets.outputs:
+            return array
+        axis = buckets.outputs[port.name]
+        if axis >= array.ndim:
+            raise EngineFailed(f"output '{port.name}' has no dimension {axis} to cut")
+        return padding.cut(array, axis, padding.length(buckets, request))
 
     def _providers(self) -> list[str]:
         names = self.spec.params.get("providers", [CPU])
@@ -201,7 +253,11 @@ class OnnxEngine(BatchEngine):
         """
         rows = set()
         for port in self.spec.inputs:
-            rows.add(check_tensor(request.inputs.get(port.name), port).shape[:1])
+            value = request.inputs.get(port.name)
+            if value is not None or port.required:
+                rows.add(check_tensor(value, port).shape[:1])
+        if self.spec.buckets is not None:
+            padding.length(self.spec.buckets, request)
         if not self.spec.max_batch_size:
             return
         if len(rows) > 1:
@@ -210,7 +266,7 @@ class OnnxEngine(BatchEngine):
         if not 0 < count <= self.spec.max_batch_size:
             raise InvalidArgument(
                 f"a request has 1 to {self.spec.max_batch_size} rows, this one {count}",
-                field=f"inputs.{self.spec.inputs[0].name}",
+                field=f"inputs.{self._first}",
             )
 
 
@@ -246,21 +302,20 @@ def _inactive(name: str, active: Sequence[str]) -> str:
     )
 
 
-def _compare(side: str, declared: Sequence[Port], found: Sequence[Any], *, whole: bool) -> None:
+def _compare(side: str, declared: Sequence[Port], found: Sequence[Any], *, mask: str = "") -> None:
     """Refuse a model whose tensors are not those of the catalogue.
 
     Raises:
         ModelUnavailable: Names the tensor, and what the file has.
     """
     known = {item.name: item for item in found}
-    names = [port.tensor_name for port in declared]
     for port in declared:
         item = known.get(port.tensor_name)
         if item is None:
             have = ", ".join(known)
             raise ModelUnavailable(f"the model has no {side} '{port.tensor_name}', only {have}")
         datatype = _ONNX_TYPES.get(item.type)
-        if port.kind != "tensor" or not port.required:
+        if port.kind != "tensor" or not (port.required or port.name == mask):
             raise ModelUnavailable(f"{side} '{port.name}' must be declared a required tensor")
         if datatype != port.datatype:
             raise ModelUnavailable(
@@ -271,9 +326,6 @@ def _compare(side: str, declared: Sequence[Port], found: Sequence[Any], *, whole
             raise ModelUnavailable(
                 f"{side} '{port.name}' is declared {list(port.shape)}, the model has {shape}"
             )
-    missing = [name for name in known if name not in names]
-    if whole and missing:
-        raise ModelUnavailable(f"the model also needs the {side} '{missing[0]}': declare it")
 
 
 def _narrows(declared: Sequence[int], found: Sequence[int]) -> bool:
