@@ -17,8 +17,10 @@ from services import micro
 from services.consumer import Consumer, Pull
 from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
+from services.workers import devices
 from services.workers.attempts import Attempts
 from services.workers.handlers import Handlers, Means
+from services.workers.memory import held_bytes
 from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
 from services.workers.settings import WorkerSettings
@@ -138,7 +140,14 @@ class Worker:
         while True:
             offers = await asyncio.to_thread(models.offers)
             card = WorkerCard(
-                worker=worker, modality=self.settings.modality, offers=offers, at=clock.now()
+                worker=worker,
+                modality=self.settings.modality,
+                offers=offers,
+                at=clock.now(),
+                machine=await asyncio.to_thread(devices.machine),
+                held_bytes=held_bytes(),
+                cache_bytes=models.used_bytes,
+                cache_bytes_max=self.settings.cache_bytes_max,
             )
             try:
                 await directory.announce(card)

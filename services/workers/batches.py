@@ -213,7 +213,7 @@ class Line:
     ) -> None:
         """Begin the next call, then hand out the answers."""
         took_s = time.perf_counter() - started
-        self._counters.computed(len(batch), sum(item.rows for item in batch), took_s)
+        self._counters.computed(sum(item.rows for item in batch), took_s)
         slower_s = took_s - self._expected_s
         self._expected_s += slower_s * (SLOWER_WEIGHT if slower_s > 0 else 1.0)
         number = self._calls if len(batch) > 1 else 0

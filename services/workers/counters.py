@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Calls:
-    """Calls of an engine with the same number of requests."""
+    """Calls of an engine with the same number of rows."""
 
     count: int = 0
     compute_ns: int = 0
@@ -37,21 +37,21 @@ class Counters:
     execution_count: int = 0
     """Calls of the engine."""
     batches: "defaultdict[int, Calls]" = field(default_factory=_calls)
-    """Calls by how many requests they had."""
+    """Calls by how many rows they had."""
     load_count: int = 0
     load_ns: int = 0
     """Loading and warming."""
     eviction_count: int = 0
 
-    def computed(self, requests: int, rows: int, took_s: float) -> None:
+    def computed(self, rows: int, took_s: float) -> None:
         """Take note of a call of the engine."""
         self.inference_count += rows
         self.execution_count += 1
-        calls = self.batches[requests]
+        calls = self.batches[rows]
         calls.count += 1
         calls.compute_ns += int(took_s * 1e9)
 
-    def latency_ms(self) -> dict[int, float]:
-        """Return the mean time of a call by its number of requests, milliseconds."""
-        found = sorted(self.batches.items())
-        return {size: round(calls.compute_ns / calls.count / 1e6, 3) for size, calls in found}
+    def latency_ms(self) -> dict[str, float]:
+        """Return the mean time of a call by its number of rows, milliseconds."""
+        found = sorted(self.batches.copy().items())
+        return {str(size): round(calls.compute_ns / calls.count / 1e6, 3) for size, calls in found}

@@ -22,6 +22,7 @@ from services.workers.batches import Computed, Crew, Line
 from services.workers.cache import Cache, Shop
 from services.workers.counters import Counters
 from services.workers.engine import AnyEngine, AsyncEngine, Engine, Request
+from services.workers.isolation import Isolated
 from services.workers.loaded import Loaded
 from services.workers.loading import Loader
 
@@ -109,8 +110,12 @@ class Models:
         self._cache = Cache(shop, capacity.bytes_max)
 
     def offers(self) -> tuple[Offer, ...]:
-        """Return which models can run here, and who serves for those that cannot."""
-        return tuple(self._offer(name, spec) for name, spec in self._specs.items())
+        """Return which models can run here, who serves for those that cannot, and what they take.
+
+        May be called in a thread.
+        """
+        specs = dict(self._specs)
+        return tuple(self._measured(self._offer(name, spec)) for name, spec in specs.items())
 
     def inputs(self, name: str) -> dict[str, bool]:
         """Return the inputs of a model, and whether each is required.
@@ -226,6 +231,11 @@ class Models:
             if was_here:
                 self.prefetch(name)
 
+    @property
+    def used_bytes(self) -> int:
+        """Memory that the loaded models take together, measured when they were loaded."""
+        return self._cache.used_bytes
+
     def counters(self, name: str) -> Counters:
         """Return the figures of a model since the worker started; zeros if it never ran."""
         return self._counters.get(name) or Counters()
@@ -265,8 +275,22 @@ class Models:
                 [outputs] = engine.infer([request])
             case _:
                 raise AssertionError("an engine computes or waits")
-        loaded.counters.computed(1, 1, time.perf_counter() - begun)
+        loaded.counters.computed(1, time.perf_counter() - begun)
         return Computed(outputs, 1, begun)
+
+    def _measured(self, offer: Offer) -> Offer:
+        """Return an offer with what is measured of a model that is in memory."""
+        loaded = self._cache.get(offer.served_by)
+        if loaded is None:
+            return offer
+        facts = {
+            "loaded": True,
+            "devices": loaded.engine.devices(),
+            "memory_bytes": loaded.engine.memory() or loaded.size_bytes,
+            "isolated": isinstance(loaded.engine, Isolated),
+            "latency_ms": loaded.counters.latency_ms(),
+        }
+        return offer.model_copy(update=facts)
 
     def _offer(self, name: str, spec: ModelSpec) -> Offer:
         reason = self._loader.engine(name, spec).missing()

@@ -10,6 +10,7 @@ from schemas import tensors
 from schemas.catalogue import Limits, Port
 from schemas.errors import EngineFailed, InvalidArgument, ModelUnavailable
 from schemas.values import Tensor, Value
+from services.workers import devices
 from services.workers.engine import BatchEngine, Request
 from services.workers.engines import fields, model_files, padding
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
 
 _ONNX_TYPES = {
     "tensor(bool)": "BOOL",
@@ -163,6 +165,10 @@ class OnnxEngine(BatchEngine):
     def close(self) -> None:
         self.session = None
 
+    @override
+    def devices(self) -> tuple[str, ...]:
+        return () if self.session is None else tuple(self.session.get_providers())
+
     def _feed(self, port: Port, request: Request) -> "NDArray[Any]":
         """Return one input of one request as an array, padded where it is to be."""
         import numpy as np
@@ -226,6 +232,15 @@ class OnnxEngine(BatchEngine):
             if name not in known:
                 raise ModelUnavailable(_inactive(name, known))
 
+    def _share(self, provider: str) -> dict[str, Any]:
+        """Return the options that keep a model within its share of a GPU's memory."""
+        share = (self.spec.limits or Limits()).gpu_share
+        gpus = devices.gpus() if share is not None and provider == CUDA else ()
+        if share is None or not gpus:
+            return {}
+        limit = str(int(share * gpus[0].memory_bytes))
+        return {"gpu_mem_limit": limit, "arena_extend_strategy": "kSameAsRequested"}
+
     def _open(self, data: bytes) -> Any:
         import onnxruntime
 
@@ -237,7 +252,11 @@ class OnnxEngine(BatchEngine):
         options.add_session_config_entry("session.load_model_format", "ONNX")
         known = onnxruntime.get_available_providers()
         given = self.spec.params.get("provider_options", {})
-        wanted = [(name, given.get(name, {})) for name in self._providers() if name in known]
+        wanted = [
+            (name, {**given.get(name, {}), **self._share(name)})
+            for name in self._providers()
+            if name in known
+        ]
         try:
             session = onnxruntime.InferenceSession(data, options, providers=wanted)
         except Exception as error:

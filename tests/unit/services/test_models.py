@@ -7,6 +7,8 @@ import pytest
 
 from schemas.catalogue import Catalogue
 from schemas.errors import InvalidArgument, ModelUnavailable
+from schemas.values import Tensor
+from services.workers import devices
 from services.workers.engine import Request
 from services.workers.engines import onnx
 from services.workers.models import Capacity, Models
@@ -59,3 +61,29 @@ async def test_a_provider_that_turns_out_idle_is_found_at_start(
     assert not offer.available
     assert "CUDAExecutionProvider is not active here" in offer.reason
     held.close()
+
+
+async def test_the_card_says_what_was_measured(tmp_path: Path) -> None:
+    """Of a model in memory: what it runs on, what it takes, how long a call takes by its rows."""
+    held = models(tmp_path, {"picky": tiny.entries(tmp_path)["picky"]})
+    assert (False, {}) == (held.offers()[0].loaded, held.offers()[0].latency_ms)
+    for rows in (1, 2, 2):
+        data = Tensor(datatype="INT64", shape=(rows, 1), data=bytes(8 * rows))
+        await held.infer("picky", Request({"index": data}))
+    [offer] = held.offers()
+    assert (True, ("CPUExecutionProvider",), False) == (
+        offer.loaded,
+        offer.devices,
+        offer.isolated,
+    )
+    assert offer.memory_bytes > 0
+    assert {"1", "2"} == offer.latency_ms.keys()
+    held.close()
+
+
+def test_the_machine_is_measured() -> None:
+    """Cores and memory; no GPU where its library is not there."""
+    found = devices.machine()
+    assert found.cores >= 1
+    assert found.memory_bytes > 64 * 1024 * 1024
+    assert () == devices.gpus("libnot-there.so.1")
