@@ -101,7 +101,8 @@ class Cache:
         """Bytes of all that is in memory, and of what is being loaded."""
         self._loading = 0
         self._is_closed = False
-        self._hits = CACHE.labels("hit")
+        self._hits = 0
+        """Since they were last reported."""
 
     @property
     def residents(self) -> dict[str, Loaded]:
@@ -122,8 +123,13 @@ class Cache:
         loaded = self._residents.get(name)
         if loaded is not None:
             loaded.take(now)
-            self._hits.inc()
+            self._hits += 1
         return loaded
+
+    def report(self) -> None:
+        """Add what was counted since to the metrics: too often to do it each time."""
+        hits, self._hits = self._hits, 0
+        CACHE.labels("hit").inc(hits)
 
     async def obtain(self, name: str) -> Loaded:
         """Lease a model, loading it first; `release` it.

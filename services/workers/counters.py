@@ -9,7 +9,7 @@ class Calls:
     """Calls of an engine with the same number of rows."""
 
     count: int = 0
-    compute_ns: int = 0
+    compute_s: float = 0.0
 
 
 def _calls() -> "defaultdict[int, Calls]":
@@ -18,19 +18,20 @@ def _calls() -> "defaultdict[int, Calls]":
 
 @dataclass
 class Counters:
-    """Figures of one model, over all its loads; durations are sums in nanoseconds.
+    """Figures of one model, over all its loads; durations are sums in seconds.
 
-    Source: the statistics extension of the Open Inference Protocol, whose names these are.
+    Source: the statistics extension of the Open Inference Protocol, whose names these are; there
+    they are nanoseconds.
     """
 
     success_count: int = 0
-    success_ns: int = 0
+    success_s: float = 0.0
     """Loading, waiting and computing, of requests that were answered."""
     fail_count: int = 0
-    fail_ns: int = 0
-    queue_ns: int = 0
+    fail_s: float = 0.0
+    queue_s: float = 0.0
     """Waiting for a free engine, of requests that were answered."""
-    compute_ns: int = 0
+    compute_s: float = 0.0
     """Computing, each request of a call counted."""
     inference_count: int = 0
     """Rows that were computed."""
@@ -39,7 +40,7 @@ class Counters:
     batches: "defaultdict[int, Calls]" = field(default_factory=_calls)
     """Calls by how many rows they had."""
     load_count: int = 0
-    load_ns: int = 0
+    load_s: float = 0.0
     """Loading and warming."""
     eviction_count: int = 0
 
@@ -49,9 +50,9 @@ class Counters:
         self.execution_count += 1
         calls = self.batches[rows]
         calls.count += 1
-        calls.compute_ns += int(took_s * 1e9)
+        calls.compute_s += took_s
 
     def latency_ms(self) -> dict[str, float]:
         """Return the mean time of a call by its number of rows, milliseconds."""
         found = sorted(self.batches.copy().items())
-        return {str(size): round(calls.compute_ns / calls.count / 1e6, 3) for size, calls in found}
+        return {str(rows): round(calls.compute_s / calls.count * 1e3, 3) for rows, calls in found}

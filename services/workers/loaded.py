@@ -11,6 +11,8 @@ from services.workers.engine import AnyEngine
 
 HALF_LIFE_S = 120.0
 """After this long without use a model counts as used half as much."""
+FADE_S = 1.0
+"""It fades in steps of at least so much: cheap for those who are used all the time."""
 PACE_WEIGHT = 0.3
 """Of the newest inference in a model's pace."""
 
@@ -46,8 +48,10 @@ class Loaded:
     def take(self, now: float) -> None:
         """Lease it once more."""
         self.leases += 1
-        self.use = self.use * math.exp2((self.used_at - now) / HALF_LIFE_S) + 1.0
-        self.used_at = now
+        if now - self.used_at > FADE_S:
+            self.use *= math.exp2((self.used_at - now) / HALF_LIFE_S)
+            self.used_at = now
+        self.use += 1.0
 
     def note(self, took_s: float) -> None:
         """Take note of one more inference."""

@@ -96,7 +96,7 @@ class Loader:
         added = held_bytes() - before if said is None else said
         loaded.size_bytes = max(added, self.estimate(engine.spec))
         loaded.counters.load_count += 1
-        loaded.counters.load_ns += int((loaded.load_s + loaded.warm_s) * 1e9)
+        loaded.counters.load_s += loaded.load_s + loaded.warm_s
         return loaded
 
     def close(self, loaded: Loaded) -> None:

@@ -114,6 +114,7 @@ class Models:
 
         May be called in a thread.
         """
+        self._cache.report()
         specs = dict(self._specs)
         return tuple(self._measured(self._offer(name, spec)) for name, spec in specs.items())
 
@@ -178,16 +179,16 @@ class Models:
             computed = await self._compute(loaded, request, rank, begun + left_s)
         except ClawdbotError:
             counters.fail_count += 1
-            counters.fail_ns += int((time.perf_counter() - begun) * 1e9)
+            counters.fail_s += time.perf_counter() - begun
             raise
         finally:
             self._cache.release(loaded)
         done = time.perf_counter()
         loaded.note(done - ready)
         counters.success_count += 1
-        counters.success_ns += int((done - begun) * 1e9)
-        counters.queue_ns += int((computed.started - ready) * 1e9)
-        counters.compute_ns += int((done - computed.started) * 1e9)
+        counters.success_s += done - begun
+        counters.queue_s += computed.started - ready
+        counters.compute_s += done - computed.started
         return Answer(
             computed.outputs,
             loaded.name,

@@ -34,7 +34,7 @@ class Sized(Engine):
     warmed: ClassVar[list[Value]] = []
     gates: ClassVar[dict[str, threading.Event]] = {}
     """By source: what loading, or computing of `source!`, waits for."""
-    busy = 0
+    is_closed = False
 
     def _wait(self, gate: str) -> None:
         assert self.gates.get(gate, _open).wait(10), gate
@@ -52,7 +52,7 @@ class Sized(Engine):
 
     @override
     def infer(self, batch: Sequence[Request]) -> list[Mapping[str, Value]]:
-        assert str(self.spec.source) not in self.closed[len(self.loads) :], "computing, unloaded"
+        assert not self.is_closed, "it computes, and is unloaded"
         self._wait(f"{self.spec.source}!")
         for request in batch:
             if request.inputs.get("text") == "poison":
@@ -63,6 +63,7 @@ class Sized(Engine):
 
     @override
     def close(self) -> None:
+        self.is_closed = True
         self.closed.append(str(self.spec.source))
 
 
@@ -239,9 +240,9 @@ async def test_loads_at_the_same_time_are_bounded(monkeypatch: pytest.MonkeyPatc
             group.create_task(ask(held, name))
         await until(lambda: len(Sized.loads) == 2)
         await asyncio.sleep(0.02)
-        assert ["a", "b"] == Sized.loads
+        assert {"a", "b"} == set(Sized.loads)
         Sized.gates["a"].set()
-    assert ["a", "b", "c"] == Sized.loads
+    assert ["a", "b", "c"] == sorted(Sized.loads)
     held.close()
 
 
@@ -335,7 +336,45 @@ async def test_what_it_did_is_counted() -> None:
     )
     assert 3 == found.batches[1].count
     assert (2, 1) == (found.load_count, found.eviction_count)
-    assert found.success_ns >= found.compute_ns > 0
+    assert found.success_s >= found.compute_s > 0
+    held.close()
+
+
+async def test_whatever_happens_nobody_computes_with_what_is_gone() -> None:
+    """Requests, cancellations, new versions and too little room, at random.
+
+    Each answer is of a version that was declared, and in the end all is accounted for.
+    """
+    names = "abcdefgh"
+    held, chance = models(dict.fromkeys(names, 1), 3, loads_max=2), random.Random(11)
+    versions = {name: {"1"} for name in names}
+
+    async def client() -> None:
+        for _ in range(60):
+            name = chance.choice(names)
+            try:
+                async with asyncio.timeout(chance.choice((0.0005, 5, 5))):
+                    found = await ask(held, name, then=[chance.choice(names)])
+            except TimeoutError:
+                continue
+            assert found in versions[name], (name, found)
+
+    async def operator() -> None:
+        for number in range(40):
+            name, mib = chance.choice(names), chance.randint(1, 2)
+            versions[name].add(str(mib))
+            held.update({name: spec(f"{name}{number}", mib)})
+            await asyncio.sleep(0.003)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(operator())
+        for _ in range(12):
+            group.create_task(client())
+    await until(lambda: not (held._cache._leaving or held._cache._wanted))
+    residents = held._cache.residents.values()
+    assert {0} == {loaded.leases for loaded in residents} | {0}
+    assert held._cache.used_bytes == sum(loaded.size_bytes for loaded in residents) <= 3 * MIB
+    assert len(Sized.loads) == len(Sized.closed) + len(residents)
     held.close()
 
 
@@ -373,6 +412,7 @@ async def test_a_hundred_models_in_the_memory_of_ten(tmp_path: Path) -> None:
     async with asyncio.TaskGroup() as group:
         for _ in range(16):
             group.create_task(client())
+    await until(lambda: not held._cache._leaving)
     loads = sum(held.counters(name).load_count for name in entries)
     assert 640 == sum(held.counters(name).success_count for name in entries)
     assert peak <= 40 * size + 2 * max(item.size_bytes for item in held._cache.residents.values())
