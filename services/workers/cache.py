@@ -12,15 +12,13 @@ Source: greedy-dual-size caching (Cao & Irani, USENIX 1997), with use that fades
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
-from concurrent.futures import CancelledError, Executor, Future
-from dataclasses import dataclass, field
-from enum import Enum, auto
+from concurrent.futures import CancelledError, Future
 
 from schemas.errors import ModelUnavailable
 from services.telemetry import CACHE, LOAD_SECONDS, MODEL_BYTES, get_logger
 from services.workers.loaded import Loaded
 from services.workers.memory import MIB
+from services.workers.wanted import Room, Shop, Wanted
 
 
 AHEAD_MAX = 8
@@ -28,53 +26,6 @@ AHEAD_MAX = 8
 MEASURE_AGAIN_S = 60.0
 """A model that was found too large is measured anew after this long: others work meanwhile."""
 log = get_logger()
-
-
-@dataclass(eq=False)
-class _Wanted:
-    """A model that is to be loaded."""
-
-    waiters: "list[asyncio.Future[Loaded]]" = field(default_factory=list)
-    ahead: bool = False
-    """Whether it is loaded ahead of need."""
-    begun: bool = False
-    stale: bool = False
-    """Whether its entry changed while it was loading."""
-    need_bytes: int = 0
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether anybody still waits for it."""
-        return self.ahead or any(not waiter.done() for waiter in self.waiters)
-
-    def fail(self, error: Exception) -> None:
-        """Tell all who wait."""
-        for waiter in self.waiters:
-            if not waiter.done():
-                waiter.set_exception(error)
-
-
-class Room(Enum):
-    """When there is room for a model."""
-
-    NOW = auto()
-    SOON = auto()
-    """As soon as those have gone that must."""
-    NEVER = auto()
-    """Not without taking it from those who compute."""
-
-
-@dataclass(frozen=True)
-class Shop:
-    """How the cache has its work done, in threads."""
-
-    open: Callable[[str], Loaded]
-    """Load and warm a model; raises ModelUnavailable."""
-    close: Callable[[Loaded], None]
-    estimate: Callable[[str], int]
-    """Return at least how many bytes a model takes, before it was ever measured."""
-    threads: Executor
-    loads_max: int
 
 
 class Cache:
@@ -91,10 +42,12 @@ class Cache:
         self._residents: dict[str, Loaded] = {}
         self._leaving: set[Loaded] = set()
         """Unloaded as soon as nobody uses them."""
-        self._wanted: dict[str, _Wanted] = {}
+        self._wanted: dict[str, Wanted] = {}
         """In order of arrival."""
         self._sizes: dict[str, int] = {}
         """What each model took when it was last loaded."""
+        self._past: dict[str, tuple[float, float, float]] = {}
+        """Use, as of when, and cost of models that were in memory."""
         self._too_large: dict[str, float] = {}
         """Until when the size of a model that does not fit is believed."""
         self._used = 0
@@ -142,7 +95,7 @@ class Cache:
             return loaded
         CACHE.labels("miss").inc()
         waiter: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
-        self._wanted.setdefault(name, _Wanted()).waiters.append(waiter)
+        self._wanted.setdefault(name, Wanted()).waiters.append(waiter)
         self._advance()
         try:
             return await waiter
@@ -156,7 +109,7 @@ class Cache:
         if name in self._residents or name in self._wanted or len(self._wanted) >= AHEAD_MAX:
             return
         CACHE.labels("prefetch").inc()
-        self._wanted[name] = _Wanted(ahead=True)
+        self._wanted[name] = Wanted(ahead=True)
         self._advance()
 
     def release(self, loaded: Loaded) -> None:
@@ -192,6 +145,7 @@ class Cache:
         loaded = self._residents.get(name)
         if loaded is not None:
             self._retire(loaded)
+        self._past.pop(name, None)
 
     def close(self) -> None:
         """Unload everything at once, in this thread; nobody may compute any more."""
@@ -230,7 +184,7 @@ class Cache:
             else:
                 return  # when somebody has left, it is tried again
 
-    def _begin(self, name: str, wanted: _Wanted) -> None:
+    def _begin(self, name: str, wanted: Wanted) -> None:
         loop = asyncio.get_running_loop()
         wanted.begun, wanted.stale = True, False
         self._loading += 1
@@ -250,7 +204,7 @@ class Cache:
             job.cancel()
         job.add_done_callback(over)
 
-    def _loaded(self, name: str, wanted: _Wanted, job: "Future[Loaded]") -> None:
+    def _loaded(self, name: str, wanted: Wanted, job: "Future[Loaded]") -> None:
         """Hand a model to those who waited for it."""
         self._loading -= 1
         self._used -= wanted.need_bytes
@@ -282,11 +236,11 @@ class Cache:
         self._welcome(loaded, wanted)
         self._advance()
 
-    def _refuse(self, wanted: _Wanted, error: ModelUnavailable) -> None:
+    def _refuse(self, wanted: Wanted, error: ModelUnavailable) -> None:
         CACHE.labels("refused").inc()
         wanted.fail(error)
 
-    def _failed(self, name: str, wanted: _Wanted, error: Exception) -> None:
+    def _failed(self, name: str, wanted: Wanted, error: Exception) -> None:
         if self._wanted.get(name) is wanted and not wanted.stale:
             del self._wanted[name]
             if not wanted.waiters:
@@ -294,7 +248,7 @@ class Cache:
             wanted.fail(error)
         self._advance()
 
-    def _welcome(self, loaded: Loaded, wanted: _Wanted) -> None:
+    def _welcome(self, loaded: Loaded, wanted: Wanted) -> None:
         now = time.perf_counter()
         self._residents[loaded.name] = loaded
         log.info(
@@ -308,7 +262,11 @@ class Cache:
         )
         MODEL_BYTES.labels(loaded.name).set(loaded.size_bytes)
         LOAD_SECONDS.labels(loaded.name).observe(loaded.load_s + loaded.warm_s)
-        loaded.use, loaded.used_at = float(wanted.ahead), now
+        loaded.cost_s = loaded.load_s + loaded.warm_s
+        if loaded.name in self._past:
+            loaded.use, loaded.used_at, cost_s = self._past[loaded.name]
+            loaded.cost_s = min(loaded.cost_s, cost_s)
+        loaded.use += float(wanted.ahead)
         for waiter in wanted.waiters:
             if not waiter.done():
                 loaded.take(now)
@@ -316,7 +274,7 @@ class Cache:
 
     # ------------------------------------------------------------ room
 
-    def _make_room(self, name: str, wanted: _Wanted, *, inside: bool = False) -> Room:
+    def _make_room(self, name: str, wanted: Wanted, *, inside: bool = False) -> Room:
         """Have others go until a model fits; tell when it does.
 
         Args:
@@ -371,6 +329,7 @@ class Cache:
         """Give out no more leases; unload it when those that are out are back."""
         del self._residents[loaded.name]
         self._leaving.add(loaded)
+        self._past[loaded.name] = loaded.use, loaded.used_at, loaded.cost_s
         if loaded.is_idle:
             self._close(loaded)
 

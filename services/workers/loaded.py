@@ -38,6 +38,8 @@ class Loaded:
     use: float = 0.0
     """How often it was used, fading; as of `used_at`."""
     used_at: float = 0.0
+    cost_s: float = 0.0
+    """What loading and warming it again would take: the quickest time so far."""
     is_closing: bool = False
 
     @property
@@ -59,6 +61,6 @@ class Loaded:
         self.pace_s = past_s + PACE_WEIGHT * (took_s - past_s)
 
     def worth(self, now: float) -> float:
-        """Return what losing it would cost, seconds for each byte: loading time times use."""
+        """Return what losing it would cost, seconds a byte: time to load it again times use."""
         use = self.use * math.exp2((self.used_at - now) / HALF_LIFE_S)
-        return (self.load_s + self.warm_s) * use / max(1, self.size_bytes)
+        return self.cost_s * use / max(1, self.size_bytes)

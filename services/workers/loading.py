@@ -21,6 +21,8 @@ from services.workers.memory import give_back, held_bytes
 
 KEPT_BYTES = 16 * 1024 * 1024
 """From here on it matters that a runtime gave back less than half of a model."""
+TRIM_BYTES = 16 * 1024 * 1024
+"""Unloaded bytes after which freed memory is given back to the system: that takes time."""
 log = get_logger()
 
 
@@ -44,6 +46,8 @@ class Loader:
         self._hold = hold
         self._measuring = Lock()
         """One model at a time: what is added to the process is then its own."""
+        self._freed = 0
+        """Bytes of models unloaded since memory was last given back to the system."""
         self._kept: set[str] = set()
         """Models whose runtime did not give back their memory: next time in a process."""
 
@@ -108,6 +112,10 @@ class Loader:
         with self._measuring:
             before = held_bytes()
             loaded.engine.close()
+            self._freed += loaded.size_bytes
+            if self._freed < TRIM_BYTES:
+                return  # so little is used for the next model
+            self._freed = 0
             give_back()
             kept = loaded.size_bytes - (before - held_bytes())
         if kept > max(KEPT_BYTES, loaded.size_bytes / 2):

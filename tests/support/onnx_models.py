@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from schemas.catalogue import ModelSpec
 
@@ -69,6 +70,14 @@ def picky() -> Any:
     node = helper.make_node("Gather", ["table", "INDEX"], ["VALUE"])
     ports = {"INDEX": ("INT64", ("n", 1))}
     return model([node], ports, {"VALUE": ("INT64", ("n", 1))}, [table])
+
+
+def scaling(number: int, side: int) -> Any:
+    """Return a model of side * side weights, FP32: Y = number * sum(X), [n, side] both."""
+    weights = numpy_helper.from_array(np.full((side, side), number, np.float32), "w")
+    node = helper.make_node("MatMul", ["X", "w"], ["Y"])
+    ports = {"X": ("FP32", ("n", side))}, {"Y": ("FP32", ("n", side))}
+    return model([node], *ports, [weights])
 
 
 def iris() -> Any:

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from onnx import helper, numpy_helper
 from typing_extensions import override
 
 from schemas.catalogue import Catalogue, ModelSpec
@@ -146,7 +145,7 @@ async def test_what_is_worth_least_goes() -> None:
 
 def test_worth_is_loading_time_times_use_for_each_byte() -> None:
     """It fades with time."""
-    first = Loaded("a", spec("a"), Sized(spec("a"), Path()), size_bytes=10, load_s=2.0, use=4.0)
+    first = Loaded("a", spec("a"), Sized(spec("a"), Path()), size_bytes=10, cost_s=2.0, use=4.0)
     assert 0.8 == pytest.approx(first.worth(0.0))
     assert 0.4 == pytest.approx(first.worth(HALF_LIFE_S))
     first.take(HALF_LIFE_S)
@@ -378,19 +377,11 @@ async def test_whatever_happens_nobody_computes_with_what_is_gone() -> None:
     held.close()
 
 
-def scaling(number: int, side: int) -> Any:
-    """Return a model of side * side weights: Y = number * sum(X)."""
-    weights = numpy_helper.from_array(np.full((side, side), number, np.float32), "w")
-    node = helper.make_node("MatMul", ["X", "w"], ["Y"])
-    ports = {"X": ("FP32", ("n", side))}, {"Y": ("FP32", ("n", side))}
-    return tiny.model([node], *ports, [weights])
-
-
 async def test_a_hundred_models_in_the_memory_of_ten(tmp_path: Path) -> None:
     """Correct under churn, within the budget, and what is popular stays."""
     side, entries = 256, {}
     for number in range(100):
-        tiny.save(scaling(number, side), tmp_path / f"m{number}.onnx")
+        tiny.save(tiny.scaling(number, side), tmp_path / f"m{number}.onnx")
         ports = ([tiny.port(name, "FP32", [-1, side])] for name in ("X", "Y"))
         entries[f"m{number}"] = tiny.entry(f"m{number}.onnx", *ports, max_batch_size=8)
     catalogue = Catalogue.model_validate({"models": entries})
