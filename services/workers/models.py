@@ -19,12 +19,13 @@ from schemas.errors import ClawdbotError, ModelUnavailable, NotFound
 from schemas.values import Value
 from services.telemetry import get_logger
 from services.workers.batches import Computed, Crew, Line
-from services.workers.cache import Cache, Shop
+from services.workers.cache import Cache
 from services.workers.counters import Counters
 from services.workers.engine import AnyEngine, AsyncEngine, Engine, Request
 from services.workers.isolation import Isolated
 from services.workers.loaded import Loaded
 from services.workers.loading import Loader
+from services.workers.wanted import Shop
 
 
 log = get_logger()
