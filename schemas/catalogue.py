@@ -218,14 +218,7 @@ class Catalogue(UserInput):
 
     @model_validator(mode="after")
     def _fallbacks_fit(self) -> "Catalogue":
-        for name, spec in self.models.items():
-            if spec.fallback is None:
-                continue
-            stand_in = self.models.get(spec.fallback)
-            if stand_in is None:
-                raise ValueError(f"models.{name}.fallback: no model named {spec.fallback}")
-            if signature(stand_in) != signature(spec):
-                raise ValueError(f"models.{name}.fallback: {spec.fallback} has another signature")
+        _check_fallbacks(self.models)
         return self
 
     def model(self, name: str, *, field: str = "model") -> ModelSpec:
@@ -247,10 +240,10 @@ class Catalogue(UserInput):
             InvalidArgument: A fallback is missing, or has another signature.
         """
         try:
-            return Catalogue(models=dict(models), templates=self.templates)
-        except ValidationError as error:
-            loc, message = first_complaint(error)
-            raise InvalidArgument(message, field=".".join(map(str, loc)) or "models") from error
+            _check_fallbacks(models)
+        except ValueError as error:
+            raise InvalidArgument(str(error), field="models") from error
+        return self.model_copy(update={"models": dict(models)})
 
     def params(self, name: str, given: Mapping[str, Any], *, field: str) -> dict[str, Any]:
         """Return the parameters of `name`'s engine: the catalogue's, overridden by a node's.
@@ -269,6 +262,17 @@ class Catalogue(UserInput):
                 field=f"{field}.{unknown[0]}",
             )
         return {**spec.params, **given}
+
+
+def _check_fallbacks(models: Mapping[str, ModelSpec]) -> None:
+    for name, spec in models.items():
+        if spec.fallback is None:
+            continue
+        stand_in = models.get(spec.fallback)
+        if stand_in is None:
+            raise ValueError(f"models.{name}.fallback: no model named {spec.fallback}")
+        if signature(stand_in) != signature(spec):
+            raise ValueError(f"models.{name}.fallback: {spec.fallback} has another signature")
 
 
 def signature(spec: ModelSpec) -> tuple[object, ...]:

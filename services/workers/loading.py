@@ -42,6 +42,8 @@ class Loader:
         hold: Callable[[str, AnyEngine], Loaded],
     ) -> None:
         self._models_dir = models_dir
+        self.folders: dict[str, Path] = {}
+        """Where the files of a model are, if elsewhere, by name."""
         self._engine_settings = engine_settings
         self._hold = hold
         self._measuring = Lock()
@@ -56,12 +58,13 @@ class Loader:
         fixed = self._engine_settings.get(spec.engine)
         if fixed is not None:
             spec = spec.model_copy(update={"params": {**spec.params, **fixed}})
-        engine = engine_class(spec.engine)(spec, self._models_dir)
+        folder = self.folders.get(name, self._models_dir)
+        engine = engine_class(spec.engine)(spec, folder)
         if not self._is_isolated(name, engine):
             return engine
         if isinstance(engine, Engine):
             return Isolated(engine)
-        return NotIsolated(spec, self._models_dir)
+        return NotIsolated(spec, folder)
 
     def _is_isolated(self, name: str, engine: AnyEngine) -> bool:
         spec = engine.spec
@@ -98,7 +101,7 @@ class Loader:
         loaded.load_s, loaded.warm_s = in_memory - begun, time.perf_counter() - in_memory
         said = engine.memory()
         added = held_bytes() - before if said is None else said
-        loaded.size_bytes = max(added, self.estimate(engine.spec))
+        loaded.size_bytes = max(added, self.estimate(name, engine.spec))
         loaded.counters.load_count += 1
         loaded.counters.load_s += loaded.load_s + loaded.warm_s
         return loaded
@@ -122,12 +125,12 @@ class Loader:
             self._kept.add(loaded.name)
             log.warning("memory_kept", model=loaded.name, kept_bytes=kept)
 
-    def estimate(self, spec: ModelSpec) -> int:
+    def estimate(self, name: str, spec: ModelSpec) -> int:
         """Return the size of a model's file: what it takes at least, bytes."""
         if spec.source is None:
             return 0
         try:
-            return model_files.size(self._models_dir, spec.source)
+            return model_files.size(self.folders.get(name, self._models_dir), spec.source)
         except ModelUnavailable:
             return 0
 

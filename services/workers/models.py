@@ -5,7 +5,7 @@ import hashlib
 import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any
 
 from events.models import Offer
 from schemas.catalogue import Catalogue, ModelSpec
-from schemas.errors import ClawdbotError, ModelUnavailable, NotFound
+from schemas.errors import ClawdbotError, InvalidArgument, ModelUnavailable, NotFound
 from schemas.values import Value
 from services.telemetry import get_logger
 from services.workers.batches import Computed, Crew, Line
@@ -233,6 +233,28 @@ class Models:
             if was_here:
                 self.prefetch(name)
 
+    def place(self, name: str, spec: ModelSpec, folder: Path) -> None:
+        """Have one more model, or another version of one, whose files are in a folder of its own.
+
+        Raises:
+            InvalidArgument: Its fallback is missing, or has another signature.
+        """
+        before = self._loader.folders.get(name)
+        self._loader.folders[name] = folder
+        try:
+            self.update({name: spec})
+        except InvalidArgument:
+            if before is None:
+                del self._loader.folders[name]
+            else:
+                self._loader.folders[name] = before
+            raise
+
+    def withdraw(self, name: str) -> None:
+        """Have a model no more; who computes with it finishes, then its memory is free."""
+        self.update({name: None})
+        self._loader.folders.pop(name, None)
+
     @property
     def used_bytes(self) -> int:
         """Memory that the loaded models take together, measured when they were loaded."""
@@ -242,9 +264,16 @@ class Models:
         """Return the figures of a model since the worker started; zeros if it never ran."""
         return self._counters.get(name) or Counters()
 
-    async def preload(self) -> None:
-        """Load what is to be loaded at start; what cannot be says so on the card."""
-        for name, spec in self._specs.items():
+    async def preload(self, names: Iterable[str] | None = None) -> None:
+        """Load what is to be loaded at start; what cannot be says so on the card.
+
+        Args:
+            names: Only of these models.
+        """
+        for name in tuple(self._specs) if names is None else names:
+            spec = self._specs.get(name)
+            if spec is None:
+                continue  # it went while another one loaded
             engine = self._loader.engine(name, spec)
             if engine.missing() is not None or not (spec.preload or engine.is_uncertain()):
                 continue
@@ -344,7 +373,7 @@ class Models:
 
     def _estimate(self, name: str) -> int:
         spec = self._specs.get(name)
-        return 0 if spec is None else self._loader.estimate(spec)
+        return 0 if spec is None else self._loader.estimate(name, spec)
 
     def hold(self, name: str, engine: AnyEngine) -> Loaded:
         """Return a loaded engine with the line before it."""

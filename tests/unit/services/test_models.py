@@ -63,6 +63,24 @@ async def test_a_provider_that_turns_out_idle_is_found_at_start(
     held.close()
 
 
+async def test_a_model_may_have_a_folder_of_its_own(tmp_path: Path) -> None:
+    """It is placed and withdrawn while others are served."""
+    entry = tiny.entries(tmp_path / "elsewhere")["picky"]
+    held = models(tmp_path, {})
+    held.place("picky", tiny.spec(entry), tmp_path / "elsewhere")
+    await held.preload(["picky", "nobody"])
+    index = Tensor(datatype="INT64", shape=(1, 1), data=(3).to_bytes(8, "little"))
+    answer = await held.infer("picky", Request({"index": index}))
+    assert (30).to_bytes(8, "little") == answer.outputs["value"].data
+    with pytest.raises(InvalidArgument, match="no model named nobody"):
+        held.place("picky", tiny.spec({**entry, "fallback": "nobody"}), tmp_path)
+    assert 1 == (await held.infer("picky", Request({"index": index}))).batch_size
+    held.withdraw("picky")
+    with pytest.raises(ModelUnavailable, match="knows the model 'picky'"):
+        await held.infer("picky", Request({"index": index}))
+    held.close()
+
+
 async def test_the_card_says_what_was_measured(tmp_path: Path) -> None:
     """Of a model in memory: what it runs on, what it takes, how long a call takes by its rows."""
     held = models(tmp_path, {"picky": tiny.entries(tmp_path)["picky"]})
