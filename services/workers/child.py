@@ -5,7 +5,6 @@ one it writes. It loads its model, computes what it is asked, and ends when the 
 """
 
 import ctypes
-import os
 import resource
 import signal
 import socket
@@ -29,13 +28,6 @@ from services.workers.frames import Region
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 32 * 1024 * 1024
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "RAYON_NUM_THREADS",
-)
 
 
 class Gone(Exception):
@@ -114,12 +106,8 @@ class Child:
         return b"".join(parts)
 
 
-def settle(threads: int | None) -> None:
-    """Make this process one that ends alone, and first.
-
-    Args:
-        threads: How many the libraries that it loads may start.
-    """
+def settle() -> None:
+    """Make this process one that ends alone, and first."""
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     with suppress(AttributeError):  # glibc: keep what is freed, for the next tensor of that size
@@ -129,15 +117,12 @@ def settle(threads: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError):  # who takes all memory goes before anybody else
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    if threads is not None:
-        for name in _THREAD_VARIABLES:
-            os.environ[name] = str(threads)
 
 
 def main() -> None:
     """Serve one worker."""
-    link, requests, answers, threads = (int(text) for text in sys.argv[1:5])
-    settle(threads or None)
+    link, requests, answers = (int(text) for text in sys.argv[1:4])
+    settle()
     child = Child(socket.socket(fileno=link), Region(requests), Region(answers))
     with suppress(Gone, ConnectionError):
         child.serve()

@@ -5,6 +5,7 @@ answered, and the process replaced. Whoever is computed in the same call is comp
 it (`batches.compute`).
 """
 
+import os
 import select
 import signal
 import socket
@@ -18,6 +19,7 @@ from typing import Any
 import ormsgpack
 from typing_extensions import override
 
+from schemas.catalogue import ModelSpec
 from schemas.errors import (
     Cancelled,
     ClawdbotError,
@@ -44,6 +46,14 @@ CRASHES_FREE = 8
 """Losses in a row after which a process is replaced at once: more than it takes to find the one
 request in a batch that does it."""
 BACKOFF_S_MAX = 60.0
+OURS = "CLAWDBOT_"
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+)
 log = get_logger()
 
 
@@ -146,6 +156,9 @@ class Isolated(BatchEngine):
                 f"in {left_s:.1f} s",
                 retry_after_s=left_s,
             )
+        if self._process is not None and self._process.is_loaded and self._process.has_ended:
+            idle = EngineFailed("the model's process ended while nobody used it")
+            self._replace(Lost("idle", idle))
         process = self._process or self._start()
         if not process.is_loaded:
             try:
@@ -209,7 +222,7 @@ class Lost(Exception):
     """A process is no more.
 
     Args:
-        reason: `crash`, `hang`, `memory` or `abandoned`.
+        reason: `crash`, `hang`, `memory`, `abandoned`, or `idle`: while nobody used it.
         error: For those who asked.
     """
 
@@ -217,6 +230,13 @@ class Lost(Exception):
         super().__init__(reason)
         self.reason = reason
         self.error = error
+
+
+def environment(spec: ModelSpec) -> dict[str, str]:
+    """Return the environment of a model's process: no setting of ours, so no key either."""
+    found = {key: value for key, value in os.environ.items() if not key.startswith(OURS)}
+    threads = None if spec.limits is None else spec.limits.threads
+    return found if threads is None else found | dict.fromkeys(_THREAD_VARIABLES, str(threads))
 
 
 class Process:
@@ -236,13 +256,11 @@ class Process:
         self.devices: tuple[str, ...] = ()
         self._requests, self._answers = Region.make(), Region.make()
         self._link, far = socket.socketpair()
-        threads = 0 if spec.limits is None else spec.limits.threads or 0
         fds = (far.fileno(), self._requests.fd, self._answers.fd)
-        numbers = [str(number) for number in (*fds, threads)]
-        command = [sys.executable, "-m", "services.workers.child", *numbers]
+        command = [sys.executable, "-m", "services.workers.child", *map(str, fds)]
         with far:
             self._popen = subprocess.Popen(  # noqa: S603 - ourselves
-                command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=fds
+                command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=fds, env=environment(spec)
             )
         self.pid = self._popen.pid
         self._poll = select.poll()
@@ -254,6 +272,11 @@ class Process:
             "models_dir": str(engine.models_dir),
         }
         self._link.sendall(frames.pack({"load": wanted}))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is no more."""
+        return self._popen.poll() is not None
 
     def loaded(self) -> None:
         """Wait until the model is in memory.

@@ -76,6 +76,14 @@ def spent_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def is_over(pid: int) -> bool:
+    """Tell whether a process has ended, whether or not somebody took note."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
 def crash(served: Served, ask: Callable[[Served, int, int], tuple[Any, Any]]) -> tuple[Any, Any]:
     """Ask, and have the process crash once it computes; return the answer."""
     pid = child(served)
@@ -94,12 +102,12 @@ def crash(served: Served, ask: Callable[[Served, int, int], tuple[Any, Any]]) ->
 )
 def test_a_crash_is_500_and_internal(served: Served, ask: Any, status: Any) -> None:
     """And the next request is answered, by another process."""
-    found = http(served, 3, 5)
-    assert (200, [5.0]) == (found[0], found[1]["outputs"][0]["data"])
+    until_sync(lambda: http(served, 3, 5)[0] == 200)
+    assert [5.0] == http(served, 3, 5)[1]["outputs"][0]["data"]
     found = crash(served, ask)
     assert status == found[0]
     assert "crashed while it computed this input (SIGSEGV)" in str(found[1])
-    assert ("OK", "7.0") == grpc(served, 3, 7)
+    until_sync(lambda: grpc(served, 3, 7) == ("OK", "7.0"))
 
 
 def test_a_hang_is_504_and_deadline_exceeded(served: Served) -> None:
@@ -109,7 +117,7 @@ def test_a_hang_is_504_and_deadline_exceeded(served: Served) -> None:
     assert (504, True) == (status, "did not answer within 1 s" in answer["error"])
     assert 1.0 <= time.monotonic() - begun < 5.0
     assert "StatusCode.DEADLINE_EXCEEDED" == grpc(served, FOREVER, 1)[0]
-    assert 200 == http(served, 3, 5)[0]
+    until_sync(lambda: http(served, 3, 5)[0] == 200)
 
 
 def test_too_much_memory_is_500_and_internal(served: Served) -> None:
@@ -118,4 +126,17 @@ def test_too_much_memory_is_500_and_internal(served: Served) -> None:
         found = ask(served, FOREVER, 150 * MIB)
         assert status == found[0]
         assert "more than its limit of 200 MiB" in str(found[1])
-    assert 200 == http(served, 3, 5)[0]
+        until_sync(lambda: http(served, 3, 5)[0] == 200)
+
+
+def test_a_worker_that_is_killed_takes_its_processes_along(served: Served) -> None:
+    """Even one that computes and would not notice: the last test of this module."""
+    until_sync(lambda: http(served, 3, 5)[0] == 200)
+    pid = child(served)
+    until = spent_s(pid) + 0.05
+    asking = threading.Thread(target=http, args=(served, FOREVER, 1))
+    asking.start()
+    until_sync(lambda: spent_s(pid) > until)
+    os.kill(served.mesh.services["text"].pid, signal.SIGKILL)
+    until_sync(lambda: is_over(pid), timeout_s=0.9)
+    asking.join(30)

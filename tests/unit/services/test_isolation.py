@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,25 @@ def test_a_lost_process_is_replaced(
     assert not is_alive(pid)
     found = say(engine, text="hi")
     assert (pid, "hi") != (found["pid"], found["text"])
+
+
+def test_a_process_that_ends_while_idle_is_nobodys_fault(engine: Isolated) -> None:
+    """Whoever comes next is served by another one."""
+    pid = say(engine, text="hi")["pid"]
+    os.kill(pid, signal.SIGKILL)
+    until_sync(lambda: Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z")
+    assert pid != say(engine, text="hi")["pid"]
+
+
+def test_no_key_is_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings stay in the worker; libraries hear how many threads they may have."""
+    monkeypatch.setenv("CLAWDBOT_MASTER_KEY", "secret")
+    engine = process(limits={"threads": 3})
+    assert engine._process is not None
+    found = Path(f"/proc/{engine._process.pid}/environ").read_bytes().split(b"\0")
+    assert b"OMP_NUM_THREADS=3" in found
+    assert not [item for item in found if item.startswith(b"CLAWDBOT_")]
+    engine.close()
 
 
 def test_a_slow_leak_costs_nobody_an_answer(
