@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
+from operator import not_
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -158,6 +159,8 @@ class ModelSpec(UserInput):
     """Computed when it is loaded, before it serves; it must work. By default a row of zeros, for
     models whose inputs are tensors; `[]` for none."""
 
+    cache_responses: bool = Field(default=False, exclude_if=not_)
+    """Whether a worker may answer with what it computed for the same inputs and parameters."""
     buckets: Buckets | None = Field(default=None, exclude_if=_is_none)
     """How requests of different lengths are computed together."""
     isolation: Literal["auto", "none", "process"] = Field(default="auto", exclude_if="auto".__eq__)

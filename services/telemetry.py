@@ -35,6 +35,9 @@ CACHE = Counter(
     "Models looked for in a worker's memory, and what came of it.",
     ["outcome"],
 )
+RESPONSES = Counter(
+    "clawdbot_response_cache_total", "Answers looked for before computing.", ["outcome"]
+)
 REPLACED = Counter(
     "clawdbot_model_processes_lost_total",
     "Processes of isolated models that were lost.",

@@ -47,22 +47,7 @@ class Worker:
         configure(self.service, settings.log_format)
         serve_metrics(settings.metrics_host, settings.metrics_port)
         worker = f"{self.service}-{new_id()[-8:]}"
-        models = Models(
-            settings.load_catalogue(),
-            settings.modality,
-            settings.models_dir,
-            allow_fallback=settings.allow_fallback,
-            capacity=Capacity(
-                settings.compute_threads,
-                settings.batch_rows_max,
-                settings.loads_max,
-                settings.cache_bytes_max,
-            ),
-            engine_settings={
-                "http": {"allow": settings.http_allow, "bytes_max": settings.http_bytes_max},
-                "onnx": {"bytes_max": settings.model_bytes_max},
-            },
-        )
+        models = self._models()
         attempts = Attempts(SystemClock())
         bus = await Bus.connect(settings.nats_url, self.service, settings.limits())
         await bus.patiently(bus.generation)
@@ -101,6 +86,26 @@ class Worker:
             except ClawdbotError as error:
                 log.info("card_left", error=error.message)  # it goes stale by itself
             await bus.close()
+
+    def _models(self) -> Models:
+        settings = self.settings
+        return Models(
+            settings.load_catalogue(),
+            settings.modality,
+            settings.models_dir,
+            allow_fallback=settings.allow_fallback,
+            capacity=Capacity(
+                settings.compute_threads,
+                settings.batch_rows_max,
+                settings.loads_max,
+                settings.cache_bytes_max,
+                settings.response_cache_bytes_max,
+            ),
+            engine_settings={
+                "http": {"allow": settings.http_allow, "bytes_max": settings.http_bytes_max},
+                "onnx": {"bytes_max": settings.model_bytes_max},
+            },
+        )
 
     async def _serve_infer(self, bus: Bus, handlers: Handlers, group: asyncio.TaskGroup) -> None:
         endpoint = micro.Endpoint(

@@ -39,6 +39,8 @@ class Counters:
     """Calls of the engine."""
     batches: "defaultdict[int, Calls]" = field(default_factory=_calls)
     """Calls by how many rows they had."""
+    cache_hit_count: int = 0
+    """Requests that were answered with what was computed before."""
     load_count: int = 0
     load_s: float = 0.0
     """Loading and warming."""

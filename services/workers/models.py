@@ -18,13 +18,15 @@ from schemas.catalogue import Catalogue, ModelSpec
 from schemas.errors import ClawdbotError, InvalidArgument, ModelUnavailable, NotFound
 from schemas.values import Value
 from services.telemetry import get_logger
+from services.workers import offers
 from services.workers.batches import Computed, Crew, Line
 from services.workers.cache import Cache
 from services.workers.counters import Counters
 from services.workers.engine import AnyEngine, AsyncEngine, Engine, Request
-from services.workers.isolation import Isolated
 from services.workers.loaded import Loaded
 from services.workers.loading import Loader
+from services.workers.responses import Responses
+from services.workers.responses import digest as responses_digest
 from services.workers.wanted import Shop
 
 
@@ -65,6 +67,8 @@ class Capacity:
     """Models that are loaded at the same time."""
     bytes_max: int | None = None
     """Of all models in memory together; None for no limit."""
+    responses_bytes_max: int = 0
+    """Of all answers that are kept; 0 keeps none."""
 
 
 class Models:
@@ -109,6 +113,8 @@ class Models:
             self._open, self._loader.close, self._estimate, self._loaders, capacity.loads_max
         )
         self._cache = Cache(shop, capacity.bytes_max)
+        room = capacity.responses_bytes_max
+        self._responses = Responses(room) if room else None
 
     def offers(self) -> tuple[Offer, ...]:
         """Return which models can run here, who serves for those that cannot, and what they take.
@@ -117,7 +123,8 @@ class Models:
         """
         self._cache.report()
         specs = dict(self._specs)
-        return tuple(self._measured(self._offer(name, spec)) for name, spec in specs.items())
+        found = (self._offer(name, spec) for name, spec in specs.items())
+        return tuple(offers.measured(item, self._cache.get(item.served_by)) for item in found)
 
     def inputs(self, name: str) -> dict[str, bool]:
         """Return the inputs of a model, and whether each is required.
@@ -170,6 +177,26 @@ class Models:
             EngineFailed: The engine could not compute it.
             TooLate: There is less time left than it takes.
         """
+        if self._responses is not None:
+            spec = self._specs.get(name)
+            if spec is not None and spec.cache_responses:
+                return await self._remember(name, request, self._responses, (rank, left_s))
+        return await self._infer(name, request, rank, left_s)
+
+    async def _remember(
+        self, name: str, request: Request, responses: Responses, urgency: tuple[int, float]
+    ) -> Answer:
+        """Answer with what was computed before, or compute it and keep it."""
+        digest = responses_digest(self.fingerprint(name), request)
+        outputs = responses.find(digest)
+        if outputs is not None:
+            self._counters[name].cache_hit_count += 1
+            return Answer(outputs, self._served.get(name, name), 0.0, 0.0, 0.0)
+        answer = await self._infer(name, request, *urgency)
+        responses.keep(digest, answer.outputs)
+        return answer
+
+    async def _infer(self, name: str, request: Request, rank: int, left_s: float) -> Answer:
         begun = time.perf_counter()
         loaded = self._cache.take(self._served.get(name, name), begun) or await self._obtain(name)
         ready = time.perf_counter()
@@ -309,33 +336,10 @@ class Models:
         loaded.counters.computed(1, time.perf_counter() - begun)
         return Computed(outputs, 1, begun)
 
-    def _measured(self, offer: Offer) -> Offer:
-        """Return an offer with what is measured of a model that is in memory."""
-        loaded = self._cache.get(offer.served_by)
-        if loaded is None:
-            return offer
-        facts = {
-            "loaded": True,
-            "devices": loaded.engine.devices(),
-            "memory_bytes": loaded.engine.memory() or loaded.size_bytes,
-            "isolated": isinstance(loaded.engine, Isolated),
-            "latency_ms": loaded.counters.latency_ms(),
-        }
-        return offer.model_copy(update=facts)
-
     def _offer(self, name: str, spec: ModelSpec) -> Offer:
-        reason = self._loader.engine(name, spec).missing()
-        if reason is None:
-            failed = self._failed.get(name)  # it is tried again when it is asked for
-            return Offer(model=name, served_by=name, reason=failed or "", available=failed is None)
-        reason = f"{reason}; {spec.get}" if spec.get else reason
-        if spec.fallback is not None and self._allow_fallback:
-            stand_in = self._specs[spec.fallback]
-            lacking = self._loader.engine(spec.fallback, stand_in).missing()
-            return Offer(
-                model=name, served_by=spec.fallback, reason=reason, available=lacking is None
-            )
-        return Offer(model=name, served_by=name, reason=reason, available=False)
+        failed = self._failed.get(name)  # it is tried again when it is asked for
+        fallback = self._specs.get(spec.fallback or "") if self._allow_fallback else None
+        return offers.possible(self._loader, (name, spec), failed, fallback)
 
     async def _obtain(self, name: str) -> Loaded:
         """Lease the model that serves for a name, loading it first if need be."""

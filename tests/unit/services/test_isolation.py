@@ -269,6 +269,22 @@ def test_who_gets_a_process(tmp_path: Path) -> None:
     assert "cannot have `isolation: process`" in str(http.missing())
 
 
+async def test_a_runtime_that_keeps_its_memory_gets_a_process(
+    mixed: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Next time it is loaded: then unloading gives everything back."""
+    keeping = wild.spec(isolation="auto", description="leak 64")
+    mixed.update({"wild": keeping})
+    assert os.getpid() == (await mixed.infer("wild", Request({"text": "a"}))).outputs["pid"]
+    mixed.update({"wild": keeping})
+    async with asyncio.timeout(20):
+        while "wild" not in mixed._loader._kept:  # noqa: ASYNC110 - a thread unloads it
+            await asyncio.sleep(0.005)
+    mixed.update({"wild": keeping})
+    assert os.getpid() != (await mixed.infer("wild", Request({"text": "a"}))).outputs["pid"]
+    wild.WildEngine.kept.clear()
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [("512MiB", 512 * MIB), ("1.5GiB", 1536 * MIB), ("4KiB", 4096)]
 )

@@ -11,7 +11,7 @@ from schemas.values import Tensor
 from services.workers import devices
 from services.workers.engine import Request
 from services.workers.engines import onnx
-from services.workers.models import Capacity, Models
+from services.workers.models import Answer, Capacity, Models
 from tests.support import onnx_models as tiny
 
 
@@ -105,3 +105,34 @@ def test_the_machine_is_measured() -> None:
     assert found.cores >= 1
     assert found.memory_bytes > 64 * 1024 * 1024
     assert () == devices.gpus("libnot-there.so.1")
+
+
+async def test_answers_are_kept_where_the_entry_says_so(tmp_path: Path) -> None:
+    """For the same inputs, parameters and version; within the room there is."""
+    entry = tiny.entries(tmp_path)["picky"]
+    documents = {"kept": {**entry, "cache_responses": True}, "not": entry}
+    catalogue = Catalogue.model_validate({"models": documents})
+    room = Capacity(responses_bytes_max=200)
+    held = Models(catalogue, "text", tmp_path, allow_fallback=True, capacity=room)
+
+    async def ask(name: str, number: int, **params: Any) -> Answer:
+        data = number.to_bytes(8, "little")
+        index = Tensor(datatype="INT64", shape=(1, 1), data=data)
+        answer = await held.infer(name, Request({"index": index}, params))
+        assert (10 * number).to_bytes(8, "little") == answer.outputs["value"].data
+        return answer
+
+    for name in ("kept", "not"):
+        for number in (1, 1, 2):
+            await ask(name, number)
+    calls = [held.counters(name).execution_count for name in ("kept", "not")]
+    assert ([2, 3], 1) == (calls, held.counters("kept").cache_hit_count)
+    assert "kept" == (await ask("kept", 1)).model
+    await ask("kept", 1, threshold=1)
+    for number in (3, 4, 5, 6, 1):
+        await ask("kept", number)
+    assert 8 == held.counters("kept").execution_count
+    held.update({"kept": tiny.spec({**documents["kept"], "version": "2"})})
+    await ask("kept", 1)
+    assert 9 == held.counters("kept").execution_count
+    held.close()
