@@ -102,6 +102,9 @@ class Loader:
         said = engine.memory()
         added = held_bytes() - before if said is None else said
         loaded.size_bytes = max(added, self.estimate(name, engine.spec))
+        limit = None if engine.spec.limits is None else engine.spec.limits.memory_bytes
+        if limit is not None and loaded.size_bytes > limit:
+            raise ModelUnavailable(f"it takes {loaded.size_bytes} bytes, its limit is {limit}")
         loaded.counters.load_count += 1
         loaded.counters.load_s += loaded.load_s + loaded.warm_s
         return loaded

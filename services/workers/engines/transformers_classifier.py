@@ -31,9 +31,14 @@ class TransformersClassifierEngine(Engine):
         return torch_models.missing(self.spec, self.models_dir)
 
     @override
+    def devices(self) -> tuple[str, ...]:
+        return (self.device,)
+
+    @override
     def load(self) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        torch_models.keep_share(self.spec)
         folder = torch_models.directory(self.spec, self.models_dir)
         self.tokenizer = torch_models.pretrained(AutoTokenizer, folder)
         self.model, self.device = torch_models.model(AutoModelForSequenceClassification, folder)

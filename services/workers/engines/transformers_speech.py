@@ -33,9 +33,14 @@ class TransformersSpeechEngine(Engine):
         return torch_models.missing(self.spec, self.models_dir, "g2p_en", "numpy")
 
     @override
+    def devices(self) -> tuple[str, ...]:
+        return (self.device,)
+
+    @override
     def load(self) -> None:
         from transformers import FastSpeech2ConformerTokenizer, FastSpeech2ConformerWithHifiGan
 
+        torch_models.keep_share(self.spec)
         folder = torch_models.directory(self.spec, self.models_dir)
         self.tokenizer = torch_models.pretrained(FastSpeech2ConformerTokenizer, folder)
         self.model, self.device = torch_models.model(FastSpeech2ConformerWithHifiGan, folder)

@@ -31,9 +31,14 @@ class TransformersWhisperEngine(Engine):
         return torch_models.missing(self.spec, self.models_dir, "numpy")
 
     @override
+    def devices(self) -> tuple[str, ...]:
+        return (self.device,)
+
+    @override
     def load(self) -> None:
         from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+        torch_models.keep_share(self.spec)
         folder = torch_models.directory(self.spec, self.models_dir)
         self.processor = torch_models.pretrained(WhisperProcessor, folder)
         self.model, self.device = torch_models.model(WhisperForConditionalGeneration, folder)

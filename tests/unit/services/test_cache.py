@@ -176,6 +176,16 @@ async def test_what_does_not_fit_is_refused_in_words() -> None:
     held.close()
 
 
+async def test_a_model_over_its_own_limit_is_refused() -> None:
+    """In the worker's process too, where it can only be measured once it is loaded."""
+    held = models({}, None)
+    held.update({"a": spec("a", 4, isolation="none", limits={"memory": "2MiB"})})
+    with pytest.raises(ModelUnavailable, match="it takes 4194304 bytes, its limit is 2097152"):
+        await ask(held, "a")
+    assert ["a"] == Sized.closed
+    held.close()
+
+
 async def test_many_who_ask_load_once_and_one_who_leaves_takes_no_lease_along() -> None:
     """The others are served."""
     held = models({"a": 1}, None)
