@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +117,11 @@ def test_a_process_that_ends_while_idle_is_nobodys_fault(engine: Isolated) -> No
 def test_no_key_is_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings stay in the worker; libraries hear how many threads they may have."""
     monkeypatch.setenv("CLAWDBOT_MASTER_KEY", "secret")
-    engine = process(limits={"threads": 3})
-    assert engine._process is not None
-    found = Path(f"/proc/{engine._process.pid}/environ").read_bytes().split(b"\0")
-    assert b"OMP_NUM_THREADS=3" in found
-    assert not [item for item in found if item.startswith(b"CLAWDBOT_")]
-    engine.close()
+    with closing(process(limits={"threads": 3})) as engine:
+        assert engine._process is not None
+        found = Path(f"/proc/{engine._process.pid}/environ").read_bytes().split(b"\0")
+        assert b"OMP_NUM_THREADS=3" in found
+        assert not [item for item in found if item.startswith(b"CLAWDBOT_")]
 
 
 def test_a_slow_leak_costs_nobody_an_answer(
@@ -150,17 +150,20 @@ def test_one_that_goes_on_and_on_is_held_back(
 
 def test_what_nobody_waits_for_is_told_so_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that asks stops by itself; one that does not loses its process."""
-    monkeypatch.setattr(isolation, "ABANDONED_S", 0.1)
-    engine, stop = process(), threading.Event()
-    threading.Timer(0.05, stop.set).start()
-    request = Request({"text": "cooperate"}, is_stopped=stop.is_set)
-    with pytest.raises(Cancelled, match=r"^nobody waits$"):
-        engine.infer([request])
-    pid = say(engine, text="hi")["pid"]
-    with pytest.raises(Cancelled, match="any more"):
-        engine.infer([Request({"text": "hang"}, is_stopped=stop.is_set)])
-    assert pid != say(engine, text="hi")["pid"]
-    engine.close()
+    monkeypatch.setattr(isolation, "ABANDONED_S", 20.0)
+    with closing(process()) as engine:
+        stop = threading.Event()
+        timer = threading.Timer(0.05, stop.set)
+        timer.start()
+        request = Request({"text": "cooperate"}, is_stopped=stop.is_set)
+        with pytest.raises(Cancelled, match=r"^nobody waits$"):
+            engine.infer([request])
+        timer.join()
+        pid = say(engine, text="hi")["pid"]
+        monkeypatch.setattr(isolation, "ABANDONED_S", 0.1)
+        with pytest.raises(Cancelled, match="any more"):
+            engine.infer([Request({"text": "hang"}, is_stopped=stop.is_set)])
+        assert pid != say(engine, text="hi")["pid"]
 
 
 @pytest.mark.parametrize(
@@ -205,7 +208,7 @@ def mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Models]:
     }
     catalogue = Catalogue.model_validate({"models": documents})
     models = Models(catalogue, "text", tmp_path, allow_fallback=True, capacity=Capacity(4))
-    models._specs["wild"] = wild.spec(timeout_s=0.5)
+    models._specs["wild"] = wild.spec(timeout_s=1.0)
     yield models
     models.close()
 
