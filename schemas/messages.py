@@ -40,6 +40,8 @@ class Header:
     """Of an `infer`: high, normal or low."""
     ACCEPT = "Accept"
     """How `infer` answers: application/json, or application/msgpack, where bytes stay bytes."""
+    BUNDLE = "Clawdbot-Bundle"
+    """Marks a message of several requests, or of several answers."""
     CORRELATION_ID = "ce-correlationid"
     CE_ID = "ce-id"
     CE_TYPE = "ce-type"

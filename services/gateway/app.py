@@ -29,7 +29,7 @@ from services.gateway.api import build_api
 from services.gateway.calls import Calls
 from services.gateway.deployments import Deployments
 from services.gateway.inference.lane import Lane
-from services.gateway.inference.service import Inferences
+from services.gateway.inference.service import Fleet, Inferences
 from services.gateway.middleware import Watch
 from services.gateway.protocol import bounded_http
 from services.gateway.routes import Parts, inference
@@ -76,6 +76,7 @@ class Gateway:
                 group.create_task(index.follow(bus.nc, ready=caught_up))
                 group.create_task(_watch(bus, parts.waiters))
                 group.create_task(parts.submissions.admission.watch(bus))
+                group.create_task(parts.inferences.fleet.watch())
                 await _hear_commits(bus, parts.waiters)
                 await self._serve_calls(bus, parts, group)
                 await caught_up.wait()
@@ -135,7 +136,14 @@ class Gateway:
             waiters=waiters,
             clock=clock,
             projector=projector,
-            inferences=Inferences(catalogue, directory, Requests(bus), clock, settings.wait_s_max),
+            inferences=Inferences(
+                catalogue,
+                directory,
+                Fleet(directory, clock),
+                Requests(bus),
+                clock,
+                settings.wait_s_max,
+            ),
         )
 
     async def _serve_calls(self, bus: Bus, parts: Parts, group: asyncio.TaskGroup) -> None:

@@ -1,14 +1,16 @@
 """Models as the Open Inference Protocol sees them, and the way of an inference to a worker."""
 
+import asyncio
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ormsgpack
 
 from events.models import ModelDirectory
 from events.subjects import infer
 from schemas.catalogue import Catalogue, ModelSpec, Port
-from schemas.errors import ModelUnavailable, NotFound
+from schemas.errors import ModelUnavailable, NotFound, StoreUnavailable
 from schemas.ids import DEFAULT_TENANT
 from schemas.messages import Header, Inference, unpack
 from schemas.open_inference import ModelMetadata, TensorMetadata
@@ -17,10 +19,39 @@ from schemas.values import Value, from_wire, to_wire
 from services.gateway.inference.asks import InferAsk
 from services.requests import Requests
 from services.runtime import Clock
+from services.telemetry import get_logger
 
 
+CARDS_INTERVAL_S = 5.0
+"""Between two looks at the workers' cards."""
+log = get_logger()
 HIDDEN = ("http", "template")
 """Engines whose models are nodes of workflows, and nothing that one asks by itself."""
+
+
+@dataclass
+class Fleet:
+    """How many workers offer each model, by their cards; a moment old."""
+
+    directory: ModelDirectory
+    clock: Clock
+    _sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def size(self, model: str) -> int:
+        """Return how many workers have a model, at least 1."""
+        return self._sizes.get(model, 1)
+
+    async def watch(self) -> None:
+        """Read the cards for ever."""
+        while True:
+            try:
+                cards = await self.directory.cards(self.clock.now())
+            except StoreUnavailable as error:
+                log.info("cards_unread", error=error.message)
+            else:
+                offers = (offer for card in cards for offer in card.offers)
+                self._sizes = Counter(offer.model for offer in offers if offer.available)
+            await asyncio.sleep(CARDS_INTERVAL_S)
 
 
 @dataclass(frozen=True)
@@ -40,6 +71,7 @@ class Inferences:
     Args:
         catalogue: The models and their signatures.
         directory: Which worker serves what.
+        fleet: How many serve it.
         requests: The way to them.
         clock: Tells which workers spoke lately.
         wait_s_max: Longest wait for an answer, seconds.
@@ -47,6 +79,7 @@ class Inferences:
 
     catalogue: Catalogue
     directory: ModelDirectory
+    fleet: Fleet
     requests: Requests
     clock: Clock
     wait_s_max: float
@@ -115,6 +148,7 @@ class Inferences:
                 Header.TIMEOUT_S: f"{timeout_s:.6f}",
             },
             timeout_s + GRACE_S,
+            spread=self.fleet.size(name) if spec.max_batch_size else 0,
         )
         found = unpack(Inference, answer)
         outputs = {port: from_wire(value, field=port) for port, value in found.outputs.items()}
