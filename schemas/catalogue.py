@@ -21,6 +21,7 @@ ValueKind = Literal["text", "audio", "image", "json", "tensor"]
 
 TEMPLATE_CHARS_MAX = 16 * 1024
 NAME_CHARS_MAX = 128
+LABELS_MAX = 65_536
 
 
 class Port(UserInput):
@@ -39,6 +40,10 @@ class Port(UserInput):
     """Open Inference shape; -1 is a dynamic dimension."""
     required: bool = True
     """A run is refused when nothing can feed a required input."""
+    labels: tuple[Annotated[str, Field(max_length=NAME_CHARS_MAX)], ...] = Field(
+        default=(), strict=False, max_length=LABELS_MAX
+    )
+    """Names of an output's elements, by index; a classification says them."""
     description: str = ""
 
     @field_validator("datatype")

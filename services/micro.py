@@ -75,6 +75,8 @@ class Endpoint:
     """Its errors become the reply."""
     in_flight_max: int
     """Requests at the same time, waiting ones counted; more are answered 503."""
+    figures: Callable[[], Any] = lambda: None
+    """What STATS says as the endpoint's `data`."""
 
 
 async def announce(nc: Nats, service: str, instance: str, description: str) -> None:
@@ -118,12 +120,13 @@ class _Desk:
         self._working = self._done = self._errors = self._busy_ns = 0
         self._last_error = ""
 
-    def correct(self, stats: EndpointStats) -> None:
+    def correct(self, stats: EndpointStats) -> Any:
         """Put the tasks' figures in place of those of the handler that only starts them."""
         stats.num_errors = self._errors
         stats.last_error = self._last_error
         stats.processing_time = self._busy_ns
         stats.average_processing_time = self._busy_ns // max(1, self._done)
+        return self._endpoint.figures()
 
     async def on_request(self, request: Request) -> None:
         """Begin to work on a request, unless there are too many."""

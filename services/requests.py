@@ -1,7 +1,8 @@
 """Asks services that answer over core NATS: one message there, one back."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 
 import orjson
 from nats.errors import Error as NatsError
@@ -22,6 +23,8 @@ from services.errors import STATUS, BodyTooLarge
 from services.runtime import Bus
 
 
+HEARD_MAX = 1024
+"""Answers to one question that wait to be read; what does not fit is lost."""
 _NO_RESPONDERS = b"NATS/1.0 503"
 _TOO_LARGE = "413"
 
@@ -39,6 +42,8 @@ class Requests:
         self._express: Express | None = None
         self._opening = asyncio.Lock()
         self._waiting: dict[str, asyncio.Future[Frame]] = {}
+        self._hearing: dict[str, asyncio.Queue[Frame | None]] = {}
+        """What many answers are expected to; None: the bus went away."""
         self._asked = 0
         bus.when_lost(self._lost)
 
@@ -82,6 +87,44 @@ class Requests:
             _check(decode_head(frame.head), frame.data)
         return frame.data
 
+    async def gather(
+        self, subject: str, silence_s: float, data: bytes = b"", head: bytes = b""
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the answers of all who serve a subject, until none came for so long.
+
+        Raises:
+            BusUnavailable: The bus is away, or went away.
+        """
+        async with aclosing(self._frames(subject, data, head, silence_s)) as frames:
+            async for frame in frames:
+                if frame.head.startswith(_NO_RESPONDERS):
+                    return
+                yield frame.data
+
+    async def _frames(
+        self, subject: str, data: bytes, head: bytes, silence_s: float
+    ) -> AsyncGenerator[Frame, None]:
+        """Publish, and yield whatever comes back."""
+        if not self._bus.connected:
+            raise BusUnavailable("the bus is away; try again")
+        express = self._express or await self._open()
+        self._asked += 1
+        token = str(self._asked)
+        heard = self._hearing[token] = asyncio.Queue[Frame | None](HEARD_MAX)
+        try:
+            express.publish(subject, data, head, f"{self._inbox}.{token}")
+            while True:
+                try:
+                    async with asyncio.timeout(silence_s):
+                        frame = await heard.get()
+                except TimeoutError:
+                    return
+                if frame is None:
+                    raise BusUnavailable("the bus went away meanwhile; try again")
+                yield frame
+        finally:
+            self._hearing.pop(token, None)
+
     async def _open(self) -> Express:
         async with self._opening:
             if self._express is None:
@@ -91,15 +134,25 @@ class Requests:
             return self._express
 
     def _on_answer(self, frame: Frame) -> None:
-        answer = self._waiting.get(frame.subject.rpartition(".")[2])
-        if answer is not None and not answer.done():
-            answer.set_result(frame)
+        token = frame.subject.rpartition(".")[2]
+        answer = self._waiting.get(token)
+        if answer is not None:
+            if not answer.done():
+                answer.set_result(frame)
+            return
+        heard = self._hearing.get(token)
+        if heard is not None and not heard.full():
+            heard.put_nowait(frame)
 
     def _lost(self) -> None:
         """Give up what was asked: the answers go to a connection that is no more."""
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(BusUnavailable("the bus went away meanwhile; try again"))
+        for heard in self._hearing.values():
+            if heard.full():
+                heard.get_nowait()
+            heard.put_nowait(None)
 
 
 def _check(headers: Mapping[str, str], data: bytes) -> None:

@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from schemas.api import RunRequest
 from schemas.forks import Fork
+from schemas.inference_management import LogSettings, TraceSettings
 from schemas.messages import Control
 from schemas.open_inference import InferRequest
 from schemas.workflow import Deployment
@@ -19,6 +20,7 @@ from services.gateway.routes import (
     blobs,
     health,
     inference,
+    management,
     runs,
     statistics,
     travel,
@@ -36,7 +38,7 @@ base64 data; an uploaded blob is `{"$blob": {"media_type", "size_bytes", "sha256
 `{"error": {"code", "message", "field", "retryable", "request_id"}}`; below /v2, the Open Inference
 Protocol, it is `{"error": "<message>"}`.
 """
-_BODIES = (Deployment, RunRequest, Control, Fork, InferRequest)
+_BODIES = (Deployment, RunRequest, Control, Fork, InferRequest, LogSettings, TraceSettings)
 
 
 def build_api(parts: Parts | None = None) -> FastAPI:
@@ -50,7 +52,7 @@ def build_api(parts: Parts | None = None) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     app.state.parts = parts
-    for module in (workflows, runs, travel, statistics, blobs, inference, health):
+    for module in (workflows, runs, travel, statistics, blobs, management, inference, health):
         app.include_router(module.router)
     errors.install(app, BUS_ERRORS)
     app.openapi = lambda: openapi_document(app)  # type: ignore[method-assign]

@@ -30,6 +30,7 @@ from services.gateway.calls import Calls
 from services.gateway.deployments import Deployments
 from services.gateway.inference.lane import Lane
 from services.gateway.inference.service import Inferences
+from services.gateway.inference.statistics import Tallies
 from services.gateway.middleware import Watch
 from services.gateway.protocol import bounded_http
 from services.gateway.routes import Parts, inference
@@ -102,7 +103,7 @@ class Gateway:
         store = JetStreamEventStore(bus.nc, keys)
         blobs = JetStreamBlobStore(bus.nc, keys)
         catalogue, definitions = settings.load_catalogue(), DefinitionStore(js)
-        directory = ModelDirectory(js)
+        directory, requests = ModelDirectory(js), Requests(bus)
         waiters = Waiters(store, clock, waits_max=settings.waits_max, recheck_s=settings.recheck_s)
         return Parts(
             settings=settings,
@@ -135,7 +136,8 @@ class Gateway:
             waiters=waiters,
             clock=clock,
             projector=projector,
-            inferences=Inferences(catalogue, directory, Requests(bus), clock, settings.wait_s_max),
+            inferences=Inferences(catalogue, directory, requests, clock, settings.wait_s_max),
+            tallies=Tallies(requests, directory, clock, settings.request_s_max),
         )
 
     async def _serve_calls(self, bus: Bus, parts: Parts, group: asyncio.TaskGroup) -> None:

@@ -36,6 +36,7 @@ from services.workers.attempts import Attempts, Stopped
 from services.workers.engine import Request
 from services.workers.models import Answer, Models
 from services.workers.remembered import Remembered
+from services.workers.tally import Counted, Tally
 
 
 log = get_logger()
@@ -60,6 +61,8 @@ class Means:
     blobs: BlobStore
     attempts: Attempts
     """What is under way, and what nobody waits for."""
+    tally: Tally
+    """What was computed, for the statistics."""
     clock: Clock
     chain_s: float = 0.0
     """How long to go on after a task with what comes next; 0 never."""
@@ -93,6 +96,16 @@ class InferAsk:
             if not 0 < timeout_s < math.inf:
                 raise InvalidArgument("send seconds, above 0", field=Header.TIMEOUT_S)
         return cls(LANES.index(lane), timeout_s, headers.get(Header.ACCEPT, "") == MSGPACK)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Which model is asked, with what."""
+
+    tenant: str
+    model: str
+    inputs: Wire
+    rank: int
 
 
 class Handlers:
@@ -170,9 +183,11 @@ class Handlers:
                     memo = {"model": known.model, "memo_of": known.source}
                     return self._blank(task).model_copy(update={"outputs": known.outputs, **memo})
                 request = Request({}, task.params, _work_key(task), stopped.is_set)
-                answer = await self._infer(task.tenant, task.model, task.inputs, request, rank)
-                outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
-                outputs = await spill(outputs, task.tenant, self._means.blobs)
+                with self._means.tally.inference(task.model) as counted:
+                    wanted = _Wanted(task.tenant, task.model, task.inputs, rank)
+                    answer = await self._infer(wanted, request, counted)
+                    outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
+                    outputs = await spill(outputs, task.tenant, self._means.blobs)
                 await self._means.remembered.keep(task, outputs, answer.model)
         except NOT_ITS_FAULT:
             raise
@@ -215,26 +230,38 @@ class Handlers:
         inputs, given = read_inference(asked.body, asked.headers, known)
         request = Request({}, self._means.models.params(model, given))
         check_names(inputs, known, "model")
-        scope = asyncio.timeout(ask.timeout_s)
+        wanted = _Wanted(tokens[2], model, inputs, ask.rank)
+        with self._means.tally.inference(model) as counted:
+            answer = await self._in_time(wanted, request, counted, ask.timeout_s)
+            asked.facts.update(
+                model=answer.model,
+                wait_ms=round(answer.wait_ms, 3),
+                compute_ms=round(answer.compute_ms, 3),
+                batch_size=answer.batch_size,
+            )
+            outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
+            if ask.packed:
+                return Reply(pack(Inference(outputs=outputs, model=answer.model)))
+            found = Inference(outputs=to_json(outputs), model=answer.model)
+            return Reply(orjson.dumps(found.model_dump()))
+
+    async def _in_time(
+        self, wanted: "_Wanted", request: Request, counted: Counted, timeout_s: float | None
+    ) -> Answer:
+        """Infer within the caller's time.
+
+        Raises:
+            DeadlineExceeded: It takes longer.
+        """
+        scope = asyncio.timeout(timeout_s)
         try:
             async with scope:
-                answer = await self._infer(tokens[2], model, inputs, request, ask.rank)
+                return await self._infer(wanted, request, counted)
         except TimeoutError as error:
             if not scope.expired():
                 raise
-            text = f"'{model}' did not answer within {ask.timeout_s:g} seconds"
+            text = f"'{wanted.model}' did not answer within {timeout_s:g} seconds"
             raise DeadlineExceeded(text) from error
-        asked.facts.update(
-            model=answer.model,
-            wait_ms=round(answer.wait_ms, 3),
-            compute_ms=round(answer.compute_ms, 3),
-            batch_size=answer.batch_size,
-        )
-        outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
-        if ask.packed:
-            return Reply(pack(Inference(outputs=outputs, model=answer.model)))
-        found = Inference(outputs=to_json(outputs), model=answer.model)
-        return Reply(orjson.dumps(found.model_dump()))
 
     async def cancel(self, message: Message) -> None:
         """Stop attempts that nobody waits for any more."""
@@ -245,14 +272,16 @@ class Handlers:
             return
         self._means.attempts.abandon(run_key(message.subject), abandoned)
 
-    async def _infer(
-        self, tenant: str, model: str, inputs: Wire, request: Request, rank: int = 0
-    ) -> Answer:
+    async def _infer(self, wanted: "_Wanted", request: Request, counted: Counted) -> Answer:
         try:
-            values = await fetch(inputs, tenant, self._means.blobs)
+            values = await fetch(wanted.inputs, wanted.tenant, self._means.blobs)
         except NotFound as error:
             raise InvalidArgument(error.message, field="inputs") from error
-        return await self._means.models.infer(model, replace(request, inputs=values), rank=rank)
+        counted.fetched()
+        asked = replace(request, inputs=values)
+        answer = await self._means.models.infer(wanted.model, asked, rank=wanted.rank)
+        counted.answered(answer)
+        return answer
 
     def _blank(self, task: Task, error: Fault | None = None) -> TaskResult:
         """Return a result without outputs."""

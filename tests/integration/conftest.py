@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
+from tests.support.inference import Served, serve
 from tests.support.mesh import Mesh
 from tests.support.nats import NatsServer, server_binary
 
@@ -52,3 +53,13 @@ def http(running: Running) -> Iterator[httpx.Client]:
     """Return a client of the first gateway."""
     with httpx.Client(base_url=running.url(), timeout=30) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Serve the tiny models beside some that ship with clawdbot."""
+    if server_binary() is None:
+        pytest.skip("there is no nats-server here")
+    folder = tmp_path_factory.mktemp("served")
+    with NatsServer(folder) as server, serve(server, folder) as served:
+        yield served

@@ -13,19 +13,11 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from tests.support.inference import DTYPES, Served, serve
-from tests.support.nats import NatsServer
+from tests.support.inference import DTYPES, Served
 
 
 pytestmark = pytest.mark.nats
 HEALTH = "/grpc.health.v1.Health/Check"
-
-
-@pytest.fixture(scope="module")
-def served(nats_server: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Serve the tiny models beside some that ship with clawdbot."""
-    with serve(nats_server, tmp_path_factory.mktemp("served")) as served:
-        yield served
 
 
 @pytest.fixture
@@ -284,7 +276,7 @@ def test_what_is_not_offered(client: triton.InferenceServerClient, stub: Any) ->
         client.infer("same-fp32", [x], sequence_id=3, sequence_start=True)
     assert "StatusCode.UNIMPLEMENTED" == caught.value.status()
     with pytest.raises(grpc.RpcError) as missing:
-        stub.ModelStatistics(service_pb2.ModelStatisticsRequest())
+        stub.CudaSharedMemoryStatus(service_pb2.CudaSharedMemoryStatusRequest())
     assert grpc.StatusCode.UNIMPLEMENTED == missing.value.code()
 
 

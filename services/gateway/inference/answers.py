@@ -10,15 +10,25 @@ from schemas.catalogue import Port
 from schemas.errors import EngineFailed, InvalidArgument
 from schemas.values import Binary, Tensor, Value
 from services.gateway.inference import elements
-from services.gateway.inference.asks import Wanted
+from services.gateway.inference.asks import Wanted, about
+from services.gateway.inference.classes import classified
 
 
-def tensor_of(outputs: Mapping[str, Value], port: Port) -> Tensor:
-    """Return an output as the tensor that the protocol makes of it.
+def tensor_of(outputs: Mapping[str, Value], wanted: Wanted) -> Tensor:
+    """Return an output as it is wanted: as a tensor, or the classes of one.
 
     Raises:
         EngineFailed: The model did not give it.
+        InvalidArgument: It has no classes.
     """
+    found = _whole(outputs, wanted.port)
+    if not wanted.classes:
+        return found
+    with about(wanted.port.tensor_name, "output"):
+        return classified(found, wanted.port, wanted.classes, rows=wanted.rows)
+
+
+def _whole(outputs: Mapping[str, Value], port: Port) -> Tensor:
     if port.name not in outputs:
         raise EngineFailed(f"the model gave no '{port.tensor_name}'")
     value = outputs[port.name]
@@ -49,7 +59,7 @@ def encode(
     described: list[dict[str, Any]] = []
     blobs: list[bytes] = []
     for item in wanted:
-        tensor, name = tensor_of(outputs, item.port), item.port.tensor_name
+        tensor, name = tensor_of(outputs, item), item.port.tensor_name
         entry: dict[str, Any] = {
             "name": name,
             "datatype": tensor.datatype,

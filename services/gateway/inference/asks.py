@@ -19,7 +19,7 @@ from services.gateway.inference import elements
 
 
 _LANES = {0: "normal", 1: "high", 2: "normal"}
-_UNSUPPORTED = ("sequence_", "shared_memory_", "classification")
+_UNSUPPORTED = ("sequence_", "shared_memory_")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Wanted:
 
     port: Port
     binary: bool
+    classes: int = 0
+    """So many of its largest elements in its place; 0: the output itself."""
+    rows: bool = False
+    """Whether its first dimension counts rows."""
 
 
 @dataclass(frozen=True)
@@ -172,10 +176,11 @@ def _tensor(item: InputTensor, blobs: _Blobs) -> Tensor:
 
 
 class about:  # noqa: N801 - reads as a word of the sentence
-    """Says of which input an error is."""
+    """Says of which tensor an error is."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, side: str = "input") -> None:
         self._name = name
+        self._side = side
 
     def __enter__(self) -> None:
         """Begin."""
@@ -183,7 +188,7 @@ class about:  # noqa: N801 - reads as a word of the sentence
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Put the name before the message."""
         if isinstance(error, InvalidArgument):
-            raise type(error)(f"input '{self._name[:128]}': {error.message}") from error
+            raise type(error)(f"{self._side} '{self._name[:128]}': {error.message}") from error
 
 
 def _value(tensor: Tensor, port: Port) -> Value:
@@ -226,8 +231,9 @@ def _wanted(
         params = dict(item.parameters)
         where = f"output '{item.name}'"
         binary = _flag(params, "binary_data", where, default=all_binary)
+        classes = _count(params, "classification", where)
         refuse_unsupported(params, where)
-        found[item.name] = Wanted(ports[item.name], binary)
+        found[item.name] = Wanted(ports[item.name], binary, classes, rows=bool(spec.max_batch_size))
     return tuple(found.values())
 
 
@@ -278,8 +284,8 @@ def _flag(params: dict[str, Any], name: str, where: str, *, default: bool = Fals
     return value
 
 
-def _count(params: dict[str, Any], name: str) -> int:
+def _count(params: dict[str, Any], name: str, where: str = "parameters") -> int:
     value = params.pop(name, 0)
     if type(value) is not int or value < 0:
-        raise InvalidArgument(f"parameters: '{name}' must be a whole number, 0 or more")
+        raise InvalidArgument(f"{where}: '{name}' must be a whole number, 0 or more")
     return value

@@ -18,9 +18,10 @@ from schemas.workflow import invalid
 from services.errors import Unsupported
 from services.gateway.inference import answers, asks, elements
 from services.gateway.inference.protobuf import HEALTH, SERVICE, message
+from services.gateway.inference.rpc_management import Management
+from services.gateway.inference.service import EXTENSIONS
 from services.gateway.routes import Parts
 from services.gateway.routes.health import check_ready
-from services.gateway.routes.inference import EXTENSIONS
 from services.micro import CRASHED, VERSION
 from services.telemetry import MessageMeter, get_logger
 
@@ -77,6 +78,7 @@ class InferenceServer:
                 "ServerMetadata": self._metadata,
                 "ModelMetadata": self._model_metadata,
                 "ModelInfer": self._infer,
+                **Management(self._parts).methods(),
             },
             HEALTH: {"Check": self._health},
         }
@@ -174,26 +176,29 @@ class InferenceServer:
         return message("inference.ModelMetadataResponse")(**found.model_dump())
 
     async def _infer(self, request: Any, call: "_Call") -> Any:
-        name = request.model_name
+        name, begun = request.model_name, time.perf_counter()
         call.facts["model"] = name[:128]
         spec = self._parts.inferences.model(name, request.model_version or None)
         ask = asks.ask_of(spec, inputs_of(request), head_of(request))
         left_s = call.context.time_remaining()
         if left_s is not None and left_s < (ask.timeout_s or spec.timeout_s):
             ask = replace(ask, timeout_s=max(left_s, 0.001))
-        headers = {Header.CORRELATION_ID: call.request_id}
+        headers, read = {Header.CORRELATION_ID: call.request_id}, time.perf_counter()
         found = await self._parts.inferences.infer(name, spec, ask, headers)
+        asked = time.perf_counter()
         response = message("inference.ModelInferResponse")(
             model_name=name, model_version=spec.version, id=ask.id
         )
         if found.model != name:
             response.parameters["served_by"].string_param = found.model
         for wanted in ask.outputs:
-            tensor = answers.tensor_of(found.outputs, wanted.port)
+            tensor = answers.tensor_of(found.outputs, wanted)
             response.outputs.add(
                 name=wanted.port.tensor_name, datatype=tensor.datatype, shape=tensor.shape
             )
             response.raw_output_contents.append(tensor.data)
+        times = {"read": read - begun, "ask": asked - read, "write": time.perf_counter() - asked}
+        self._parts.traces.note(name, call.request_id, times)
         return response
 
 

@@ -19,6 +19,17 @@ from services.requests import Requests
 from services.runtime import Clock
 
 
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "logging",
+    "model_configuration",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+    "trace",
+)
+"""Of the protocol, in Triton's words: those that work."""
 HIDDEN = ("http", "template")
 """Engines whose models are nodes of workflows, and nothing that one asks by itself."""
 
@@ -65,6 +76,20 @@ class Inferences:
                 f"there is no version '{version[:32]}' of model '{name}', only '{spec.version}'"
             )
         return spec
+
+    def served(self, name: str = "", version: str | None = None) -> dict[str, ModelSpec]:
+        """Return the model of a name, or all of them.
+
+        Raises:
+            NotFound: As `model`.
+        """
+        if name:
+            return {name: self.model(name, version)}
+        return {
+            name: spec
+            for name, spec in sorted(self.catalogue.models.items())
+            if spec.engine not in HIDDEN
+        }
 
     def metadata(self, name: str, spec: ModelSpec) -> ModelMetadata:
         """Return a model's signature."""

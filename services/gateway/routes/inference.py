@@ -1,5 +1,6 @@
 """The Open Inference Protocol v2 over HTTP."""
 
+import time
 import zlib
 from typing import Any
 
@@ -19,6 +20,7 @@ from schemas.open_inference import (
 from schemas.values import OCTETS
 from services.errors import BodyTooLarge, UnsupportedMediaType
 from services.gateway.inference import answers, asks
+from services.gateway.inference.service import EXTENSIONS
 from services.gateway.routes import Parts, Wanted, answer
 from services.gateway.routes.health import check_ready
 from services.micro import VERSION
@@ -26,8 +28,7 @@ from services.micro import VERSION
 
 JSON_BYTES = "Inference-Header-Content-Length"
 LENGTH_DIGITS_MAX = 12
-EXTENSIONS = ("binary_tensor_data", "parameters", "schedule_policy")
-_ERRORS: dict[int | str, dict[str, Any]] = {
+ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": InferenceError, "description": "The request cannot work; says why"},
     "501": {"model": InferenceError, "description": "An extension that is not offered"},
     "503": {"model": InferenceError, "description": "No worker can serve it now"},
@@ -43,7 +44,7 @@ _BODY: dict[str, Any] = {
 }
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
-router = APIRouter(prefix="/v2", tags=["inference"], responses=_ERRORS)
+router = APIRouter(prefix="/v2", tags=["inference"], responses=ERRORS)
 
 
 @router.get("", response_model=ServerMetadata)
@@ -116,6 +117,7 @@ async def infer(request: Request, parts: Parts, name: str, version: str | None) 
     Raises:
         ClawdbotError: It cannot be answered.
     """
+    begun = time.perf_counter()
     spec = parts.inferences.model(name, version)
     body = unpacked(
         await request.body(),
@@ -126,7 +128,9 @@ async def infer(request: Request, parts: Parts, name: str, version: str | None) 
     headers = {Header.CORRELATION_ID: request.state.correlation_id}
     if "traceparent" in request.headers:
         headers[Header.TRACEPARENT] = request.headers["traceparent"]
+    read = time.perf_counter()
     found = await parts.inferences.infer(name, spec, ask, headers)
+    asked = time.perf_counter()
     head: dict[str, Any] = {"model_name": name, "model_version": spec.version}
     if ask.id:
         head["id"] = ask.id
@@ -134,6 +138,8 @@ async def infer(request: Request, parts: Parts, name: str, version: str | None) 
         head["parameters"] = {"served_by": found.model}
     content, json_size = answers.encode(head, ask.outputs, found.outputs)
     request.state.facts["model"] = found.model
+    times = {"read": read - begun, "ask": asked - read, "write": time.perf_counter() - asked}
+    parts.traces.note(name, request.state.request_id, times)
     return _packed(content, json_size, request.headers.get("accept-encoding", ""))
 
 
