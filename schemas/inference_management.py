@@ -3,7 +3,7 @@
 Source: Triton's extensions statistics, trace, logging and shared memory.
 """
 
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field
 
@@ -92,9 +92,6 @@ class TraceSettings(UserInput):
     """Only 0: each line is written at once."""
     trace_mode: str | None = None
     """Only `triton`."""
-
-
-RegionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
 
 
 class RegionRequest(UserInput):

@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from schemas.api import RunRequest
 from schemas.forks import Fork
-from schemas.inference_management import LogSettings, TraceSettings
+from schemas.inference_management import LogSettings, RegionRequest, TraceSettings
 from schemas.messages import Control
 from schemas.open_inference import InferRequest
 from schemas.workflow import Deployment
@@ -38,7 +38,8 @@ base64 data; an uploaded blob is `{"$blob": {"media_type", "size_bytes", "sha256
 `{"error": {"code", "message", "field", "retryable", "request_id"}}`; below /v2, the Open Inference
 Protocol, it is `{"error": "<message>"}`.
 """
-_BODIES = (Deployment, RunRequest, Control, Fork, InferRequest, LogSettings, TraceSettings)
+_BODIES = (Deployment, RunRequest, Control, Fork, InferRequest)
+_MANAGEMENT = (LogSettings, RegionRequest, TraceSettings)
 
 
 def build_api(parts: Parts | None = None) -> FastAPI:
@@ -70,7 +71,7 @@ def openapi_document(app: FastAPI | None = None) -> dict[str, Any]:
             routes=app.routes,
         )
         _, bodies = models_json_schema(
-            [(kind, "validation") for kind in _BODIES],
+            [(kind, "validation") for kind in (*_BODIES, *_MANAGEMENT)],
             ref_template="#/components/schemas/{model}",
         )
         document["components"]["schemas"] |= bodies["$defs"]

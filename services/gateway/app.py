@@ -29,6 +29,7 @@ from services.gateway.api import build_api
 from services.gateway.calls import Calls
 from services.gateway.deployments import Deployments
 from services.gateway.inference.lane import Lane
+from services.gateway.inference.regions import Regions
 from services.gateway.inference.service import Inferences
 from services.gateway.inference.statistics import Tallies
 from services.gateway.middleware import Watch
@@ -90,6 +91,7 @@ class Gateway:
         finally:
             if rpc is not None:
                 await rpc.close()
+            parts.regions.close()
             listener.close()
             index.close()
             statistics.close()
@@ -138,6 +140,11 @@ class Gateway:
             projector=projector,
             inferences=Inferences(catalogue, directory, requests, clock, settings.wait_s_max),
             tallies=Tallies(requests, directory, clock, settings.request_s_max),
+            regions=Regions(
+                allowed=settings.shared_memory,
+                prefix=settings.shared_memory_prefix,
+                bytes_max=settings.shared_memory_bytes_max,
+            ),
         )
 
     async def _serve_calls(self, bus: Bus, parts: Parts, group: asyncio.TaskGroup) -> None:

@@ -44,3 +44,10 @@ class GatewaySettings(Settings):
     """How long the bus may take for a blob."""
     events_reserve: float = Field(default=0.02, ge=0, lt=1)
     """Part of the event log that is kept for runs under way; past it new ones are answered 507."""
+    shared_memory: bool = False
+    """Whether clients on this machine may hand tensors over in system shared memory. Whoever
+    reaches the gateway then reads and writes the shared memory objects that its user may."""
+    shared_memory_prefix: str = Field(default="", max_length=128)
+    """What the keys of these objects begin with; others are refused."""
+    shared_memory_bytes_max: int = Field(default=BLOB_BYTES_MAX, ge=4096)
+    """Largest region of shared memory."""

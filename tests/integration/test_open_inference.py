@@ -18,7 +18,7 @@ import tritonclient.http.aio as triton_aio
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from services.gateway.inference.service import EXTENSIONS
+from services.gateway.inference.service import extensions
 from tests.support.inference import BODY_BYTES_MAX, DTYPES, Served, blocks
 
 
@@ -54,7 +54,10 @@ def test_who_is_there(client: triton.InferenceServerClient) -> None:
     assert client.is_server_live()
     assert client.is_server_ready()
     metadata = client.get_server_metadata()
-    assert ("clawdbot", list(EXTENSIONS)) == (metadata["name"], metadata["extensions"])
+    assert ("clawdbot", list(extensions(shared_memory=True))) == (
+        metadata["name"],
+        metadata["extensions"],
+    )
 
 
 def test_models(client: triton.InferenceServerClient) -> None:
@@ -308,10 +311,59 @@ BAD: list[tuple[str, Any, int, str]] = [
     ),
     ("a sequence", change("parameters", {"sequence_id": 7}), 501, "'sequence_id' is not supported"),
     (
-        "shared memory",
+        "a region that is not there",
+        change(
+            "inputs.0",
+            {
+                "name": "A",
+                "shape": [1, 3],
+                "datatype": "FP32",
+                "parameters": {"shared_memory_region": "r", "shared_memory_byte_size": 12},
+            },
+        ),
+        404,
+        "no shared memory region 'r'",
+    ),
+    (
+        "a region and data",
+        change("inputs.0.parameters", {"shared_memory_region": "r", "shared_memory_byte_size": 12}),
+        400,
+        "not two of them",
+    ),
+    (
+        "a region without a size",
         change("inputs.0.parameters", {"shared_memory_region": "r"}),
-        501,
-        "not supported",
+        400,
+        "'shared_memory_byte_size'",
+    ),
+    (
+        "a size without a region",
+        change("inputs.0.parameters", {"shared_memory_byte_size": 12}),
+        400,
+        "'shared_memory_region'",
+    ),
+    (
+        "a region before its begin",
+        change(
+            "inputs.0.parameters",
+            {"shared_memory_region": "r", "shared_memory_byte_size": 1, "shared_memory_offset": -1},
+        ),
+        400,
+        "'shared_memory_offset'",
+    ),
+    (
+        "an output into no region",
+        change(
+            "outputs",
+            [
+                {
+                    "name": "SUM",
+                    "parameters": {"shared_memory_region": "r", "shared_memory_byte_size": 12},
+                }
+            ],
+        ),
+        404,
+        "no shared memory region 'r'",
     ),
     ("a priority that is none", change("parameters", {"priority": -1}), 400, "'priority'"),
     ("a timeout that is none", change("parameters", {"timeout": "soon"}), 400, "'timeout'"),

@@ -185,7 +185,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "raw and typed": (
         request(raw_input_contents=[bytes(8)], contents={"fp32_contents": [1, 2]}),
         "INVALID_ARGUMENT",
-        "not both",
+        "not two",
     ),
     "typed otherwise": (
         request(contents={"int_contents": [1, 2]}),
@@ -276,7 +276,7 @@ def test_what_is_not_offered(client: triton.InferenceServerClient, stub: Any) ->
         client.infer("same-fp32", [x], sequence_id=3, sequence_start=True)
     assert "StatusCode.UNIMPLEMENTED" == caught.value.status()
     with pytest.raises(grpc.RpcError) as missing:
-        stub.CudaSharedMemoryStatus(service_pb2.CudaSharedMemoryStatusRequest())
+        stub.CudaSharedMemoryRegister(service_pb2.CudaSharedMemoryRegisterRequest())
     assert grpc.StatusCode.UNIMPLEMENTED == missing.value.code()
 
 

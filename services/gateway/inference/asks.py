@@ -16,10 +16,11 @@ from schemas.values import OCTETS, Binary, Tensor, Value
 from schemas.workflow import invalid
 from services.errors import Unsupported
 from services.gateway.inference import elements
+from services.gateway.inference.regions import NONE, Place, Regions, take_place
 
 
 _LANES = {0: "normal", 1: "high", 2: "normal"}
-_UNSUPPORTED = ("sequence_", "shared_memory_")
+_UNSUPPORTED = ("sequence_",)
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Wanted:
     """So many of its largest elements in its place; 0: the output itself."""
     rows: bool = False
     """Whether its first dimension counts rows."""
+    place: Place | None = None
+    """In shared memory instead of the answer."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,20 @@ class InferAsk:
     """For the engine."""
 
 
-def parse(body: bytes, json_bytes: int | None, spec: ModelSpec) -> InferAsk:
+def parse(
+    body: bytes, json_bytes: int | None, spec: ModelSpec, regions: Regions = NONE
+) -> InferAsk:
     """Read the body of a request.
 
     Args:
         body: JSON, and behind it the binary data.
         json_bytes: How much of it is JSON; None all of it, 0: it is the one input's data.
         spec: The model.
+        regions: Where inputs in shared memory are.
 
     Raises:
         InvalidArgument: Names the tensor and what is wrong with it.
+        NotFound: A region is not registered.
         Unsupported: An extension that is not offered.
     """
     if json_bytes == 0:
@@ -70,7 +77,7 @@ def parse(body: bytes, json_bytes: int | None, spec: ModelSpec) -> InferAsk:
         )
     request = _load(body if json_bytes is None else body[:json_bytes])
     blobs = _Blobs(b"" if json_bytes is None else body[json_bytes:])
-    found = [(item, _tensor(item, blobs)) for item in request.inputs]
+    found = [(item, _tensor(item, blobs, regions)) for item in request.inputs]
     blobs.close()
     return ask_of(
         spec,
@@ -159,11 +166,15 @@ def _load(text: bytes) -> InferRequest:
         raise invalid(error) from error
 
 
-def _tensor(item: InputTensor, blobs: _Blobs) -> Tensor:
+def _tensor(item: InputTensor, blobs: _Blobs, regions: Regions) -> Tensor:
     params = dict(item.parameters)
     with about(item.name):
-        size = params.pop("binary_data_size", None)
+        size, place = params.pop("binary_data_size", None), take_place(params)
         refuse_unsupported(params, "parameters")
+        if place is not None:
+            if item.data is not None or size is not None:
+                raise InvalidArgument("send data, binary_data_size or a region, not two of them")
+            return placed(item.datatype, item.shape, place, regions)
         if size is None:
             return elements.from_json(item.datatype, item.shape, item.data)
         if item.data is not None:
@@ -173,6 +184,31 @@ def _tensor(item: InputTensor, blobs: _Blobs) -> Tensor:
         found = Tensor(datatype=item.datatype, shape=tuple(item.shape), data=blobs.take(size))
         found.check()
         return found
+
+
+def placed(datatype: str, shape: Sequence[int], place: Place, regions: Regions) -> Tensor:
+    """Return a tensor that is in shared memory.
+
+    Raises:
+        InvalidArgument: It does not fill its shape, or reaches past its region.
+        NotFound: The region is not registered.
+        Unsupported: Shared memory is not allowed here.
+    """
+    found = Tensor(datatype=datatype, shape=tuple(shape), data=regions.read(place))
+    found.check()
+    return found
+
+
+def check_places(ask: InferAsk, regions: Regions) -> None:
+    """Refuse outputs that are wanted where nothing is, before they are computed.
+
+    Raises:
+        NotFound: The region is not registered.
+        Unsupported: Shared memory is not allowed here.
+    """
+    for item in ask.outputs:
+        if item.place is not None:
+            regions.check(item.place.region)
 
 
 class about:  # noqa: N801 - reads as a word of the sentence
@@ -232,8 +268,11 @@ def _wanted(
         where = f"output '{item.name}'"
         binary = _flag(params, "binary_data", where, default=all_binary)
         classes = _count(params, "classification", where)
+        with about(item.name, "output"):
+            place = take_place(params)
         refuse_unsupported(params, where)
-        found[item.name] = Wanted(ports[item.name], binary, classes, rows=bool(spec.max_batch_size))
+        rows = bool(spec.max_batch_size)
+        found[item.name] = Wanted(ports[item.name], binary, classes, rows, place)
     return tuple(found.values())
 
 

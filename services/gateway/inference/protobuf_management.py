@@ -139,4 +139,8 @@ MANAGEMENT: dict[str, tuple[str, ...]] = {
     "SystemSharedMemoryRegisterResponse": _NO_FIELDS,
     "SystemSharedMemoryUnregisterRequest": ("string name 1",),
     "SystemSharedMemoryUnregisterResponse": _NO_FIELDS,
+    "CudaSharedMemoryStatusRequest": ("string name 1",),
+    "CudaSharedMemoryStatusResponse": _NO_FIELDS,
+    "CudaSharedMemoryUnregisterRequest": ("string name 1",),
+    "CudaSharedMemoryUnregisterResponse": _NO_FIELDS,
 }

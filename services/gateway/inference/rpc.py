@@ -18,8 +18,9 @@ from schemas.workflow import invalid
 from services.errors import Unsupported
 from services.gateway.inference import answers, asks, elements
 from services.gateway.inference.protobuf import HEALTH, SERVICE, message
+from services.gateway.inference.regions import NONE, Regions, take_place
 from services.gateway.inference.rpc_management import Management
-from services.gateway.inference.service import EXTENSIONS
+from services.gateway.inference.service import extensions
 from services.gateway.routes import Parts
 from services.gateway.routes.health import check_ready
 from services.micro import CRASHED, VERSION
@@ -168,7 +169,8 @@ class InferenceServer:
 
     async def _metadata(self, _: Any, __: Any) -> Any:
         made = message("inference.ServerMetadataResponse")
-        return made(name="clawdbot", version=VERSION, extensions=EXTENSIONS)
+        offered = extensions(shared_memory=self._parts.regions.allowed)
+        return made(name="clawdbot", version=VERSION, extensions=offered)
 
     async def _model_metadata(self, request: Any, _: Any) -> Any:
         spec = self._parts.inferences.model(request.name, request.version or None)
@@ -179,7 +181,8 @@ class InferenceServer:
         name, begun = request.model_name, time.perf_counter()
         call.facts["model"] = name[:128]
         spec = self._parts.inferences.model(name, request.model_version or None)
-        ask = asks.ask_of(spec, inputs_of(request), head_of(request))
+        ask = asks.ask_of(spec, inputs_of(request, self._parts.regions), head_of(request))
+        asks.check_places(ask, self._parts.regions)
         left_s = call.context.time_remaining()
         if left_s is not None and left_s < (ask.timeout_s or spec.timeout_s):
             ask = replace(ask, timeout_s=max(left_s, 0.001))
@@ -193,10 +196,14 @@ class InferenceServer:
             response.parameters["served_by"].string_param = found.model
         for wanted in ask.outputs:
             tensor = answers.tensor_of(found.outputs, wanted)
-            response.outputs.add(
+            output = response.outputs.add(
                 name=wanted.port.tensor_name, datatype=tensor.datatype, shape=tensor.shape
             )
-            response.raw_output_contents.append(tensor.data)
+            if wanted.place is None:
+                response.raw_output_contents.append(tensor.data)
+                continue
+            response.raw_output_contents.append(b"")  # contents are found by their index
+            _say(output, answers.put(tensor, wanted, self._parts.regions))
         times = {"read": read - begun, "ask": asked - read, "write": time.perf_counter() - asked}
         self._parts.traces.note(name, call.request_id, times)
         return response
@@ -209,6 +216,13 @@ class _Call:
         self.context = context
         self.request_id = request_id
         self.facts = facts
+
+
+def _say(output: Any, params: Mapping[str, Any]) -> None:
+    """Write parameters of shared memory."""
+    for name, value in params.items():
+        kind = "string_param" if isinstance(value, str) else "int64_param"
+        setattr(output.parameters[name], kind, value)
 
 
 def code_of(error: ClawdbotError) -> Any:
@@ -244,34 +258,45 @@ def head_of(request: Any) -> InferRequest:
         raise invalid(error) from error
 
 
-def inputs_of(request: Any) -> Sequence[tuple[str, Tensor]]:
-    """Return the tensors of a request, raw or typed.
+def inputs_of(request: Any, regions: Regions = NONE) -> Sequence[tuple[str, Tensor]]:
+    """Return the tensors of a request: raw, typed, or in shared memory.
 
     Raises:
         InvalidArgument: Mixed, more or fewer raw contents than inputs, or one that does not fit.
-        Unsupported: Shared memory.
+        NotFound: A region is not registered.
+        Unsupported: An extension that is not offered.
     """
-    raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
-        raise InvalidArgument(
-            f"there are {len(request.inputs)} inputs and {len(raw)} raw_input_contents"
-        )
+    raw = list(request.raw_input_contents)
+    places = [take_place(params) for params in map(_parameters_of, request.inputs)]
+    sent = places.count(None)
+    if raw and len(raw) != sent:
+        raise InvalidArgument(f"there are {sent} inputs and {len(raw)} raw_input_contents")
     found: list[tuple[str, Tensor]] = []
-    for index, item in enumerate(request.inputs):
+    for item, place in zip(request.inputs, places, strict=True):
         with asks.about(item.name):
-            asks.refuse_unsupported(_parameters(item.parameters), "parameters")
-            if raw and item.HasField("contents"):
-                raise InvalidArgument("send contents or raw_input_contents, not both")
+            if (raw or place) and item.HasField("contents"):
+                raise InvalidArgument("send contents, raw_input_contents or a region, not two")
             shape = tuple(item.shape)
             if len(shape) > tensors.RANK_MAX or any(size < 0 for size in shape):
                 raise InvalidArgument(
                     f"a shape has at most {tensors.RANK_MAX} dimensions, none below 0"
                 )
-            data = raw[index] if raw else _typed(item)
+            if place is not None:
+                found.append((item.name, asks.placed(item.datatype, shape, place, regions)))
+                continue
+            data = raw.pop(0) if raw else _typed(item)
             tensor = Tensor(datatype=item.datatype, shape=shape, data=data)
             tensor.check()
             found.append((item.name, tensor))
     return found
+
+
+def _parameters_of(item: Any) -> dict[str, Any]:
+    """Return an input's parameters, of which only those of shared memory are known."""
+    with asks.about(item.name):
+        params = _parameters(item.parameters)
+        asks.refuse_unsupported(params, "parameters")
+    return params
 
 
 def _typed(item: Any) -> bytes:

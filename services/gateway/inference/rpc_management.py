@@ -6,7 +6,7 @@ from typing import Any
 from google.protobuf import json_format
 
 from schemas.errors import InvalidArgument
-from schemas.inference_management import LogSettings, TraceSettings
+from schemas.inference_management import LogSettings, RegionRequest, TraceSettings
 from services.gateway.inference.config import model_config
 from services.gateway.inference.protobuf import message
 from services.gateway.inference.watching import change_log, log_settings
@@ -34,6 +34,11 @@ class Management:
             "ModelConfig": self._config,
             "TraceSetting": self._trace,
             "LogSettings": self._log,
+            "SystemSharedMemoryStatus": self._regions,
+            "SystemSharedMemoryRegister": self._register,
+            "SystemSharedMemoryUnregister": self._unregister,
+            "CudaSharedMemoryStatus": self._no_regions,
+            "CudaSharedMemoryUnregister": self._no_regions_more,
         }
 
     async def _statistics(self, request: Any, _: Any) -> Any:
@@ -69,6 +74,27 @@ class Management:
         for key, value in found.items():
             setattr(response.settings[key], kinds[type(value)], value)
         return response
+
+    async def _regions(self, request: Any, _: Any) -> Any:
+        found = self._parts.regions.status(request.name)
+        regions = {item.name: item.model_dump() for item in found}
+        return _made("SystemSharedMemoryStatusResponse", {"regions": regions})
+
+    async def _register(self, request: Any, _: Any) -> Any:
+        names = ("key", "offset", "byte_size")
+        document = {name: getattr(request, name) for name in names}
+        self._parts.regions.register(request.name, validated(RegionRequest, document))
+        return _made("SystemSharedMemoryRegisterResponse", {})
+
+    async def _unregister(self, request: Any, _: Any) -> Any:
+        self._parts.regions.unregister(request.name)
+        return _made("SystemSharedMemoryUnregisterResponse", {})
+
+    async def _no_regions(self, _: Any, __: Any) -> Any:
+        return _made("CudaSharedMemoryStatusResponse", {})
+
+    async def _no_regions_more(self, _: Any, __: Any) -> Any:
+        return _made("CudaSharedMemoryUnregisterResponse", {})
 
 
 def _only(key: str, values: list[str]) -> str:

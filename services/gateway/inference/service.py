@@ -30,6 +30,13 @@ EXTENSIONS = (
     "trace",
 )
 """Of the protocol, in Triton's words: those that work."""
+
+
+def extensions(*, shared_memory: bool) -> tuple[str, ...]:
+    """Return the extensions that this gateway offers."""
+    return tuple(sorted([*EXTENSIONS, *["system_shared_memory"] * shared_memory]))
+
+
 HIDDEN = ("http", "template")
 """Engines whose models are nodes of workflows, and nothing that one asks by itself."""
 

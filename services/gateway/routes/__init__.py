@@ -14,6 +14,7 @@ from schemas.api import ErrorBody
 from schemas.catalogue import Catalogue
 from schemas.message import Message
 from services.gateway.deployments import Deployments
+from services.gateway.inference.regions import Regions
 from services.gateway.inference.service import Inferences
 from services.gateway.inference.statistics import Tallies
 from services.gateway.inference.watching import Traces
@@ -41,6 +42,7 @@ class Parts:
     projector: Projector
     inferences: Inferences
     tallies: Tallies
+    regions: Regions
     traces: Traces = field(default_factory=Traces)
 
 

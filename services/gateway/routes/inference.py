@@ -20,7 +20,7 @@ from schemas.open_inference import (
 from schemas.values import OCTETS
 from services.errors import BodyTooLarge, UnsupportedMediaType
 from services.gateway.inference import answers, asks
-from services.gateway.inference.service import EXTENSIONS
+from services.gateway.inference.service import extensions
 from services.gateway.routes import Parts, Wanted, answer
 from services.gateway.routes.health import check_ready
 from services.micro import VERSION
@@ -48,9 +48,10 @@ router = APIRouter(prefix="/v2", tags=["inference"], responses=ERRORS)
 
 
 @router.get("", response_model=ServerMetadata)
-async def server_metadata() -> Response:
+async def server_metadata(parts: Wanted) -> Response:
     """Tell who answers, and which extensions of the protocol work."""
-    return answer(ServerMetadata(name="clawdbot", version=VERSION, extensions=EXTENSIONS))
+    offered = extensions(shared_memory=parts.regions.allowed)
+    return answer(ServerMetadata(name="clawdbot", version=VERSION, extensions=offered))
 
 
 @router.get("/health/live", response_model=Live)
@@ -124,7 +125,8 @@ async def infer(request: Request, parts: Parts, name: str, version: str | None) 
         request.headers.get("content-encoding", ""),
         parts.settings.body_bytes_max,
     )
-    ask = asks.parse(body, json_bytes(request.headers.get(JSON_BYTES)), spec)
+    ask = asks.parse(body, json_bytes(request.headers.get(JSON_BYTES)), spec, parts.regions)
+    asks.check_places(ask, parts.regions)
     headers = {Header.CORRELATION_ID: request.state.correlation_id}
     if "traceparent" in request.headers:
         headers[Header.TRACEPARENT] = request.headers["traceparent"]
@@ -136,7 +138,7 @@ async def infer(request: Request, parts: Parts, name: str, version: str | None) 
         head["id"] = ask.id
     if found.model != name:
         head["parameters"] = {"served_by": found.model}
-    content, json_size = answers.encode(head, ask.outputs, found.outputs)
+    content, json_size = answers.encode(head, ask.outputs, found.outputs, parts.regions)
     request.state.facts["model"] = found.model
     times = {"read": read - begun, "ask": asked - read, "write": time.perf_counter() - asked}
     parts.traces.note(name, request.state.request_id, times)

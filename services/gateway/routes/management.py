@@ -7,7 +7,13 @@ from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
 from schemas.errors import InvalidArgument
-from schemas.inference_management import LogSettings, Statistics, TraceSettings
+from schemas.inference_management import (
+    LogSettings,
+    Region,
+    RegionRequest,
+    Statistics,
+    TraceSettings,
+)
 from schemas.message import UserInput
 from schemas.workflow import invalid
 from services.gateway.inference.config import model_config
@@ -98,6 +104,51 @@ async def change_model_trace(request: Request, parts: Wanted, name: str) -> Resp
     return _json(parts.traces.change(await _read_trace(request), name))
 
 
+@router.get("/systemsharedmemory/status", response_model=list[Region])
+async def shared_memory(parts: Wanted) -> Response:
+    """List the regions of shared memory that are registered with this gateway."""
+    return _json([region.model_dump() for region in parts.regions.status()])
+
+
+@router.get("/systemsharedmemory/region/{name}/status", response_model=list[Region])
+async def shared_memory_region(parts: Wanted, name: str) -> Response:
+    """Show a region of shared memory."""
+    return _json([region.model_dump() for region in parts.regions.status(name)])
+
+
+@router.post("/systemsharedmemory/region/{name}/register", openapi_extra=_body(RegionRequest))
+async def register_shared_memory(request: Request, parts: Wanted, name: str) -> Response:
+    """Give a part of a shared memory object of this machine a name."""
+    parts.regions.register(name, await _read(request, RegionRequest))
+    return Response()
+
+
+@router.post("/systemsharedmemory/unregister")
+async def unregister_all_shared_memory(parts: Wanted) -> Response:
+    """Forget all regions of shared memory."""
+    parts.regions.unregister()
+    return Response()
+
+
+@router.post("/systemsharedmemory/region/{name}/unregister")
+async def unregister_shared_memory(parts: Wanted, name: str) -> Response:
+    """Forget a region of shared memory."""
+    parts.regions.unregister(name)
+    return Response()
+
+
+@router.get("/cudasharedmemory/status")
+async def cuda_shared_memory() -> Response:
+    """List the regions of shared GPU memory: there are none."""
+    return _json([])
+
+
+@router.post("/cudasharedmemory/unregister")
+async def unregister_cuda_shared_memory() -> Response:
+    """Forget all regions of shared GPU memory, of which there are none."""
+    return Response()
+
+
 async def _statistics(parts: Parts, name: str, version: str | None) -> Response:
     models = parts.inferences.served(name, version)
     return answer(Statistics(model_stats=await parts.tallies.of(models)))
@@ -140,5 +191,5 @@ def validated(kind: type[U], document: dict[str, Any]) -> U:
         raise invalid(error) from error
 
 
-def _json(document: dict[str, Any]) -> Response:
+def _json(document: Any) -> Response:
     return Response(orjson.dumps(document), media_type="application/json")
