@@ -77,6 +77,11 @@ def cancel(key: RunKey) -> str:
     return f"{ROOT}.{key.tenant}.cancel.{key.run_id}"
 
 
+def withdraw(tenant: str, request_id: str) -> str:
+    """Where workers hear which unlogged inferences nobody waits for any more."""
+    return f"{ROOT}.{tenant}.withdraw.{request_id}"
+
+
 def topic(tenant: str, subject: str) -> str:
     """Where a tenant's own messages go: what `emit` nodes publish and triggers listen to."""
     return f"{ROOT}.{tenant}.topic.{subject}"

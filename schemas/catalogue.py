@@ -83,6 +83,8 @@ class ModelSpec(UserInput):
     preload: bool = False
     """Load it when a worker starts: its card then says whether it really runs, and the first
     request does not wait."""
+    streams: bool = False
+    """Whether its engine can give an answer in parts."""
     max_batch_size: int = Field(default=0, ge=0, le=65536)
     """Rows that one call of the engine may have: then the first dimension of every input and output
     is -1, and requests that wait are computed together. 0: one request, one call."""

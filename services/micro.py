@@ -33,6 +33,10 @@ HEADERS_BYTES = 4096
 CRASHED = "something went wrong here; the log has it under this request_id"
 
 
+async def _nowhere(_: bytes, __: dict[str, str]) -> None:
+    """Send a part to nobody."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """One request."""
@@ -43,6 +47,8 @@ class Asked:
     request_id: str = field(default_factory=new_id)
     facts: dict[str, Any] = field(default_factory=dict)
     """What the handler wants in the canonical log line."""
+    send: Callable[[bytes, dict[str, str]], Awaitable[None]] = _nowhere
+    """Sends a part of the answer, before the reply that ends it."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,7 @@ class _Desk:
 
     async def on_request(self, request: Request) -> None:
         """Begin to work on a request, unless there are too many."""
-        asked = Asked(request.subject, request.headers or {}, request.data)
+        asked = Asked(request.subject, request.headers or {}, request.data, send=request.respond)
         if self._working >= self._endpoint.in_flight_max:
             await self._finish(request, asked, _refusal("too many requests wait here; try again"))
             return

@@ -1,8 +1,9 @@
 """Asks services that answer over core NATS: one message there, one back."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import orjson
 from nats.errors import Error as NatsError
@@ -17,14 +18,18 @@ from schemas.errors import (
     DeadlineExceeded,
     EngineFailed,
     ModelUnavailable,
+    ResourceExhausted,
     by_code,
 )
+from schemas.ids import new_id
+from schemas.messages import Header
 from services.errors import STATUS, BodyTooLarge
 from services.runtime import Bus
 
 
 HEARD_MAX = 1024
-"""Answers to one question that wait to be read; what does not fit is lost."""
+"""Answers to one question that wait to be read; with one more it fails."""
+_NOBODY = "no worker is there that serves this; try again later"
 _NO_RESPONDERS = b"NATS/1.0 503"
 _TOO_LARGE = "413"
 
@@ -39,11 +44,13 @@ class Requests:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._inbox = bus.nc.new_inbox()
+        self._own = new_id()
+        self._named = 0
         self._express: Express | None = None
         self._opening = asyncio.Lock()
         self._waiting: dict[str, asyncio.Future[Frame]] = {}
-        self._hearing: dict[str, asyncio.Queue[Frame | None]] = {}
-        """What many answers are expected to; None: the bus went away."""
+        self._hearing: dict[str, _Heard] = {}
+        """What many answers are expected to."""
         self._asked = 0
         bus.when_lost(self._lost)
 
@@ -71,10 +78,7 @@ class Requests:
             async with asyncio.timeout(timeout_s):
                 frame = await answer
         except MaxPayloadError as error:
-            most = self._bus.nc.max_payload
-            raise BodyTooLarge(
-                f"the inputs take {len(data)} bytes, a message holds {most}"
-            ) from error
+            raise self._too_large(data) from error
         except NatsError as error:
             raise BusUnavailable("the bus is away; try again") from error
         except TimeoutError as error:
@@ -82,10 +86,50 @@ class Requests:
         finally:
             self._waiting.pop(token, None)
         if frame.head.startswith(_NO_RESPONDERS):
-            raise ModelUnavailable("no worker is there that serves this; try again later")
+            raise ModelUnavailable(_NOBODY)
         if frame.head:
             _check(decode_head(frame.head), frame.data)
         return frame.data
+
+    async def stream(
+        self, subject: str, data: bytes, headers: Mapping[str, str], timeout_s: float
+    ) -> AsyncGenerator[tuple[bytes, bool], None]:
+        """Yield the parts of an answer, and whether each is the last.
+
+        Raises:
+            ModelUnavailable, BodyTooLarge, DeadlineExceeded: As `ask`.
+            ResourceExhausted: The parts come faster than they are taken.
+            BusUnavailable: The bus is away, or went away.
+            ClawdbotError: The service's own error.
+        """
+        head = encode_head(headers)
+        try:
+            async with aclosing(self._frames(subject, data, head, timeout_s)) as frames:
+                async for frame in frames:
+                    if frame.head.startswith(_NO_RESPONDERS):
+                        raise ModelUnavailable(_NOBODY)
+                    said = decode_head(frame.head) if frame.head else {}
+                    _check(said, frame.data)
+                    is_last = Header.PART not in said
+                    yield frame.data, is_last
+                    if is_last:
+                        return
+        except MaxPayloadError as error:
+            raise self._too_large(data) from error
+        except NatsError as error:
+            raise BusUnavailable("the bus is away; try again") from error
+        raise DeadlineExceeded(f"no answer came within {timeout_s:g} seconds")
+
+    def new_name(self) -> str:
+        """Return a name for a request, one subject token, that no other has."""
+        self._named += 1
+        return f"{self._own}-{self._named}"
+
+    def tell(self, subject: str) -> None:
+        """Say something to whoever listens, once anything was asked and while the bus is there."""
+        if self._bus.connected and self._express is not None:
+            with suppress(NatsError):
+                self._express.publish(subject, b"")
 
     async def gather(
         self, subject: str, silence_s: float, data: bytes = b"", head: bytes = b""
@@ -110,17 +154,15 @@ class Requests:
         express = self._express or await self._open()
         self._asked += 1
         token = str(self._asked)
-        heard = self._hearing[token] = asyncio.Queue[Frame | None](HEARD_MAX)
+        heard = self._hearing[token] = _Heard()
         try:
             express.publish(subject, data, head, f"{self._inbox}.{token}")
             while True:
                 try:
                     async with asyncio.timeout(silence_s):
-                        frame = await heard.get()
+                        frame = await heard.next()
                 except TimeoutError:
                     return
-                if frame is None:
-                    raise BusUnavailable("the bus went away meanwhile; try again")
                 yield frame
         finally:
             self._hearing.pop(token, None)
@@ -133,6 +175,10 @@ class Requests:
                 self._express = express
             return self._express
 
+    def _too_large(self, data: bytes) -> BodyTooLarge:
+        most = self._bus.nc.max_payload
+        return BodyTooLarge(f"the inputs take {len(data)} bytes, a message holds {most}")
+
     def _on_answer(self, frame: Frame) -> None:
         token = frame.subject.rpartition(".")[2]
         answer = self._waiting.get(token)
@@ -141,8 +187,8 @@ class Requests:
                 answer.set_result(frame)
             return
         heard = self._hearing.get(token)
-        if heard is not None and not heard.full():
-            heard.put_nowait(frame)
+        if heard is not None:
+            heard.put(frame)
 
     def _lost(self) -> None:
         """Give up what was asked: the answers go to a connection that is no more."""
@@ -150,9 +196,42 @@ class Requests:
             if not answer.done():
                 answer.set_exception(BusUnavailable("the bus went away meanwhile; try again"))
         for heard in self._hearing.values():
-            if heard.full():
-                heard.get_nowait()
-            heard.put_nowait(None)
+            heard.end(BusUnavailable("the bus went away meanwhile; try again"))
+
+
+class _Heard:
+    """Answers to one question, in the order they came."""
+
+    def __init__(self) -> None:
+        self._frames: deque[Frame] = deque()
+        self._more = asyncio.Event()
+        self._error: ClawdbotError | None = None
+
+    def put(self, frame: Frame) -> None:
+        """Take an answer; where too many wait, this is the end."""
+        if len(self._frames) >= HEARD_MAX:
+            self.end(ResourceExhausted("the answer comes in parts faster than it is taken"))
+        elif self._error is None:
+            self._frames.append(frame)
+            self._more.set()
+
+    def end(self, error: ClawdbotError) -> None:
+        """Take no more."""
+        self._error = self._error or error
+        self._more.set()
+
+    async def next(self) -> Frame:
+        """Return the next answer.
+
+        Raises:
+            ClawdbotError: There will be none.
+        """
+        while not self._frames:
+            if self._error is not None:
+                raise self._error
+            self._more.clear()
+            await self._more.wait()
+        return self._frames.popleft()
 
 
 def _check(headers: Mapping[str, str], data: bytes) -> None:

@@ -12,12 +12,13 @@ from schemas.api import RunRequest
 from schemas.forks import Fork
 from schemas.inference_management import LogSettings, RegionRequest, TraceSettings
 from schemas.messages import Control
-from schemas.open_inference import InferRequest
+from schemas.open_inference import GenerateRequest, InferRequest
 from schemas.workflow import Deployment
 from services.gateway import errors
 from services.gateway.routes import (
     Parts,
     blobs,
+    generate,
     health,
     inference,
     management,
@@ -39,7 +40,7 @@ base64 data; an uploaded blob is `{"$blob": {"media_type", "size_bytes", "sha256
 Protocol, it is `{"error": "<message>"}`.
 """
 _BODIES = (Deployment, RunRequest, Control, Fork, InferRequest)
-_MANAGEMENT = (LogSettings, RegionRequest, TraceSettings)
+_MANAGEMENT = (GenerateRequest, LogSettings, RegionRequest, TraceSettings)
 
 
 def build_api(parts: Parts | None = None) -> FastAPI:
@@ -53,7 +54,17 @@ def build_api(parts: Parts | None = None) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     app.state.parts = parts
-    for module in (workflows, runs, travel, statistics, blobs, management, inference, health):
+    for module in (
+        workflows,
+        runs,
+        travel,
+        statistics,
+        blobs,
+        management,
+        generate,
+        inference,
+        health,
+    ):
         app.include_router(module.router)
     errors.install(app, BUS_ERRORS)
     app.openapi = lambda: openapi_document(app)  # type: ignore[method-assign]

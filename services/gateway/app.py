@@ -91,7 +91,7 @@ class Gateway:
         finally:
             if rpc is not None:
                 await rpc.close()
-            parts.regions.close()
+            parts.regions.unregister()
             listener.close()
             index.close()
             statistics.close()

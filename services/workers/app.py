@@ -80,6 +80,7 @@ class Worker:
         try:
             await bus.patiently(lambda: self._ensure_consumers(bus))
             await bus.nc.subscribe(every("cancel", "*"), cb=handlers.cancel)
+            await bus.nc.subscribe(every("withdraw", "*"), cb=handlers.withdraw)
             await bus.patiently(lambda: self._catch_up(bus, attempts))
             async with asyncio.TaskGroup() as group:
                 await self._serve_infer(bus, handlers, tally, group)

@@ -1,6 +1,5 @@
 """Tasks in, results out."""
 
-import asyncio
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from events.paths import node_id_of
 from events.spill import fetch, spill
 from events.subjects import DEFAULT_LANE, LANES, RunKey, decode, lane_of, result, run_key
 from events.view import bound_inputs, missing_inputs
-from schemas.errors import ClawdbotError, DeadlineExceeded, InvalidArgument, NotFound
+from schemas.errors import ClawdbotError, InvalidArgument, NotFound
 from schemas.messages import (
     Abandoned,
     Fault,
@@ -27,7 +26,7 @@ from schemas.messages import (
     unpack,
 )
 from schemas.submission import MSGPACK, check_names, read_inference
-from schemas.values import Wire, to_json, to_wire
+from schemas.values import Value, Wire, to_json, to_wire
 from services.consumer import NOT_ITS_FAULT
 from services.micro import Asked, Reply
 from services.runtime import Clock, Delivery, Outgoing
@@ -37,6 +36,7 @@ from services.workers.engine import Request
 from services.workers.models import Answer, Models
 from services.workers.remembered import Remembered
 from services.workers.tally import Counted, Tally
+from services.workers.unlogged import Parts, Unlogged
 
 
 log = get_logger()
@@ -76,6 +76,9 @@ class InferAsk:
     timeout_s: float | None
     packed: bool
     """Whether the answer is MessagePack."""
+    request_id: str
+    """By what it may be withdrawn."""
+    in_parts: bool
 
     @classmethod
     def of(cls, headers: Mapping[str, str]) -> "InferAsk":
@@ -95,7 +98,20 @@ class InferAsk:
                 timeout_s = 0.0
             if not 0 < timeout_s < math.inf:
                 raise InvalidArgument("send seconds, above 0", field=Header.TIMEOUT_S)
-        return cls(LANES.index(lane), timeout_s, headers.get(Header.ACCEPT, "") == MSGPACK)
+        return cls(
+            rank=LANES.index(lane),
+            timeout_s=timeout_s,
+            packed=headers.get(Header.ACCEPT, "") == MSGPACK,
+            request_id=headers.get(Header.REQUEST_ID, ""),
+            in_parts=headers.get(Header.STREAM, "") == "true",
+        )
+
+    def body(self, outputs: Mapping[str, Value], model: str) -> bytes:
+        """Return an answer, or a part of one, as the caller wants it."""
+        wire = {name: to_wire(value) for name, value in outputs.items()}
+        if self.packed:
+            return pack(Inference(outputs=wire, model=model))
+        return orjson.dumps(Inference(outputs=to_json(wire), model=model).model_dump())
 
 
 @dataclass(frozen=True)
@@ -113,6 +129,7 @@ class Handlers:
 
     def __init__(self, means: Means) -> None:
         self._means = means
+        self._unlogged = Unlogged()
         self._clock = means.clock
 
     async def task(self, delivery: Delivery) -> Sequence[Outgoing]:
@@ -215,53 +232,57 @@ class Handlers:
         """Answer one unlogged inference with `{"outputs": {...}, "model": ...}`.
 
         The body is `{"inputs": {...}}`, or one raw input of the content type the headers say; the
-        answer is MessagePack for who accepts that, else JSON.
+        answer is MessagePack for who accepts that, else JSON. With `Clawdbot-Stream` parts of it
+        are sent before, and the answer that ends them has no outputs.
 
         Raises:
             InvalidArgument: The body is malformed, or an input or a header is.
             NotFound: No such model here.
             ModelUnavailable: It cannot run here.
             DeadlineExceeded: It took longer than the caller waits; in line it is not computed.
+            Cancelled: It was withdrawn.
         """
         tokens = asked.subject.split(".")
         model = decode(tokens[-1])
         known = self._means.models.inputs(model)
         ask = InferAsk.of(asked.headers)
         inputs, given = read_inference(asked.body, asked.headers, known)
-        request = Request({}, self._means.models.params(model, given))
+        params = self._means.models.params(model, given)
         check_names(inputs, known, "model")
         wanted = _Wanted(tokens[2], model, inputs, ask.rank)
         with self._means.tally.inference(model) as counted:
-            answer = await self._in_time(wanted, request, counted, ask.timeout_s)
+            waiting = self._unlogged.under_way(ask.request_id, ask.timeout_s, model)
+            async with waiting as sign:
+                request = Request({}, params, is_stopped=sign.is_set)
+                if ask.in_parts:
+                    answer, parts = await self._in_parts(wanted, request, counted, asked, ask)
+                else:
+                    answer, parts = await self._infer(wanted, request, counted), 0
             asked.facts.update(
                 model=answer.model,
                 wait_ms=round(answer.wait_ms, 3),
                 compute_ms=round(answer.compute_ms, 3),
                 batch_size=answer.batch_size,
             )
-            outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
-            if ask.packed:
-                return Reply(pack(Inference(outputs=outputs, model=answer.model)))
-            found = Inference(outputs=to_json(outputs), model=answer.model)
-            return Reply(orjson.dumps(found.model_dump()))
+            return Reply(ask.body({} if parts else answer.outputs, answer.model))
 
-    async def _in_time(
-        self, wanted: "_Wanted", request: Request, counted: Counted, timeout_s: float | None
-    ) -> Answer:
-        """Infer within the caller's time.
+    async def _in_parts(
+        self, wanted: "_Wanted", request: Request, counted: Counted, asked: Asked, ask: InferAsk
+    ) -> tuple[Answer, int]:
+        """Infer, and send parts of the answer as the engine gives them; return how many too."""
 
-        Raises:
-            DeadlineExceeded: It takes longer.
-        """
-        scope = asyncio.timeout(timeout_s)
-        try:
-            async with scope:
-                return await self._infer(wanted, request, counted)
-        except TimeoutError as error:
-            if not scope.expired():
-                raise
-            text = f"'{wanted.model}' did not answer within {timeout_s:g} seconds"
-            raise DeadlineExceeded(text) from error
+        async def send(outputs: Mapping[str, Value], headers: dict[str, str]) -> None:
+            await asked.send(ask.body(outputs, wanted.model), headers)
+
+        parts = Parts(send)
+        async with parts.sending():
+            answer = await self._infer(wanted, replace(request, emit=parts.emit), counted)
+        asked.facts["parts"] = parts.sent
+        return answer, parts.sent
+
+    async def withdraw(self, message: Message) -> None:
+        """Stop an unlogged inference that nobody waits for any more."""
+        self._unlogged.withdraw(message.subject.rpartition(".")[2])
 
     async def cancel(self, message: Message) -> None:
         """Stop attempts that nobody waits for any more."""

@@ -57,6 +57,8 @@ class Tally:
         self._worker = worker
         self._clock = clock
         self._figures: dict[str, _Figures] = {}
+        self.in_flight = 0
+        """Requests under way, waiting ones among them."""
 
     def inference(self, model: str) -> "Counted":
         """Return the count of one request; as a context it takes note of the end."""
@@ -87,7 +89,7 @@ class Tally:
                     for rows, (count, ns) in sorted(calls.get(name, {}).items())
                 },
             }
-        return {"worker": self._worker, "models": models}
+        return {"worker": self._worker, "in_flight": self.in_flight, "models": models}
 
 
 class Counted:
@@ -106,6 +108,7 @@ class Counted:
 
     def __enter__(self) -> Self:
         """Begin."""
+        self._tally.in_flight += 1
         self._begun = time.perf_counter_ns()
         return self
 
@@ -119,6 +122,7 @@ class Counted:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Count it: an error, a cancellation too, is a failure."""
+        self._tally.in_flight -= 1
         over = time.perf_counter_ns()
         answer = self._answer
         if error is not None or answer is None:

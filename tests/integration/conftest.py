@@ -13,6 +13,7 @@ from tests.support.nats import NatsServer, server_binary
 
 MASTER_TEXT = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 GATEWAYS = ("gateway-0", "gateway-1")
+SHARED_MEMORY = {"shared_memory": "true", "shared_memory_prefix": "clawdbot-test-"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         )
         mesh.add_core(modalities=("text", "audio", "vision"))
         for name in GATEWAYS:
-            mesh.add(name, "services.gateway", http_port="0", heartbeat_s="0.2")
+            mesh.add(name, "services.gateway", http_port="0", heartbeat_s="0.2", **SHARED_MEMORY)
         try:
             mesh.start()
             yield Running(mesh, server)

@@ -95,18 +95,28 @@ def ask_of(spec: ModelSpec, found: Sequence[tuple[str, Tensor]], request: InferR
     """
     own = dict(request.parameters)
     all_binary = _flag(own, "binary_data_output", "parameters")
-    lane = _LANES.get(_count(own, "priority"), "low")
-    timeout_s = _count(own, "timeout") / 1e6
-    own.pop("headers", None)
-    refuse_unsupported(own, "parameters")
+    said = ask_params(own)
     return InferAsk(
         inputs=bind(spec, found),
         outputs=_wanted(spec, request.outputs, all_binary=all_binary),
         id=request.id,
-        lane=lane,
-        timeout_s=timeout_s,
-        params=own,
+        **said,
     )
+
+
+def ask_params(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return lane, time and the engine's parameters that a request's parameters say.
+
+    Raises:
+        InvalidArgument: Names the parameter.
+        Unsupported: An extension that is not offered.
+    """
+    own = dict(given)
+    lane = _LANES.get(_count(own, "priority"), "low")
+    timeout_s = _count(own, "timeout") / 1e6
+    own.pop("headers", None)
+    refuse_unsupported(own, "parameters")
+    return {"lane": lane, "timeout_s": timeout_s, "params": own}
 
 
 def bind(spec: ModelSpec, found: Sequence[tuple[str, Tensor]]) -> dict[str, Value]:
@@ -125,10 +135,19 @@ def bind(spec: ModelSpec, found: Sequence[tuple[str, Tensor]]) -> dict[str, Valu
         if port.name in inputs:
             raise InvalidArgument(f"the input '{name}' is there twice")
         inputs[port.name] = _value(tensor, port)
+    check_whole(inputs, ports)
+    return inputs
+
+
+def check_whole(inputs: Mapping[str, Value], ports: Mapping[str, Port]) -> None:
+    """Refuse the lack of an input that is needed.
+
+    Raises:
+        InvalidArgument: Names it.
+    """
     for name, port in ports.items():
         if port.required and port.name not in inputs:
             raise InvalidArgument(f"the input '{name}' is missing")
-    return inputs
 
 
 class _Blobs:

@@ -33,7 +33,7 @@ def model_config(name: str, spec: ModelSpec) -> dict[str, Any]:
             for port in spec.outputs
         ],
         "default_model_filename": PurePosixPath(spec.source or "").name,
-        "model_transaction_policy": {"decoupled": False},
+        "model_transaction_policy": {"decoupled": spec.streams},
         "response_cache": {"enable": False},
     }
     if spec.version.isdecimal():

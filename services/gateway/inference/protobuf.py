@@ -95,6 +95,7 @@ _INFERENCE: dict[str, tuple[str, ...]] = {
         "ModelInferResponse.InferOutputTensor[] outputs 5",
         "bytes[] raw_output_contents 6",
     ),
+    "ModelStreamInferResponse": ("string error_message 1", "ModelInferResponse infer_response 2"),
     "ModelInferResponse.InferOutputTensor": (
         "string name 1",
         "string datatype 2",

@@ -87,31 +87,18 @@ class Regions:
         """Return the region of a name, or all of them.
 
         Raises:
-            Unsupported: Shared memory is not allowed here.
             NotFound: No such region.
         """
-        self._check_allowed()
         if name:
             return (self._find(name).region,)
         return tuple(item.region for _, item in sorted(self._open.items()))
 
     def unregister(self, name: str = "") -> None:
-        """Forget the region of a name, if there is one, or all of them.
-
-        Raises:
-            Unsupported: Shared memory is not allowed here.
-        """
-        self._check_allowed()
+        """Forget the region of a name, if there is one, or all of them."""
         for key in [name] if name else list(self._open):
             found = self._open.pop(key, None)
             if found is not None:
                 os.close(found.fd)
-
-    def close(self) -> None:
-        """Forget all of them."""
-        for item in self._open.values():
-            os.close(item.fd)
-        self._open.clear()
 
     def check(self, name: str) -> None:
         """Refuse a region before anything is computed for it.

@@ -1,14 +1,17 @@
 """Models as the Open Inference Protocol sees them, and the way of an inference to a worker."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import ormsgpack
 
 from events.models import ModelDirectory
-from events.subjects import infer
+from events.subjects import infer, withdraw
 from schemas.catalogue import Catalogue, ModelSpec, Port
-from schemas.errors import ModelUnavailable, NotFound
+from schemas.errors import DeadlineExceeded, ModelUnavailable, NotFound
 from schemas.ids import DEFAULT_TENANT
 from schemas.messages import Header, Inference, unpack
 from schemas.open_inference import ModelMetadata, TensorMetadata
@@ -127,30 +130,75 @@ class Inferences:
     async def infer(
         self, name: str, spec: ModelSpec, ask: InferAsk, headers: Mapping[str, str]
     ) -> Inferred:
-        """Have a worker compute, over `infer.<modality>.<model>`.
+        """Have a worker compute, over `infer.<modality>.<model>`; cancelled, so is its work.
 
         Raises:
             ClawdbotError: The worker's error, or that of the way to it.
         """
+        message = self._message(name, spec, ask, headers)
+        try:
+            answer = await self.requests.ask(*message)
+        except (asyncio.CancelledError, DeadlineExceeded):
+            self._withdraw(message)
+            raise
+        return _read(answer)
+
+    async def stream(
+        self, name: str, spec: ModelSpec, ask: InferAsk, headers: Mapping[str, str]
+    ) -> AsyncGenerator[tuple[Inferred, bool], None]:
+        """Yield what a model gives in parts, and whether each is the last; closed, it stops.
+
+        A model that gives no parts gives one, which is the last.
+
+        Raises:
+            ClawdbotError: The worker's error, or that of the way to it.
+        """
+        message = self._message(name, spec, ask, {**headers, Header.STREAM: "true"})
+        is_last = False
+        try:
+            async with aclosing(self.requests.stream(*message)) as parts:
+                async for answer, is_last in parts:
+                    yield _read(answer), is_last
+        finally:
+            if not is_last:
+                self._withdraw(message)
+
+    def _message(
+        self, name: str, spec: ModelSpec, ask: InferAsk, headers: Mapping[str, str]
+    ) -> "_Message":
         timeout_s = min(ask.timeout_s or spec.timeout_s, self.wait_s_max)
         document = {"inputs": {port: to_wire(value) for port, value in ask.inputs.items()}}
         if ask.params:
             document["params"] = dict(ask.params)
-        answer = await self.requests.ask(
-            infer(DEFAULT_TENANT, spec.modality, name),
-            ormsgpack.packb(document),
-            {
-                **headers,
-                Header.CONTENT_TYPE: MSGPACK,
-                Header.ACCEPT: MSGPACK,
-                Header.PRIORITY: ask.lane,
-                Header.TIMEOUT_S: f"{timeout_s:.6f}",
-            },
-            timeout_s + GRACE_S,
-        )
-        found = unpack(Inference, answer)
-        outputs = {port: from_wire(value, field=port) for port, value in found.outputs.items()}
-        return Inferred(outputs, found.model)
+        said = {
+            **headers,
+            Header.CONTENT_TYPE: MSGPACK,
+            Header.ACCEPT: MSGPACK,
+            Header.PRIORITY: ask.lane,
+            Header.TIMEOUT_S: f"{timeout_s:.6f}",
+            Header.REQUEST_ID: self.requests.new_name(),
+        }
+        subject = infer(DEFAULT_TENANT, spec.modality, name)
+        return _Message(subject, ormsgpack.packb(document), said, timeout_s + GRACE_S)
+
+    def _withdraw(self, message: "_Message") -> None:
+        """Tell the worker that nobody waits any more."""
+        self.requests.tell(withdraw(DEFAULT_TENANT, message.headers[Header.REQUEST_ID]))
+
+
+class _Message(NamedTuple):
+    """A request to a worker, as `Requests` takes it."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+    timeout_s: float
+
+
+def _read(answer: bytes) -> Inferred:
+    found = unpack(Inference, answer)
+    outputs = {port: from_wire(value, field=port) for port, value in found.outputs.items()}
+    return Inferred(outputs, found.model)
 
 
 GRACE_S = 1.0
