@@ -21,6 +21,7 @@ from events.projections import Projector
 from events.schedules import Schedules
 from events.statistics import Statistics
 from events.subjects import every
+from schemas.catalogue import Catalogue
 from schemas.errors import FailedPrecondition
 from schemas.ids import DEFAULT_TENANT
 from services import micro
@@ -30,6 +31,7 @@ from services.gateway.calls import Calls
 from services.gateway.deployments import Deployments
 from services.gateway.inference.lane import Lane
 from services.gateway.inference.regions import Regions
+from services.gateway.inference.sequences import Sequences
 from services.gateway.inference.service import Inferences
 from services.gateway.inference.statistics import Tallies
 from services.gateway.middleware import Watch
@@ -138,7 +140,7 @@ class Gateway:
             waiters=waiters,
             clock=clock,
             projector=projector,
-            inferences=Inferences(catalogue, directory, requests, clock, settings.wait_s_max),
+            inferences=_inferences(settings, catalogue, directory, requests),
             tallies=Tallies(requests, directory, clock, settings.request_s_max),
             regions=Regions(
                 allowed=settings.shared_memory,
@@ -158,6 +160,19 @@ class Gateway:
             in_flight_max=self.settings.waits_max,
         )
         await micro.serve(bus.nc, group, endpoint, self.settings.instance)
+
+
+def _inferences(
+    settings: GatewaySettings, catalogue: Catalogue, directory: ModelDirectory, requests: Requests
+) -> Inferences:
+    clock = SystemClock()
+    sequences = Sequences(
+        clock,
+        idle_s=settings.sequence_idle_s,
+        count_max=settings.sequences_max,
+        bytes_max=settings.sequence_bytes_max,
+    )
+    return Inferences(catalogue, directory, requests, clock, sequences, settings.wait_s_max)
 
 
 def _rpc(parts: Parts) -> "InferenceServer | None":

@@ -51,3 +51,9 @@ class GatewaySettings(Settings):
     """What the keys of these objects begin with; others are refused."""
     shared_memory_bytes_max: int = Field(default=BLOB_BYTES_MAX, ge=4096)
     """Largest region of shared memory."""
+    sequence_idle_s: float = Field(default=60.0, gt=0, le=86400)
+    """How long a sequence of a stateful model may be idle before it is forgotten."""
+    sequences_max: int = Field(default=10_000, ge=1)
+    """Sequences whose state a gateway keeps; more are answered 429."""
+    sequence_bytes_max: int = Field(default=4 * BLOB_BYTES_MAX, ge=4096)
+    """Bytes of all their states."""

@@ -309,7 +309,15 @@ BAD: list[tuple[str, Any, int, str]] = [
         400,
         "output 'SUM': 'classification' must be a whole number",
     ),
-    ("a sequence", change("parameters", {"sequence_id": 7}), 501, "'sequence_id' is not supported"),
+    ("a sequence", change("parameters", {"sequence_id": 7}), 400, "this model keeps no state"),
+    ("a sequence that is none", change("parameters", {"sequence_id": 1.5}), 400, "'sequence_id'"),
+    (
+        "the start of no sequence",
+        change("parameters", {"sequence_start": True}),
+        400,
+        "a sequence needs a 'sequence_id'",
+    ),
+    ("a start that is none", change("parameters", {"sequence_start": 1}), 400, "true or false"),
     (
         "a region that is not there",
         change(
@@ -563,7 +571,7 @@ def test_the_guide_works_as_it_stands(served: Served, http: httpx.Client) -> Non
         timeout=60,
     )
     assert "[0 2]" == done.stdout.strip()
-    [command] = [block for block in blocks("text") if "curl" in block]
+    command = next(block for block in blocks("text") if "/infer" in block)
     answer = http.post("/v2/models/iris/infer", content=command.split("'")[1])
     [output] = answer.json()["outputs"]
     assert ("probabilities", [1, 3]) == (output["name"], output["shape"])

@@ -269,12 +269,8 @@ def test_bad_requests(stub: Any, case: str) -> None:
     assert (grpc.StatusCode[code], True) == (caught.value.code(), says in caught.value.details())
 
 
-def test_what_is_not_offered(client: triton.InferenceServerClient, stub: Any) -> None:
-    """Methods and extensions: UNIMPLEMENTED."""
-    x = given("X", np.ones((1, 2), np.float32))
-    with pytest.raises(InferenceServerException, match="'sequence_") as caught:
-        client.infer("same-fp32", [x], sequence_id=3, sequence_start=True)
-    assert "StatusCode.UNIMPLEMENTED" == caught.value.status()
+def test_what_is_not_offered(stub: Any) -> None:
+    """UNIMPLEMENTED."""
     with pytest.raises(grpc.RpcError) as missing:
         stub.CudaSharedMemoryRegister(service_pb2.CudaSharedMemoryRegisterRequest())
     assert grpc.StatusCode.UNIMPLEMENTED == missing.value.code()

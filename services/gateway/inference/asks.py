@@ -11,16 +11,14 @@ from pydantic import ValidationError
 from schemas import tensors
 from schemas.catalogue import ModelSpec, Port
 from schemas.errors import InvalidArgument
-from schemas.open_inference import InferRequest, InputTensor, RequestedOutput
+from schemas.open_inference import ID_CHARS_MAX, InferRequest, InputTensor, RequestedOutput
 from schemas.values import OCTETS, Binary, Tensor, Value
 from schemas.workflow import invalid
-from services.errors import Unsupported
 from services.gateway.inference import elements
 from services.gateway.inference.regions import NONE, Place, Regions, take_place
 
 
 _LANES = {0: "normal", 1: "high", 2: "normal"}
-_UNSUPPORTED = ("sequence_",)
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,15 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Step:
+    """Where in which sequence a request is."""
+
+    sequence: str
+    is_start: bool
+    is_end: bool
+
+
+@dataclass(frozen=True)
 class InferAsk:
     """One inference, understood and checked."""
 
@@ -48,6 +55,7 @@ class InferAsk:
     lane: str = "normal"
     timeout_s: float = 0.0
     """0: as the model says."""
+    step: Step | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     """For the engine."""
 
@@ -66,7 +74,7 @@ def parse(
     Raises:
         InvalidArgument: Names the tensor and what is wrong with it.
         NotFound: A region is not registered.
-        Unsupported: An extension that is not offered.
+        Unsupported: Shared memory is not allowed here.
     """
     if json_bytes == 0:
         return _raw(body, spec)
@@ -91,7 +99,6 @@ def ask_of(spec: ModelSpec, found: Sequence[tuple[str, Tensor]], request: InferR
 
     Raises:
         InvalidArgument: Names the tensor, or the parameter.
-        Unsupported: An extension that is not offered.
     """
     own = dict(request.parameters)
     all_binary = _flag(own, "binary_data_output", "parameters")
@@ -109,14 +116,27 @@ def ask_params(given: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         InvalidArgument: Names the parameter.
-        Unsupported: An extension that is not offered.
     """
     own = dict(given)
     lane = _LANES.get(_count(own, "priority"), "low")
     timeout_s = _count(own, "timeout") / 1e6
-    own.pop("headers", None)
-    refuse_unsupported(own, "parameters")
-    return {"lane": lane, "timeout_s": timeout_s, "params": own}
+    step = _step(own)
+    own = {name: own[name] for name in own if name != "headers" and not name.startswith("triton_")}
+    return {"lane": lane, "timeout_s": timeout_s, "step": step, "params": own}
+
+
+def _step(params: dict[str, Any]) -> Step | None:
+    """Take the sequence out of parameters; 0 and the empty text are none."""
+    is_start = _flag(params, "sequence_start", "parameters")
+    is_end = _flag(params, "sequence_end", "parameters")
+    sequence = params.pop("sequence_id", 0)
+    if type(sequence) not in {int, str} or len(str(sequence)) > ID_CHARS_MAX:
+        raise InvalidArgument("parameters: 'sequence_id' must be a number or a short text")
+    if sequence:
+        return Step(str(sequence), is_start, is_end)
+    if is_start or is_end:
+        raise InvalidArgument("parameters: a sequence needs a 'sequence_id', not 0")
+    return None
 
 
 def bind(spec: ModelSpec, found: Sequence[tuple[str, Tensor]]) -> dict[str, Value]:
@@ -125,7 +145,7 @@ def bind(spec: ModelSpec, found: Sequence[tuple[str, Tensor]]) -> dict[str, Valu
     Raises:
         InvalidArgument: A tensor that is unknown, there twice, missing, or not as declared.
     """
-    ports = {port.tensor_name: port for port in spec.inputs}
+    ports = {port.tensor_name: port for port in spec.asked}
     inputs: dict[str, Value] = {}
     for name, tensor in found:
         port = ports.get(name)
@@ -189,7 +209,6 @@ def _tensor(item: InputTensor, blobs: _Blobs, regions: Regions) -> Tensor:
     params = dict(item.parameters)
     with about(item.name):
         size, place = params.pop("binary_data_size", None), take_place(params)
-        refuse_unsupported(params, "parameters")
         if place is not None:
             if item.data is not None or size is not None:
                 raise InvalidArgument("send data, binary_data_size or a region, not two of them")
@@ -273,9 +292,9 @@ def _value(tensor: Tensor, port: Port) -> Value:
 def _wanted(
     spec: ModelSpec, requested: Sequence[RequestedOutput], *, all_binary: bool
 ) -> tuple[Wanted, ...]:
-    ports = {port.tensor_name: port for port in spec.outputs}
+    ports = {port.tensor_name: port for port in spec.given}
     if not requested:
-        return tuple(Wanted(port, all_binary) for port in spec.outputs)
+        return tuple(Wanted(port, all_binary) for port in spec.given)
     found: dict[str, Wanted] = {}
     for item in requested:
         if item.name not in ports:
@@ -289,7 +308,6 @@ def _wanted(
         classes = _count(params, "classification", where)
         with about(item.name, "output"):
             place = take_place(params)
-        refuse_unsupported(params, where)
         rows = bool(spec.max_batch_size)
         found[item.name] = Wanted(ports[item.name], binary, classes, rows, place)
     return tuple(found.values())
@@ -297,9 +315,9 @@ def _wanted(
 
 def _raw(body: bytes, spec: ModelSpec) -> InferAsk:
     """Take the whole body for the data of the one input."""
-    if len(spec.inputs) != 1:
+    if len(spec.asked) != 1:
         raise InvalidArgument("a raw body needs a model of one input; name the inputs in JSON")
-    [port] = spec.inputs
+    [port] = spec.asked
     with about(port.tensor_name):
         tensor = Tensor(
             datatype=port.datatype,
@@ -307,7 +325,7 @@ def _raw(body: bytes, spec: ModelSpec) -> InferAsk:
             data=tensors.pack([body]) if port.datatype == tensors.BYTES else body,
         )
         tensor.check()
-    outputs = tuple(Wanted(item, binary=True) for item in spec.outputs)
+    outputs = tuple(Wanted(item, binary=True) for item in spec.given)
     return InferAsk(inputs=bind(spec, [(port.tensor_name, tensor)]), outputs=outputs)
 
 
@@ -322,17 +340,6 @@ def _shape(port: Port, size_bytes: int, *, rows: bool) -> Iterator[int]:
         raise InvalidArgument("more than one dimension is open; name the shape in JSON")
     for item in shape:
         yield size_bytes // known if item < 0 and known else max(item, 0)
-
-
-def refuse_unsupported(params: Mapping[str, Any], where: str) -> None:
-    """Refuse parameters of extensions that are not offered.
-
-    Raises:
-        Unsupported: Names the parameter.
-    """
-    for name in params:
-        if name.startswith(_UNSUPPORTED):
-            raise Unsupported(f"{where}: '{name[:128]}' is not supported here")
 
 
 def _flag(params: dict[str, Any], name: str, where: str, *, default: bool = False) -> bool:

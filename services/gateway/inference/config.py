@@ -6,7 +6,7 @@ Source: model_config.proto of Triton; perf_analyzer reads it.
 from pathlib import PurePosixPath
 from typing import Any
 
-from schemas.catalogue import ModelSpec, Port
+from schemas.catalogue import ModelSpec, Port, StateSpec
 
 
 def data_type(datatype: str) -> str:
@@ -21,7 +21,7 @@ def model_config(name: str, spec: ModelSpec) -> dict[str, Any]:
         "platform": f"clawdbot_{spec.engine}",
         "backend": spec.engine,
         "max_batch_size": spec.max_batch_size,
-        "input": [_input(port, spec) for port in spec.inputs],
+        "input": [_input(port, spec) for port in spec.asked],
         "output": [
             {
                 "name": port.tensor_name,
@@ -30,7 +30,7 @@ def model_config(name: str, spec: ModelSpec) -> dict[str, Any]:
                 "label_filename": "",
                 "is_shape_tensor": False,
             }
-            for port in spec.outputs
+            for port in spec.given
         ],
         "default_model_filename": PurePosixPath(spec.source or "").name,
         "model_transaction_policy": {"decoupled": spec.streams},
@@ -38,14 +38,27 @@ def model_config(name: str, spec: ModelSpec) -> dict[str, Any]:
     }
     if spec.version.isdecimal():
         config["version_policy"] = {"specific": {"versions": [int(spec.version)]}}
-    if spec.max_batch_size:
+    if spec.max_batch_size and not spec.state:
         config["dynamic_batching"] = {
             "max_queue_delay_microseconds": 0,  # nothing waits for company
             "preserve_ordering": False,
             "priority_levels": 3,
             "default_priority_level": 2,
         }
+    if spec.state:
+        config["sequence_batching"] = {"state": [_state(item, spec) for item in spec.state]}
     return config
+
+
+def _state(state: StateSpec, spec: ModelSpec) -> dict[str, Any]:
+    ports = {port.name: port for port in (*spec.inputs, *spec.outputs)}
+    taken, given = ports[state.input], ports[state.output]
+    return {
+        "input_name": taken.tensor_name,
+        "output_name": given.tensor_name,
+        "data_type": data_type(taken.datatype),
+        "dims": _dims(taken, spec),
+    }
 
 
 def _input(port: Port, spec: ModelSpec) -> dict[str, Any]:

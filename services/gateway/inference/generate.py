@@ -37,7 +37,7 @@ def ask_of(body: bytes, spec: ModelSpec) -> InferAsk:
         if not isinstance(value, bool | int | float | str):
             raise InvalidArgument("send a text, a number, true or false", field=name[:128])
     said = ask_params({**params, **rest})
-    wanted = tuple(Wanted(port, binary=False) for port in spec.outputs)
+    wanted = tuple(Wanted(port, binary=False) for port in spec.given)
     return InferAsk(inputs=inputs, outputs=wanted, id=request_id, **said)
 
 
@@ -53,7 +53,7 @@ def _document(body: bytes) -> dict[str, Any]:
 
 def _bound(document: Mapping[str, Any], spec: ModelSpec) -> tuple[dict[str, Value], dict[str, Any]]:
     """Return what is an input, by port, and the rest."""
-    ports = {port.tensor_name: port for port in spec.inputs}
+    ports = {port.tensor_name: port for port in spec.asked}
     inputs: dict[str, Value] = {}
     rest: dict[str, Any] = {}
     for key, value in document.items():
@@ -74,7 +74,7 @@ def answer_of(head: Mapping[str, Any], spec: ModelSpec, outputs: Mapping[str, Va
         InvalidArgument: JSON cannot say an output.
     """
     document = dict(head)
-    for port in spec.outputs:
+    for port in spec.given:
         if port.name not in outputs:
             continue
         with about(port.tensor_name, "output"):
@@ -87,10 +87,10 @@ def answer_of(head: Mapping[str, Any], spec: ModelSpec, outputs: Mapping[str, Va
 
 def _the_text(spec: ModelSpec) -> Port:
     """Return the input that is meant where nobody names it."""
-    texts = [port for port in spec.inputs if port.kind == "text"]
+    texts = [port for port in spec.asked if port.kind == "text"]
     needed = [port for port in texts if port.required] or texts
     if len(needed) != 1:
-        known = ", ".join(port.tensor_name for port in spec.inputs) or "none"
+        known = ", ".join(port.tensor_name for port in spec.asked) or "none"
         raise InvalidArgument(
             f"the model has not one text as its input; name inputs ({known})", field=TEXT_IN
         )

@@ -163,7 +163,7 @@ def inputs_of(request: Any, regions: Regions = NONE) -> Sequence[tuple[str, Tens
     Raises:
         InvalidArgument: Mixed, more or fewer raw contents than inputs, or one that does not fit.
         NotFound: A region is not registered.
-        Unsupported: An extension that is not offered.
+        Unsupported: Shared memory is not allowed here.
     """
     raw = list(request.raw_input_contents)
     places = [take_place(params) for params in map(_parameters_of, request.inputs)]
@@ -193,9 +193,7 @@ def inputs_of(request: Any, regions: Regions = NONE) -> Sequence[tuple[str, Tens
 def _parameters_of(item: Any) -> dict[str, Any]:
     """Return an input's parameters, of which only those of shared memory are known."""
     with asks.about(item.name):
-        params = _parameters(item.parameters)
-        asks.refuse_unsupported(params, "parameters")
-    return params
+        return _parameters(item.parameters)
 
 
 def _typed(item: Any) -> bytes:

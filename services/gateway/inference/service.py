@@ -11,13 +11,14 @@ import ormsgpack
 from events.models import ModelDirectory
 from events.subjects import infer, withdraw
 from schemas.catalogue import Catalogue, ModelSpec, Port
-from schemas.errors import DeadlineExceeded, ModelUnavailable, NotFound
+from schemas.errors import DeadlineExceeded, InvalidArgument, ModelUnavailable, NotFound
 from schemas.ids import DEFAULT_TENANT
 from schemas.messages import Header, Inference, unpack
 from schemas.open_inference import ModelMetadata, TensorMetadata
 from schemas.submission import MSGPACK
 from schemas.values import Value, from_wire, to_wire
 from services.gateway.inference.asks import InferAsk
+from services.gateway.inference.sequences import Sequences
 from services.requests import Requests
 from services.runtime import Clock
 
@@ -29,6 +30,8 @@ EXTENSIONS = (
     "model_configuration",
     "parameters",
     "schedule_policy",
+    "sequence",
+    "sequence(string_id)",
     "statistics",
     "trace",
 )
@@ -63,6 +66,7 @@ class Inferences:
         directory: Which worker serves what.
         requests: The way to them.
         clock: Tells which workers spoke lately.
+        sequences: Those of stateful models.
         wait_s_max: Longest wait for an answer, seconds.
     """
 
@@ -70,6 +74,7 @@ class Inferences:
     directory: ModelDirectory
     requests: Requests
     clock: Clock
+    sequences: Sequences
     wait_s_max: float
 
     def model(self, name: str, version: str | None = None) -> ModelSpec:
@@ -107,8 +112,8 @@ class Inferences:
             name=name,
             versions=(spec.version,),
             platform=f"clawdbot_{spec.engine}",
-            inputs=tuple(_described(port) for port in spec.inputs),
-            outputs=tuple(_described(port) for port in spec.outputs),
+            inputs=tuple(_described(port) for port in spec.asked),
+            outputs=tuple(_described(port) for port in spec.given),
         )
 
     async def check_ready(self, name: str) -> None:
@@ -135,6 +140,17 @@ class Inferences:
         Raises:
             ClawdbotError: The worker's error, or that of the way to it.
         """
+        if not spec.state:
+            _check_stateless(ask)
+            return await self._infer(name, spec, ask, headers)
+        async with self.sequences.turn(name, spec, ask) as turn:
+            found = await self._infer(name, spec, turn.ask, headers)
+            turn.outputs = found.outputs
+        return found
+
+    async def _infer(
+        self, name: str, spec: ModelSpec, ask: InferAsk, headers: Mapping[str, str]
+    ) -> Inferred:
         message = self._message(name, spec, ask, headers)
         try:
             answer = await self.requests.ask(*message)
@@ -153,6 +169,7 @@ class Inferences:
         Raises:
             ClawdbotError: The worker's error, or that of the way to it.
         """
+        _check_stateless(ask)
         message = self._message(name, spec, ask, {**headers, Header.STREAM: "true"})
         is_last = False
         try:
@@ -184,6 +201,11 @@ class Inferences:
     def _withdraw(self, message: "_Message") -> None:
         """Tell the worker that nobody waits any more."""
         self.requests.tell(withdraw(DEFAULT_TENANT, message.headers[Header.REQUEST_ID]))
+
+
+def _check_stateless(ask: InferAsk) -> None:
+    if ask.step is not None:
+        raise InvalidArgument("this model keeps no state: it takes no sequence_id")
 
 
 class _Message(NamedTuple):
