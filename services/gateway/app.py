@@ -21,7 +21,6 @@ from events.projections import Projector
 from events.schedules import Schedules
 from events.statistics import Statistics
 from events.subjects import every
-from schemas.catalogue import Catalogue
 from schemas.errors import FailedPrecondition
 from schemas.ids import DEFAULT_TENANT
 from services import micro
@@ -34,6 +33,7 @@ from services.gateway.inference.regions import Regions
 from services.gateway.inference.sequences import Sequences
 from services.gateway.inference.service import Inferences
 from services.gateway.inference.statistics import Tallies
+from services.gateway.inference.workflows import WorkflowModels
 from services.gateway.middleware import Watch
 from services.gateway.protocol import bounded_http
 from services.gateway.routes import Parts, inference
@@ -109,6 +109,18 @@ class Gateway:
         catalogue, definitions = settings.load_catalogue(), DefinitionStore(js)
         directory, requests = ModelDirectory(js), Requests(bus)
         waiters = Waiters(store, clock, waits_max=settings.waits_max, recheck_s=settings.recheck_s)
+        submissions = Submissions(
+            bus,
+            store,
+            definitions,
+            catalogue,
+            blobs,
+            waiters,
+            Admission(settings.events_reserve),
+            clock,
+            begin_s=settings.begin_s,
+            request_s=settings.request_s_max,
+        )
         return Parts(
             settings=settings,
             bus=bus,
@@ -125,22 +137,11 @@ class Gateway:
                 clock,
                 allow_fallback=settings.allow_fallback,
             ),
-            submissions=Submissions(
-                bus,
-                store,
-                definitions,
-                catalogue,
-                blobs,
-                waiters,
-                Admission(settings.events_reserve),
-                clock,
-                begin_s=settings.begin_s,
-                request_s=settings.request_s_max,
-            ),
+            submissions=submissions,
             waiters=waiters,
             clock=clock,
             projector=projector,
-            inferences=_inferences(settings, catalogue, directory, requests),
+            inferences=_inferences(settings, submissions, directory, requests),
             tallies=Tallies(requests, directory, clock, settings.request_s_max),
             regions=Regions(
                 allowed=settings.shared_memory,
@@ -163,16 +164,23 @@ class Gateway:
 
 
 def _inferences(
-    settings: GatewaySettings, catalogue: Catalogue, directory: ModelDirectory, requests: Requests
+    settings: GatewaySettings,
+    submissions: Submissions,
+    directory: ModelDirectory,
+    requests: Requests,
 ) -> Inferences:
-    clock = SystemClock()
+    clock, catalogue = submissions.clock, submissions.catalogue
+    wait_s = settings.call_wait_s
+    workflows = WorkflowModels(submissions, catalogue, submissions.blobs, wait_s)
     sequences = Sequences(
         clock,
         idle_s=settings.sequence_idle_s,
         count_max=settings.sequences_max,
         bytes_max=settings.sequence_bytes_max,
     )
-    return Inferences(catalogue, directory, requests, clock, sequences, settings.wait_s_max)
+    return Inferences(
+        catalogue, directory, requests, clock, sequences, workflows, settings.wait_s_max
+    )
 
 
 def _rpc(parts: Parts) -> "InferenceServer | None":

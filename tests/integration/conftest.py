@@ -41,7 +41,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         )
         mesh.add_core(modalities=("text", "audio", "vision"))
         for name in GATEWAYS:
-            mesh.add(name, "services.gateway", http_port="0", heartbeat_s="0.2", **SHARED_MEMORY)
+            mesh.add(
+                name,
+                "services.gateway",
+                http_port="0",
+                heartbeat_s="0.2",
+                grpc_port="0",
+                **SHARED_MEMORY,
+            )
         try:
             mesh.start()
             yield Running(mesh, server)

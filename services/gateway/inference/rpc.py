@@ -165,9 +165,9 @@ class InferenceServer:
         return message("inference.ModelReadyResponse")(ready=True)
 
     async def _ready_model(self, name: str, version: str | None) -> None:
-        self._parts.inferences.model(name, version)
         async with self._parts.bus.prompt(self._parts.settings.request_s_max):
-            await self._parts.inferences.check_ready(name)
+            spec = await self._parts.inferences.model(name, version)
+            await self._parts.inferences.check_ready(name, spec)
 
     async def _metadata(self, _: Any, __: Any) -> Any:
         made = message("inference.ServerMetadataResponse")
@@ -175,7 +175,7 @@ class InferenceServer:
         return made(name="clawdbot", version=VERSION, extensions=offered)
 
     async def _model_metadata(self, request: Any, _: Any) -> Any:
-        spec = self._parts.inferences.model(request.name, request.version or None)
+        spec = await self._parts.inferences.model(request.name, request.version or None)
         found = self._parts.inferences.metadata(request.name, spec)
         return message("inference.ModelMetadataResponse")(**found.model_dump())
 

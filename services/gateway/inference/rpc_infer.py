@@ -63,7 +63,7 @@ class Asking:
             ClawdbotError: It cannot be answered.
         """
         begun = time.perf_counter()
-        spec, ask = self._read(request, call)
+        spec, ask = await self._read(request, call)
         name, headers = request.model_name, {Header.CORRELATION_ID: call.request_id}
         read = time.perf_counter()
         found = await self._parts.inferences.infer(name, spec, ask, headers)
@@ -79,9 +79,9 @@ class Asking:
         Raises:
             ClawdbotError: It cannot be answered.
         """
-        if not self._parts.inferences.model(
-            request.model_name, request.model_version or None
-        ).streams:
+        name, version = request.model_name, request.model_version or None
+        spec = await self._parts.inferences.model(name, version)
+        if not spec.streams:
             request.parameters.pop(WANTS_FINAL, None)
             response = await self.one(request, call)
             response.parameters[FINAL].bool_param = True
@@ -89,7 +89,7 @@ class Asking:
             return
         wants_final = WANTS_FINAL in request.parameters
         request.parameters.pop(WANTS_FINAL, None)
-        spec, ask = self._read(request, call)
+        spec, ask = await self._read(request, call)
         headers = {Header.CORRELATION_ID: call.request_id}
         stream = self._parts.inferences.stream(request.model_name, spec, ask, headers)
         async with aclosing(stream) as parts:
@@ -99,10 +99,10 @@ class Asking:
                     response.parameters[FINAL].bool_param = is_last
                     yield response
 
-    def _read(self, request: Any, call: Call) -> tuple[ModelSpec, InferAsk]:
+    async def _read(self, request: Any, call: Call) -> tuple[ModelSpec, InferAsk]:
         name = request.model_name
         call.facts["model"] = name[:128]
-        spec = self._parts.inferences.model(name, request.model_version or None)
+        spec = await self._parts.inferences.model(name, request.model_version or None)
         ask = asks.ask_of(spec, inputs_of(request, self._parts.regions), head_of(request))
         asks.check_places(ask, self._parts.regions)
         left_s = call.context.time_remaining()
@@ -114,9 +114,9 @@ class Asking:
         response = message("inference.ModelInferResponse")(
             model_name=request.model_name, model_version=spec.version, id=ask.id
         )
-        if found.model != request.model_name:
-            response.parameters["served_by"].string_param = found.model
-        for wanted in ask.outputs if found.outputs else ():
+        for key, value in found.parameters(request.model_name).items():
+            response.parameters[key].string_param = value
+        for wanted in found.of(ask.outputs) if found.outputs else ():
             tensor = answers.tensor_of(found.outputs, wanted)
             output = response.outputs.add(
                 name=wanted.port.tensor_name, datatype=tensor.datatype, shape=tensor.shape

@@ -42,18 +42,18 @@ class Management:
         }
 
     async def _statistics(self, request: Any, _: Any) -> Any:
-        models = self._parts.inferences.served(request.name, request.version or None)
+        models = await self._parts.inferences.counted(request.name, request.version or None)
         found = await self._parts.tallies.of(models)
         return _made("ModelStatisticsResponse", {"model_stats": [m.model_dump() for m in found]})
 
     async def _config(self, request: Any, _: Any) -> Any:
-        spec = self._parts.inferences.model(request.name, request.version or None)
+        spec = await self._parts.inferences.model(request.name, request.version or None)
         return _made("ModelConfigResponse", {"config": model_config(request.name, spec)})
 
     async def _trace(self, request: Any, _: Any) -> Any:
         name, traces = request.model_name, self._parts.traces
         if name:
-            self._parts.inferences.model(name)
+            await self._parts.inferences.model(name)
         given = {key: list(item.value) for key, item in request.settings.items() if item.value}
         if not given:
             return _settings(traces.settings(name))

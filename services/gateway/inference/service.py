@@ -1,14 +1,14 @@
 """Models as the Open Inference Protocol sees them, and the way of an inference to a worker."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import ormsgpack
 
-from events.models import ModelDirectory
+from events.models import ModelDirectory, WorkerCard
 from events.subjects import infer, withdraw
 from schemas.catalogue import Catalogue, ModelSpec, Port
 from schemas.errors import DeadlineExceeded, InvalidArgument, ModelUnavailable, NotFound
@@ -17,8 +17,9 @@ from schemas.messages import Header, Inference, unpack
 from schemas.open_inference import ModelMetadata, TensorMetadata
 from schemas.submission import MSGPACK
 from schemas.values import Value, from_wire, to_wire
-from services.gateway.inference.asks import InferAsk
+from services.gateway.inference.asks import InferAsk, Wanted
 from services.gateway.inference.sequences import Sequences
+from services.gateway.inference.workflows import ENGINE, WorkflowModels
 from services.requests import Requests
 from services.runtime import Clock
 
@@ -55,6 +56,19 @@ class Inferred:
     """By port."""
     model: str
     """The one that really ran."""
+    run_id: str = ""
+    """Of a workflow."""
+
+    def of(self, wanted: Sequence[Wanted]) -> Sequence[Wanted]:
+        """Return which of the outputs that are wanted there are: a run may have skipped a sink."""
+        if not self.run_id:
+            return wanted
+        return [item for item in wanted if item.port.name in self.outputs]
+
+    def parameters(self, asked: str) -> dict[str, str]:
+        """Return what an answer says beside its outputs."""
+        said = {"run_id": self.run_id} if self.run_id else {}
+        return said if self.model == asked else {**said, "served_by": self.model}
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,7 @@ class Inferences:
         requests: The way to them.
         clock: Tells which workers spoke lately.
         sequences: Those of stateful models.
+        workflows: What is no model may be one.
         wait_s_max: Longest wait for an answer, seconds.
     """
 
@@ -75,31 +90,37 @@ class Inferences:
     requests: Requests
     clock: Clock
     sequences: Sequences
+    workflows: WorkflowModels
     wait_s_max: float
 
-    def model(self, name: str, version: str | None = None) -> ModelSpec:
-        """Return what the catalogue says of a model.
+    async def model(self, name: str, version: str | None = None) -> ModelSpec:
+        """Return what a model takes and gives; a workflow is one too.
 
         Raises:
             NotFound: No such model, or not this version of it.
+            BusUnavailable: It may be a workflow, and the bus does not answer.
         """
         spec = self.catalogue.models.get(name)
         if spec is None or spec.engine in HIDDEN:
-            raise NotFound(f"there is no model '{name[:128]}'")
+            spec = await self.workflows.spec(name)
         if version is not None and version != spec.version:
             raise NotFound(
                 f"there is no version '{version[:32]}' of model '{name}', only '{spec.version}'"
             )
         return spec
 
-    def served(self, name: str = "", version: str | None = None) -> dict[str, ModelSpec]:
-        """Return the model of a name, or all of them.
+    async def counted(self, name: str = "", version: str | None = None) -> dict[str, ModelSpec]:
+        """Return the model of a name, or all of them: those that workers run.
 
         Raises:
-            NotFound: As `model`.
+            NotFound, BusUnavailable: As `model`.
+            InvalidArgument: It is a workflow.
         """
         if name:
-            return {name: self.model(name, version)}
+            spec = await self.model(name, version)
+            if spec.engine == ENGINE:
+                raise InvalidArgument(f"'{name}' is a workflow: /v1/statistics counts its nodes")
+            return {name: spec}
         return {
             name: spec
             for name, spec in sorted(self.catalogue.models.items())
@@ -116,21 +137,26 @@ class Inferences:
             outputs=tuple(_described(port) for port in spec.given),
         )
 
-    async def check_ready(self, name: str) -> None:
-        """Return when a worker is there that can run a model.
+    async def check_ready(self, name: str, spec: ModelSpec) -> None:
+        """Return when a worker is there that can run a model, or every model of a workflow.
 
         Raises:
             ModelUnavailable: None is; says why, as far as workers know.
         """
-        reasons: list[str] = []
-        for card in await self.directory.cards(self.clock.now()):
-            for offer in card.offers:
-                if offer.model == name and offer.available:
-                    return
-                if offer.model == name:
-                    reasons.append(offer.reason)
-        why = reasons[0] if reasons else "no worker offers it"
-        raise ModelUnavailable(f"model '{name}' is not ready: {why}")
+        names = await self.workflows.models(name) if spec.engine == ENGINE else (name,)
+        cards = await self.directory.cards(self.clock.now())
+        for model in names:
+            _check_offered(model, cards)
+
+    async def _run(
+        self, name: str, spec: ModelSpec, ask: InferAsk, headers: Mapping[str, str]
+    ) -> Inferred:
+        """Run a workflow, as long as it may be waited for."""
+        if ask.params:
+            raise InvalidArgument(f"a workflow takes no parameter '{next(iter(ask.params))[:64]}'")
+        timed = replace(ask, timeout_s=min(ask.timeout_s, self.wait_s_max))
+        found = await self.workflows.infer(name, spec, timed, headers)
+        return Inferred(found.outputs, name, found.run_id)
 
     async def infer(
         self, name: str, spec: ModelSpec, ask: InferAsk, headers: Mapping[str, str]
@@ -142,6 +168,8 @@ class Inferences:
         """
         if not spec.state:
             _check_stateless(ask)
+            if spec.engine == ENGINE:
+                return await self._run(name, spec, ask, headers)
             return await self._infer(name, spec, ask, headers)
         async with self.sequences.turn(name, spec, ask) as turn:
             found = await self._infer(name, spec, turn.ask, headers)
@@ -170,6 +198,9 @@ class Inferences:
             ClawdbotError: The worker's error, or that of the way to it.
         """
         _check_stateless(ask)
+        if spec.engine == ENGINE:
+            yield await self._run(name, spec, ask, headers), True
+            return
         message = self._message(name, spec, ask, {**headers, Header.STREAM: "true"})
         is_last = False
         try:
@@ -201,6 +232,13 @@ class Inferences:
     def _withdraw(self, message: "_Message") -> None:
         """Tell the worker that nobody waits any more."""
         self.requests.tell(withdraw(DEFAULT_TENANT, message.headers[Header.REQUEST_ID]))
+
+
+def _check_offered(name: str, cards: Sequence[WorkerCard]) -> None:
+    offers = [offer for card in cards for offer in card.offers if offer.model == name]
+    if not any(offer.available for offer in offers):
+        why = offers[0].reason if offers else "no worker offers it"
+        raise ModelUnavailable(f"model '{name}' is not ready: {why}")
 
 
 def _check_stateless(ask: InferAsk) -> None:

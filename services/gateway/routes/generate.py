@@ -74,17 +74,18 @@ async def model_version_generate_stream(
 
 
 async def _whole(request: Request, parts: Parts, name: str, version: str | None) -> Response:
-    spec = parts.inferences.model(name, version)
+    spec = await parts.inferences.model(name, version)
     ask = generate.ask_of(await request.body(), spec)
     with called_off_when_gone(request.scope):
         found = await parts.inferences.infer(name, spec, ask, _headers(request))
     request.state.facts["model"] = found.model
-    content = generate.answer_of(_head(name, spec, ask), spec, found.outputs)
+    head = {**_head(name, spec, ask), **found.parameters(name)}
+    content = generate.answer_of(head, spec, found.outputs)
     return Response(content, media_type="application/json")
 
 
 async def _stream(request: Request, parts: Parts, name: str, version: str | None) -> Response:
-    spec = parts.inferences.model(name, version)
+    spec = await parts.inferences.model(name, version)
     ask = generate.ask_of(await request.body(), spec)
     stream = _parts_of(parts, name, spec, ask, _headers(request))
     try:
@@ -109,7 +110,8 @@ async def _parts_of(
     async with aclosing(parts.inferences.stream(name, spec, ask, headers)) as stream:
         async for found, _ in stream:
             if found.outputs:
-                yield generate.answer_of(head, spec, found.outputs)
+                said = {**head, **found.parameters(name)}
+                yield generate.answer_of(said, spec, found.outputs)
 
 
 async def _events(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:

@@ -70,13 +70,13 @@ async def server_ready(parts: Wanted) -> Response:
 @router.get("/models/{name}", response_model=ModelMetadata)
 async def model_metadata(parts: Wanted, name: str) -> Response:
     """Show a model's signature."""
-    return answer(parts.inferences.metadata(name, parts.inferences.model(name)))
+    return answer(parts.inferences.metadata(name, await parts.inferences.model(name)))
 
 
 @router.get("/models/{name}/versions/{version}", response_model=ModelMetadata)
 async def model_version_metadata(parts: Wanted, name: str, version: str) -> Response:
     """Show the signature of a model's version."""
-    return answer(parts.inferences.metadata(name, parts.inferences.model(name, version)))
+    return answer(parts.inferences.metadata(name, await parts.inferences.model(name, version)))
 
 
 @router.get("/models/{name}/ready", response_model=ModelReady)
@@ -106,9 +106,9 @@ async def model_version_infer(request: Request, parts: Wanted, name: str, versio
 
 
 async def _ready(parts: Parts, name: str, version: str | None) -> Response:
-    parts.inferences.model(name, version)
     async with parts.bus.prompt(parts.settings.request_s_max):
-        await parts.inferences.check_ready(name)
+        spec = await parts.inferences.model(name, version)
+        await parts.inferences.check_ready(name, spec)
     return answer(ModelReady(name=name))
 
 
@@ -119,7 +119,7 @@ async def infer(request: Request, parts: Parts, name: str, version: str | None) 
         ClawdbotError: It cannot be answered.
     """
     begun = time.perf_counter()
-    spec = parts.inferences.model(name, version)
+    spec = await parts.inferences.model(name, version)
     body = unpacked(
         await request.body(),
         request.headers.get("content-encoding", ""),
@@ -136,9 +136,12 @@ async def infer(request: Request, parts: Parts, name: str, version: str | None) 
     head: dict[str, Any] = {"model_name": name, "model_version": spec.version}
     if ask.id:
         head["id"] = ask.id
-    if found.model != name:
-        head["parameters"] = {"served_by": found.model}
-    content, json_size = answers.encode(head, ask.outputs, found.outputs, parts.regions)
+    said = found.parameters(name)
+    if said:
+        head["parameters"] = said
+        request.state.facts.update(said)
+    wanted = found.of(ask.outputs)
+    content, json_size = answers.encode(head, wanted, found.outputs, parts.regions)
     request.state.facts["model"] = found.model
     times = {"read": read - begun, "ask": asked - read, "write": time.perf_counter() - asked}
     parts.traces.note(name, request.state.request_id, times)

@@ -53,13 +53,13 @@ async def model_version_statistics(parts: Wanted, name: str, version: str) -> Re
 @router.get("/models/{name}/config", response_model=dict[str, Any])
 async def configuration(parts: Wanted, name: str) -> Response:
     """Show a model's configuration, as Triton's ModelConfig."""
-    return _json(model_config(name, parts.inferences.model(name)))
+    return _json(model_config(name, await parts.inferences.model(name)))
 
 
 @router.get("/models/{name}/versions/{version}/config", response_model=dict[str, Any])
 async def version_configuration(parts: Wanted, name: str, version: str) -> Response:
     """Show the configuration of a model's version, as Triton's ModelConfig."""
-    return _json(model_config(name, parts.inferences.model(name, version)))
+    return _json(model_config(name, await parts.inferences.model(name, version)))
 
 
 @router.get("/logging", response_model=LogSettings)
@@ -89,7 +89,7 @@ async def change_trace(request: Request, parts: Wanted) -> Response:
 @router.get("/models/{name}/trace/setting", response_model=TraceSettings)
 async def model_trace(parts: Wanted, name: str) -> Response:
     """Show which inferences of a model this gateway writes a line about."""
-    parts.inferences.model(name)
+    await parts.inferences.model(name)
     return _json(parts.traces.settings(name))
 
 
@@ -100,7 +100,7 @@ async def model_trace(parts: Wanted, name: str) -> Response:
 )
 async def change_model_trace(request: Request, parts: Wanted, name: str) -> Response:
     """Change which inferences of a model this gateway writes a line about, until it ends."""
-    parts.inferences.model(name)
+    await parts.inferences.model(name)
     return _json(parts.traces.change(await _read_trace(request), name))
 
 
@@ -150,7 +150,7 @@ async def unregister_cuda_shared_memory() -> Response:
 
 
 async def _statistics(parts: Parts, name: str, version: str | None) -> Response:
-    models = parts.inferences.served(name, version)
+    models = await parts.inferences.counted(name, version)
     return answer(Statistics(model_stats=await parts.tallies.of(models)))
 
 
