@@ -176,9 +176,10 @@ def gate(tenant: str, name: str) -> str:
     return f"{ROOT}.{tenant}.gate.{name}"
 
 
-def infer(tenant: str, modality: str, model: str) -> str:
-    """One unlogged inference."""
-    return f"{ROOT}.{tenant}.infer.{modality}.{encode(model)}"
+def infer(tenant: str, modality: str, model: str, worker: str = "") -> str:
+    """One unlogged inference, by any worker or by the one that is named."""
+    subject = f"{ROOT}.{tenant}.infer.{modality}.{encode(model)}"
+    return f"{subject}.{worker}" if worker else subject
 
 
 def call(tenant: str, workflow: str) -> str:

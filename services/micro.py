@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeout
 from nats.micro.request import Request
@@ -81,6 +82,8 @@ class Endpoint:
     """Its errors become the reply."""
     in_flight_max: int
     """Requests at the same time, waiting ones counted; more are answered 503."""
+    also: str = ""
+    """A subject of this process alone, beside the one it shares with its like."""
     figures: Callable[[], Any] = lambda: None
     """What STATS says as the endpoint's `data`."""
 
@@ -98,6 +101,8 @@ async def serve(nc: Nats, group: asyncio.TaskGroup, endpoint: Endpoint, instance
     await service.add_endpoint(
         name=endpoint.name, subject=endpoint.subject, handler=desk.on_request
     )
+    if endpoint.also:
+        await nc.subscribe(endpoint.also, cb=desk.on_own)
 
 
 def _config(service: str, instance: str, description: str) -> ServiceConfig:
@@ -123,16 +128,22 @@ class _Desk:
         self._group = group
         self._endpoint = endpoint
         self._meter = MessageMeter(endpoint.service, endpoint.name)
-        self._working = self._done = self._errors = self._busy_ns = 0
+        self._working = self._done = self._errors = self._busy_ns = self._own = 0
         self._last_error = ""
 
     def correct(self, stats: EndpointStats) -> Any:
         """Put the tasks' figures in place of those of the handler that only starts them."""
+        stats.num_requests += self._own
         stats.num_errors = self._errors
         stats.last_error = self._last_error
         stats.processing_time = self._busy_ns
         stats.average_processing_time = self._busy_ns // max(1, self._done)
         return self._endpoint.figures()
+
+    async def on_own(self, message: Msg) -> None:
+        """Begin to work on a request for this process alone."""
+        self._own += 1
+        await self.on_request(Request(message))
 
     async def on_request(self, request: Request) -> None:
         """Begin to work on a request, unless there are too many."""

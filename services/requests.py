@@ -29,9 +29,15 @@ from services.runtime import Bus
 
 HEARD_MAX = 1024
 """Answers to one question that wait to be read; with one more it fails."""
-_NOBODY = "no worker is there that serves this; try again later"
 _NO_RESPONDERS = b"NATS/1.0 503"
 _TOO_LARGE = "413"
+
+
+class NobodyServes(ModelUnavailable):
+    """Nobody serves a subject: the request reached nobody."""
+
+    def __init__(self) -> None:
+        super().__init__("no worker is there that serves this; try again later")
 
 
 class Requests:
@@ -60,7 +66,7 @@ class Requests:
         """Return the answer of whoever serves a subject.
 
         Raises:
-            ModelUnavailable: Nobody serves it.
+            NobodyServes: Nobody does.
             BusUnavailable: The bus is away, or went away.
             BodyTooLarge: The message is larger than the bus takes.
             DeadlineExceeded: No answer came in time.
@@ -86,7 +92,7 @@ class Requests:
         finally:
             self._waiting.pop(token, None)
         if frame.head.startswith(_NO_RESPONDERS):
-            raise ModelUnavailable(_NOBODY)
+            raise NobodyServes
         if frame.head:
             _check(decode_head(frame.head), frame.data)
         return frame.data
@@ -97,7 +103,7 @@ class Requests:
         """Yield the parts of an answer, and whether each is the last.
 
         Raises:
-            ModelUnavailable, BodyTooLarge, DeadlineExceeded: As `ask`.
+            NobodyServes, BodyTooLarge, DeadlineExceeded: As `ask`.
             ResourceExhausted: The parts come faster than they are taken.
             BusUnavailable: The bus is away, or went away.
             ClawdbotError: The service's own error.
@@ -107,7 +113,7 @@ class Requests:
             async with aclosing(self._frames(subject, data, head, timeout_s)) as frames:
                 async for frame in frames:
                     if frame.head.startswith(_NO_RESPONDERS):
-                        raise ModelUnavailable(_NOBODY)
+                        raise NobodyServes
                     said = decode_head(frame.head) if frame.head else {}
                     _check(said, frame.data)
                     is_last = Header.PART not in said

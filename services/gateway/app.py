@@ -1,6 +1,7 @@
 """The gateway's composition root."""
 
 import asyncio
+import random
 import socket
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from services.gateway.admission import Admission
 from services.gateway.api import build_api
 from services.gateway.calls import Calls
 from services.gateway.deployments import Deployments
+from services.gateway.inference.balance import Balance
 from services.gateway.inference.lane import Lane
 from services.gateway.inference.regions import Regions
 from services.gateway.inference.sequences import Sequences
@@ -79,6 +81,7 @@ class Gateway:
             async with asyncio.TaskGroup() as group:
                 group.create_task(index.follow(bus.nc, ready=caught_up))
                 group.create_task(_watch(bus, parts.waiters))
+                group.create_task(parts.inferences.balance.watch())
                 group.create_task(parts.submissions.admission.watch(bus))
                 await _hear_commits(bus, parts.waiters)
                 await self._serve_calls(bus, parts, group)
@@ -170,7 +173,7 @@ def _inferences(
     requests: Requests,
 ) -> Inferences:
     clock, catalogue = submissions.clock, submissions.catalogue
-    wait_s = settings.call_wait_s
+    wait_s, chance = settings.call_wait_s, random.Random()  # noqa: S311 - no secret
     workflows = WorkflowModels(submissions, catalogue, submissions.blobs, wait_s)
     sequences = Sequences(
         clock,
@@ -179,7 +182,14 @@ def _inferences(
         bytes_max=settings.sequence_bytes_max,
     )
     return Inferences(
-        catalogue, directory, requests, clock, sequences, workflows, settings.wait_s_max
+        catalogue=catalogue,
+        directory=directory,
+        requests=requests,
+        clock=clock,
+        sequences=sequences,
+        workflows=workflows,
+        balance=Balance(directory, clock, chance, wanted=settings.balance),
+        wait_s_max=settings.wait_s_max,
     )
 
 

@@ -44,6 +44,9 @@ class GatewaySettings(Settings):
     """How long the bus may take for a blob."""
     events_reserve: float = Field(default=0.02, ge=0, lt=1)
     """Part of the event log that is kept for runs under way; past it new ones are answered 507."""
+    balance: bool = True
+    """Whether an inference goes to the worker that lately answers soonest; else NATS chooses one at
+    random."""
     shared_memory: bool = False
     """Whether clients on this machine may hand tensors over in system shared memory. Whoever
     reaches the gateway then reads and writes the shared memory objects that its user may."""

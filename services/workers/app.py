@@ -83,7 +83,7 @@ class Worker:
             await bus.nc.subscribe(every("withdraw", "*"), cb=handlers.withdraw)
             await bus.patiently(lambda: self._catch_up(bus, attempts))
             async with asyncio.TaskGroup() as group:
-                await self._serve_infer(bus, handlers, tally, group)
+                await self._serve_infer(bus, handlers, tally, group, worker)
                 group.create_task(self._watch(bus))
                 group.create_task(self._announce(directory, worker, models))
                 for lane in LANES:
@@ -100,7 +100,7 @@ class Worker:
             await bus.close()
 
     async def _serve_infer(
-        self, bus: Bus, handlers: Handlers, tally: Tally, group: asyncio.TaskGroup
+        self, bus: Bus, handlers: Handlers, tally: Tally, group: asyncio.TaskGroup, worker: str
     ) -> None:
         endpoint = micro.Endpoint(
             service=self.service,
@@ -109,6 +109,7 @@ class Worker:
             description=f"unlogged inference, {self.settings.modality}",
             answer=handlers.infer,
             in_flight_max=self.settings.infer_queue_max,
+            also=every("infer", f"{self.settings.modality}.*.{worker}"),
             figures=lambda: tally.document(CALLS),
         )
         await micro.serve(bus.nc, group, endpoint, self.settings.instance)

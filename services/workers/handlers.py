@@ -243,7 +243,7 @@ class Handlers:
             Cancelled: It was withdrawn.
         """
         tokens = asked.subject.split(".")
-        model = decode(tokens[-1])
+        model = decode(tokens[5])
         known = self._means.models.inputs(model)
         ask = InferAsk.of(asked.headers)
         inputs, given = read_inference(asked.body, asked.headers, known)

@@ -169,7 +169,7 @@ def handled(served: Served) -> Callable[[], list[dict[str, Any]]]:
     def lines() -> list[dict[str, Any]]:
         text = log.read_bytes()[begin:].decode()
         found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-        return [line for line in found if line.get("subject") == SUBJECT]
+        return [line for line in found if line.get("subject", "").startswith(SUBJECT)]
 
     return lines
 

@@ -18,9 +18,10 @@ from schemas.open_inference import ModelMetadata, TensorMetadata
 from schemas.submission import MSGPACK
 from schemas.values import Value, from_wire, to_wire
 from services.gateway.inference.asks import InferAsk, Wanted
+from services.gateway.inference.balance import Balance
 from services.gateway.inference.sequences import Sequences
 from services.gateway.inference.workflows import ENGINE, WorkflowModels
-from services.requests import Requests
+from services.requests import NobodyServes, Requests
 from services.runtime import Clock
 
 
@@ -82,6 +83,7 @@ class Inferences:
         clock: Tells which workers spoke lately.
         sequences: Those of stateful models.
         workflows: What is no model may be one.
+        balance: Chooses among the workers that have a model.
         wait_s_max: Longest wait for an answer, seconds.
     """
 
@@ -91,6 +93,7 @@ class Inferences:
     clock: Clock
     sequences: Sequences
     workflows: WorkflowModels
+    balance: Balance
     wait_s_max: float
 
     async def model(self, name: str, version: str | None = None) -> ModelSpec:
@@ -181,7 +184,7 @@ class Inferences:
     ) -> Inferred:
         message = self._message(name, spec, ask, headers)
         try:
-            answer = await self.requests.ask(*message)
+            answer = await self._ask(name, message)
         except (asyncio.CancelledError, DeadlineExceeded):
             self._withdraw(message)
             raise
@@ -204,12 +207,42 @@ class Inferences:
         message = self._message(name, spec, ask, {**headers, Header.STREAM: "true"})
         is_last = False
         try:
-            async with aclosing(self.requests.stream(*message)) as parts:
+            async with aclosing(self._parts(name, message)) as parts:
                 async for answer, is_last in parts:
                     yield _read(answer), is_last
         finally:
             if not is_last:
                 self._withdraw(message)
+
+    async def _ask(self, name: str, message: "_Message") -> bytes:
+        """Ask the worker that will answer soonest; one that is gone is no loss."""
+        worker = self.balance.choose(name)
+        if worker is not None:
+            try:
+                with worker.asked():
+                    return await self.requests.ask(*message.to(worker.name))
+            except NobodyServes:
+                self.balance.gone(worker)
+        return await self.requests.ask(*message)
+
+    async def _parts(
+        self, name: str, message: "_Message"
+    ) -> AsyncGenerator[tuple[bytes, bool], None]:
+        """As `_ask`, in parts; how long a stream takes says nothing of its worker."""
+        worker = self.balance.choose(name)
+        target = message if worker is None else message.to(worker.name)
+        try:
+            async with aclosing(self.requests.stream(*target)) as parts:
+                async for part in parts:
+                    yield part
+            return
+        except NobodyServes:
+            if worker is None:
+                raise
+            self.balance.gone(worker)
+        async with aclosing(self.requests.stream(*message)) as parts:
+            async for part in parts:
+                yield part
 
     def _message(
         self, name: str, spec: ModelSpec, ask: InferAsk, headers: Mapping[str, str]
@@ -253,6 +286,10 @@ class _Message(NamedTuple):
     data: bytes
     headers: Mapping[str, str]
     timeout_s: float
+
+    def to(self, worker: str) -> "_Message":
+        """Return the same for one worker alone."""
+        return self._replace(subject=f"{self.subject}.{worker}")
 
 
 def _read(answer: bytes) -> Inferred:
