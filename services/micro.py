@@ -12,9 +12,11 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from nats.aio.client import Client as Nats
+from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeout
 from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER, Request
@@ -37,6 +39,10 @@ LEAVE_S = 1
 CRASHED = "something went wrong here; the log has it under this request_id"
 
 
+async def _nowhere(_: bytes, __: dict[str, str]) -> None:
+    """Send a part to nobody."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """One request."""
@@ -47,6 +53,8 @@ class Asked:
     request_id: str = field(default_factory=new_id)
     facts: dict[str, Any] = field(default_factory=dict)
     """What the handler wants in the canonical log line."""
+    send: Callable[[bytes, dict[str, str]], Awaitable[None]] = _nowhere
+    """Sends a part of the answer, before the reply that ends it."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,10 @@ class Endpoint:
     """Its errors become the reply."""
     in_flight_max: int
     """Requests at the same time, waiting ones counted; more are answered 503."""
+    also: str = ""
+    """A subject of this process alone, beside the one it shares with its like."""
+    figures: Callable[[], Any] = lambda: None
+    """What STATS says as the endpoint's `data`."""
 
 
 async def announce(nc: Nats, service: str, instance: str, description: str) -> None:
@@ -94,15 +106,18 @@ async def serve(nc: Nats, group: asyncio.TaskGroup, endpoint: Endpoint, instance
     service = await _start(nc, replace(config, stats_handler=desk.correct))
     express.divert(desk.on_frame)
     await service.add_endpoint(name=endpoint.name, subject=endpoint.subject, handler=_never)
-    group.create_task(_leave_at_the_end(nc, service))
+    also = await express.subscribe(endpoint.also, desk.on_frame) if endpoint.also else None
+    group.create_task(_leave_at_the_end(nc, service, also))
 
 
-async def _leave_at_the_end(nc: Nats, service: Service) -> None:
+async def _leave_at_the_end(nc: Nats, service: Service, also: Subscription | None) -> None:
     """Take no more requests before the process ends; what still came in is refused, not lost."""
     try:
         await asyncio.Event().wait()
     finally:
         with contextlib.suppress(NatsError):  # the bus is away, and sends nothing either
+            if also is not None:
+                await also.unsubscribe()
             await service.stop()
             await nc.flush(LEAVE_S)
 
@@ -150,19 +165,22 @@ class _Desk:
         self._out: dict[str, list[Item]] = {}
         """Answers of this turn of the loop, by the address of their bundle."""
 
-    def correct(self, stats: EndpointStats) -> None:
+    def correct(self, stats: EndpointStats) -> Any:
         """Put the tasks' figures in place of those of nats-py, which sees no request."""
         stats.num_requests = self._done
         stats.num_errors = self._errors
         stats.last_error = self._last_error
         stats.processing_time = self._busy_ns
         stats.average_processing_time = self._busy_ns // max(1, self._done)
+        return self._endpoint.figures()
 
     def on_frame(self, frame: Frame) -> None:
         """Begin to work on a message."""
         if frame.head != HEAD:
             headers = decode_head(frame.head) if frame.head else {}
-            self._take(_From(frame.reply), Asked(frame.subject, headers, frame.data))
+            caller = _From(frame.reply)
+            send = partial(self._send_part, caller)
+            self._take(caller, Asked(frame.subject, headers, frame.data, send=send))
             return
         try:
             items = unpack(frame.data)
@@ -252,6 +270,9 @@ class _Desk:
             self._out.setdefault(caller.reply, []).append(Item(caller.token, headers, body))
             return True
         return self._publish(caller.reply, body, encode_head(headers) if headers else b"")
+
+    async def _send_part(self, caller: _From, body: bytes, headers: dict[str, str]) -> None:
+        self._publish(caller.reply, body, encode_head(headers))
 
     def _flush(self) -> None:
         """Send the answers of this turn that belong to bundles."""

@@ -1,11 +1,13 @@
 """Asks services that answer over core NATS; many at once go in few messages."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
 import orjson
 from nats.errors import Error as NatsError
+from nats.errors import MaxPayloadError
 from pydantic import ValidationError
 
 from events.express import Express, Frame, decode_head, encode_head
@@ -18,17 +20,27 @@ from schemas.errors import (
     ModelUnavailable,
     by_code,
 )
+from schemas.ids import new_id
+from schemas.messages import Header
 from services.bundles import HEAD, HEADERS_BYTES, Item, bundles, pack, unpack
 from services.errors import STATUS, BodyTooLarge
+from services.hearing import Heard
 from services.runtime import Bus
 
 
+AHEAD = 2
+"""Messages that one who answers may have: one at work, and the next."""
+HOLD_S = 0.005
+"""Longest wait behind so many."""
 _NO_RESPONDERS = b"NATS/1.0 503"
 _TOO_LARGE = "413"
-AHEAD = 2
-"""Messages that each process which answers may have: one at work, and the next."""
-HOLD_S = 0.005
-"""Longest wait for one of them to be answered, where all have so many."""
+
+
+class NobodyServes(ModelUnavailable):
+    """Nobody serves a subject: the request reached nobody."""
+
+    def __init__(self) -> None:
+        super().__init__("no worker is there that serves this; try again later")
 
 
 @dataclass(eq=False)
@@ -59,8 +71,6 @@ class _Lane:
     """
 
     subject: str
-    spread: int
-    """Processes that answer."""
     waiting: list[_Asked] = field(default_factory=list)
     unanswered: int = 0
     """Messages."""
@@ -69,8 +79,8 @@ class _Lane:
 
     @property
     def busy(self) -> bool:
-        """Tell whether everybody who answers has enough to do."""
-        return self.unanswered >= AHEAD * self.spread
+        """Tell whether who answers has enough to do."""
+        return self.unanswered >= AHEAD
 
 
 class Requests:
@@ -85,7 +95,11 @@ class Requests:
         self._inbox = bus.nc.new_inbox()
         self._express: Express | None = None
         self._opening = asyncio.Lock()
+        self._own = new_id()
+        self._named = 0
         self._under_way: dict[str, _Asked] = {}
+        self._hearing: dict[str, Heard] = {}
+        """What many answers are expected to."""
         self._lanes: dict[str, _Lane] = {}
         self._asked = 0
         bus.when_lost(self._lost)
@@ -94,10 +108,10 @@ class Requests:
         self,
         subject: str,
         data: bytes,
-        headers: dict[str, str],
+        headers: Mapping[str, str],
         timeout_s: float,
         *,
-        spread: int = 0,
+        together: bool = False,
     ) -> bytes:
         """Return the answer of whoever serves a subject.
 
@@ -106,10 +120,10 @@ class Requests:
             data: The body.
             headers: The headers.
             timeout_s: Longest wait.
-            spread: How many processes share the requests that go together; 0: each goes alone.
+            together: Whether it may share a message with others to the same subject.
 
         Raises:
-            ModelUnavailable: Nobody serves it.
+            NobodyServes: Nobody does.
             BusUnavailable: The bus is away, or went away.
             BodyTooLarge: The message is larger than the bus takes.
             DeadlineExceeded: No answer came in time.
@@ -119,16 +133,15 @@ class Requests:
             raise BusUnavailable("the bus is away; try again")
         if self._express is None:
             await self._open()
-        most = self._bus.nc.max_payload
-        if len(data) + HEADERS_BYTES > most:
-            raise BodyTooLarge(f"the inputs take {len(data)} bytes, a message holds {most}")
+        if len(data) + HEADERS_BYTES > self._bus.nc.max_payload:
+            raise self._too_large(data)
         loop = asyncio.get_running_loop()
         self._asked += 1
         token = str(self._asked)
-        asked = _Asked(Item(token, headers, data), loop.create_future())
+        asked = _Asked(Item(token, dict(headers), data), loop.create_future())
         self._under_way[token] = asked
         timer = loop.call_later(timeout_s, _give_up, asked.answer, timeout_s)
-        self._put(subject, asked, spread)
+        self._put(subject, asked, together=together)
         try:
             answer = await asked.answer
         finally:
@@ -138,22 +151,102 @@ class Requests:
         _check(answer.headers, answer.body)
         return answer.body
 
-    async def _open(self) -> None:
+    async def stream(
+        self, subject: str, data: bytes, headers: Mapping[str, str], timeout_s: float
+    ) -> AsyncGenerator[tuple[bytes, bool], None]:
+        """Yield the parts of an answer, and whether each is the last.
+
+        Raises:
+            NobodyServes, BodyTooLarge, DeadlineExceeded: As `ask`.
+            ResourceExhausted: The parts come faster than they are taken.
+            BusUnavailable: The bus is away, or went away.
+            ClawdbotError: The service's own error.
+        """
+        head = encode_head(headers)
+        try:
+            async with aclosing(self._frames(subject, data, head, timeout_s)) as frames:
+                async for frame in frames:
+                    if frame.head.startswith(_NO_RESPONDERS):
+                        raise NobodyServes
+                    said = decode_head(frame.head) if frame.head else {}
+                    _check(said, frame.data)
+                    is_last = Header.PART not in said
+                    yield frame.data, is_last
+                    if is_last:
+                        return
+        except MaxPayloadError as error:
+            raise self._too_large(data) from error
+        except NatsError as error:
+            raise BusUnavailable("the bus is away; try again") from error
+        raise DeadlineExceeded(f"no answer came within {timeout_s:g} seconds")
+
+    def new_name(self) -> str:
+        """Return a name for a request, one subject token, that no other has."""
+        self._named += 1
+        return f"{self._own}-{self._named}"
+
+    def tell(self, subject: str) -> None:
+        """Say something to whoever listens, once anything was asked and while the bus is there."""
+        if self._bus.connected and self._express is not None:
+            with suppress(NatsError):
+                self._express.publish(subject, b"")
+
+    async def gather(
+        self, subject: str, silence_s: float, data: bytes = b"", head: bytes = b""
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the answers of all who serve a subject, until none came for so long.
+
+        Raises:
+            BusUnavailable: The bus is away, or went away.
+        """
+        async with aclosing(self._frames(subject, data, head, silence_s)) as frames:
+            async for frame in frames:
+                if frame.head.startswith(_NO_RESPONDERS):
+                    return
+                yield frame.data
+
+    async def _frames(
+        self, subject: str, data: bytes, head: bytes, silence_s: float
+    ) -> AsyncGenerator[Frame, None]:
+        """Publish, and yield whatever comes back."""
+        if not self._bus.connected:
+            raise BusUnavailable("the bus is away; try again")
+        express = self._express or await self._open()
+        self._asked += 1
+        token = str(self._asked)
+        heard = self._hearing[token] = Heard()
+        try:
+            express.publish(subject, data, head, f"{self._inbox}.{token}")
+            while True:
+                try:
+                    async with asyncio.timeout(silence_s):
+                        frame = await heard.next()
+                except TimeoutError:
+                    return
+                yield frame
+        finally:
+            self._hearing.pop(token, None)
+
+    async def _open(self) -> Express:
         async with self._opening:
             if self._express is None:
                 express = await Express.of(self._bus.nc)
                 await express.subscribe(f"{self._inbox}.*", self._on_answer)
                 self._express = express
+            return self._express
 
-    def _put(self, subject: str, asked: _Asked, spread: int) -> None:
+    def _too_large(self, data: bytes) -> BodyTooLarge:
+        most = self._bus.nc.max_payload
+        return BodyTooLarge(f"the inputs take {len(data)} bytes, a message holds {most}")
+
+    def _put(self, subject: str, asked: _Asked, *, together: bool) -> None:
         """Send a request: alone, at the end of this turn, or behind those before it."""
-        if not spread:
-            self._send(_Lane(subject, 0), [asked])
+        if not together:
+            self._send(_Lane(subject), [asked])
             return
         lane = self._lanes.get(subject)
         if lane is None:
-            lane = self._lanes[subject] = _Lane(subject, spread)
-        lane.spread = spread
+            lane = self._lanes[subject] = _Lane(subject)
         lane.waiting.append(asked)
         if lane.timer is None:
             loop = asyncio.get_running_loop()
@@ -163,16 +256,14 @@ class Requests:
                 lane.timer = loop.call_soon(self._flush, lane)
 
     def _flush(self, lane: _Lane) -> None:
-        """Send what waits, in as many messages as there are processes to answer."""
+        """Send what waits."""
         if lane.timer is not None:
             lane.timer.cancel()
             lane.timer = None
         waiting = [asked for asked in lane.waiting if not asked.answer.done()]
         lane.waiting.clear()
-        share = -(-len(waiting) // lane.spread)
-        for begin in range(0, len(waiting), share or 1):
-            for together in bundles(waiting[begin : begin + share], _body_size):
-                self._send(lane, together)
+        for together in bundles(waiting, _body_size):
+            self._send(lane, together)
         if not lane.unanswered:
             self._lanes.pop(lane.subject, None)
 
@@ -194,7 +285,10 @@ class Requests:
 
     def _on_answer(self, frame: Frame) -> None:
         token = frame.subject.rpartition(".")[2]
-        if frame.head == HEAD:
+        heard = self._hearing.get(token)
+        if heard is not None:
+            heard.put(frame)
+        elif frame.head == HEAD:
             for item in unpack(frame.data):
                 self._settle(item)
         elif frame.head.startswith(_NO_RESPONDERS):
@@ -230,12 +324,14 @@ class Requests:
         gone = [] if first is None else [first]
         if first is not None and first.sent is not None:
             gone = [asked for asked in self._under_way.values() if asked.sent is first.sent]
-        _fail(gone, ModelUnavailable("no worker is there that serves this; try again later"))
+        _fail(gone, NobodyServes())
 
     def _lost(self) -> None:
         """Give up what was asked: the answers go to a connection that is no more."""
         gone = BusUnavailable("the bus went away meanwhile; try again")
         _fail(self._under_way.values(), gone)
+        for heard in self._hearing.values():
+            heard.end(gone)
 
 
 def _body_size(asked: _Asked) -> int:

@@ -79,7 +79,7 @@ async def serving(nc: Nats, desk: micro.Endpoint) -> AsyncIterator[None]:
 async def ask(requests: Requests, body: bytes, number: int = 0, timeout_s: float = 5) -> bytes:
     """Ask the desk, together with who else asks."""
     headers = {"n": str(number)}
-    return await requests.ask(SUBJECT, body, headers, timeout_s, spread=1)
+    return await requests.ask(SUBJECT, body, headers, timeout_s, together=True)
 
 
 Answer = bytes | ClawdbotError
@@ -124,11 +124,11 @@ async def test_one_alone_is_a_message_as_ever(bus: Bus, messages: list[Frame]) -
     assert (b"x", "7") == (frame.data, frame.headers()["n"])
 
 
-async def test_who_spreads_sends_a_message_to_each(bus: Bus, messages: list[Frame]) -> None:
-    """Three processes may share what is asked at once."""
+async def test_who_does_not_want_to_shares_no_message(bus: Bus, messages: list[Frame]) -> None:
+    """As several processes may answer, each one request."""
     requests = Requests(bus)
-    await all_of(requests.ask(SUBJECT, b"x", {"n": "1"}, 5, spread=3) for _ in range(10))
-    assert [4, 4, 2] == [len(unpack(frame.data)) for frame in messages]
+    await all_of(requests.ask(SUBJECT, b"x", {"n": "1"}, 5) for _ in range(10))
+    assert 10 == len(messages)
 
 
 async def test_behind_two_messages_one_waits_a_moment(bus: Bus, messages: list[Frame]) -> None:
@@ -169,7 +169,7 @@ async def test_nobody_there_is_told_to_all_at_once(bus: Bus) -> None:
     """Not after a timeout."""
     asked = (ask(Requests(bus), b"x", number) for number in range(3))
     answers = await all_of(asked)
-    assert {"ModelUnavailable": 3} == kinds(answers)
+    assert {"NobodyServes": 3} == kinds(answers)
 
 
 @pytest.mark.parametrize(
