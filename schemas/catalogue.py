@@ -1,7 +1,7 @@
 """The catalogue: which models and templates exist, what they take and give, and their sources."""
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from operator import not_
 from pathlib import Path
@@ -14,7 +14,7 @@ from schemas.complaints import first_complaint
 from schemas.errors import InvalidArgument, NotFound
 from schemas.ids import ModelName, TemplateId
 from schemas.message import UserInput
-from schemas.tensors import BYTES, DATATYPES, RANK_MAX
+from schemas.tensors import BYTES, DATATYPE_SIZES, DATATYPES, RANK_MAX
 
 
 Modality = Literal["text", "audio", "vision"]
@@ -22,6 +22,7 @@ ValueKind = Literal["text", "audio", "image", "json", "tensor"]
 
 TEMPLATE_CHARS_MAX = 16 * 1024
 NAME_CHARS_MAX = 128
+LABELS_MAX = 65_536
 WARM_UPS_MAX = 64
 BUCKETS_MAX = 64
 SIZE = r"^[0-9]{1,6}(\.[0-9]{1,3})?(KiB|MiB|GiB)$"
@@ -47,6 +48,10 @@ class Port(UserInput):
     """Open Inference shape; -1 is a dynamic dimension."""
     required: bool = True
     """A run is refused when nothing can feed a required input."""
+    labels: tuple[Annotated[str, Field(max_length=NAME_CHARS_MAX)], ...] = Field(
+        default=(), strict=False, max_length=LABELS_MAX
+    )
+    """Names of an output's elements, by index; a classification says them."""
     description: str = ""
 
     @field_validator("datatype")
@@ -60,6 +65,15 @@ class Port(UserInput):
     def tensor_name(self) -> str:
         """What the Open Inference Protocol calls it."""
         return self.tensor or self.name
+
+
+class StateSpec(UserInput):
+    """What one call leaves to the next one of the same sequence."""
+
+    input: str
+    """The input that takes it; zeros at the beginning."""
+    output: str
+    """The output that gives it."""
 
 
 class WarmUp(UserInput):
@@ -149,6 +163,11 @@ class ModelSpec(UserInput):
     preload: bool = False
     """Load it when a worker starts: its card then says whether it really runs, and the first
     request does not wait."""
+    state: tuple[StateSpec, ...] = Field(default=(), strict=False)
+    """Inputs and outputs that are a sequence's state; clients of the Open Inference Protocol see
+    neither."""
+    streams: bool = False
+    """Whether its engine can give an answer in parts."""
     max_batch_size: int = Field(default=0, ge=0, le=65536)
     """Rows that one call of the engine may have: then the first dimension of every input and output
     is -1, and requests that wait are computed together. 0: one request, one call."""
@@ -192,6 +211,35 @@ class ModelSpec(UserInput):
         for name, axis in self.buckets.outputs.items():
             _check_bucketed("output", outputs.get(name), name, axis, self.max_batch_size)
         return self
+
+    @model_validator(mode="after")
+    def _states_fit(self) -> "ModelSpec":
+        inputs = {port.name: port for port in self.inputs}
+        outputs = {port.name: port for port in self.outputs}
+        for state in self.state:
+            taken, given = inputs.get(state.input), outputs.get(state.output)
+            if taken is None or given is None:
+                raise ValueError(f"state: no input '{state.input}' or no output '{state.output}'")
+            kinds = {port.kind for port in (taken, given)}
+            if kinds != {"tensor"} or taken.datatype not in DATATYPE_SIZES:
+                raise ValueError(f"state: '{state.input}' and '{state.output}' must be numbers")
+            if (taken.datatype, taken.shape) != (given.datatype, given.shape):
+                raise ValueError(f"state: '{state.input}' and '{state.output}' differ")
+            if any(size < 0 for size in taken.shape[1:]):
+                raise ValueError(f"state: of '{state.input}' only the first dimension may be -1")
+        return self
+
+    @cached_property
+    def asked(self) -> tuple[Port, ...]:
+        """The inputs that a client sends: all but a sequence's state."""
+        states = {state.input for state in self.state}
+        return tuple(port for port in self.inputs if port.name not in states)
+
+    @cached_property
+    def given(self) -> tuple[Port, ...]:
+        """The outputs that a client gets: all but a sequence's state."""
+        states = {state.output for state in self.state}
+        return tuple(port for port in self.outputs if port.name not in states)
 
 
 def _check_bucketed(side: str, port: Port | None, name: str, axis: int, rows: int) -> None:

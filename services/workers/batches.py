@@ -104,7 +104,7 @@ class Line:
         engine: Computes; one call at a time.
         crew: Has the threads.
         rows_max: Most rows of one call.
-        counters: Take note of every call.
+        counters: Take note of every call that works.
     """
 
     def __init__(
@@ -169,7 +169,9 @@ class Line:
                 loop.call_soon_threadsafe(self._over, batch, started, job)
 
         try:
-            job = self._crew.submit(compute, self._engine, [item.request for item in batch])
+            rows = [item.rows for item in batch]
+            asked = [item.request for item in batch]
+            job = self._crew.submit(compute, self._engine, asked, rows, self._counters)
         except RuntimeError:  # the threads are shut down
             job = Future()
             job.cancel()
@@ -212,9 +214,7 @@ class Line:
         self, batch: Sequence[_Waiting], started: float, job: "Future[list[Outcome]]"
     ) -> None:
         """Begin the next call, then hand out the answers."""
-        took_s = time.perf_counter() - started
-        self._counters.computed(sum(item.rows for item in batch), took_s)
-        slower_s = took_s - self._expected_s
+        slower_s = time.perf_counter() - started - self._expected_s
         self._expected_s += slower_s * (SLOWER_WEIGHT if slower_s > 0 else 1.0)
         number = self._calls if len(batch) > 1 else 0
         self.busy = False
@@ -235,22 +235,35 @@ class Line:
         self.idle()
 
 
-def compute(engine: Engine, requests: Sequence[Request]) -> list[Outcome]:
+def compute(
+    engine: Engine, requests: Sequence[Request], rows: Sequence[int], counters: Counters
+) -> list[Outcome]:
     """Compute a batch in this thread; where it fails, halve it until it is clear who is to blame.
+
+    Args:
+        engine: Computes.
+        requests: What is asked.
+        rows: How many rows each has.
+        counters: Take note of calls that worked.
 
     Returns:
         For each request, in order, its outputs or its error.
     """
     if all(request.is_stopped() for request in requests):
         return [Cancelled("nobody waits for the answer any more") for _ in requests]
+    begun = time.perf_counter()
     try:
         outputs = engine.infer(requests)
     except Exception as error:  # noqa: BLE001 - handed to the one who asked
         if len(requests) == 1:
             return [error]
         middle = len(requests) // 2
-        return compute(engine, requests[:middle]) + compute(engine, requests[middle:])
+        return [
+            *compute(engine, requests[:middle], rows[:middle], counters),
+            *compute(engine, requests[middle:], rows[middle:], counters),
+        ]
     if len(outputs) != len(requests):
         wrong = f"the engine gave {len(outputs)} answers to {len(requests)} requests"
         return [EngineFailed(wrong) for _ in requests]
+    counters.computed(sum(rows), time.perf_counter() - begun)
     return [Computed(found, len(requests)) for found in outputs]

@@ -10,16 +10,19 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import ormsgpack
 
 from schemas.catalogue import ModelSpec
 from schemas.errors import ClawdbotError, EngineFailed
+from schemas.values import Value
 from services.workers import frames
 from services.workers.engine import Engine, Request
 from services.workers.frames import Region
@@ -48,13 +51,14 @@ class Child:
         self._requests = requests
         self._answers = answers
         self._engine: Engine | None = None
+        self._sending = Lock()
 
     def serve(self) -> None:
         """Answer until the worker is gone."""
         while True:
             size = frames.length(self._read(4))
             asked = ormsgpack.unpackb(self._read(size))
-            self._link.sendall(frames.pack(self._answer(asked)))
+            self._send(self._answer(asked))
 
     def _answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         self._answers.rewind()
@@ -89,11 +93,20 @@ class Child:
                 item["params"],
                 item["key"],
                 lambda: self._requests.flag,
+                emit=partial(self._emit, index) if item["emit"] else None,
             )
-            for item in wanted
+            for index, item in enumerate(wanted)
         ]
         outputs = self._engine.infer(batch)
         return {"outputs": [frames.pack_values(found, self._answers) for found in outputs]}
+
+    def _emit(self, index: int, values: Mapping[str, Value]) -> None:
+        """Send a part of an answer, from whatever thread."""
+        self._send({"part": [index, frames.pack_values(values, None)]})
+
+    def _send(self, document: dict[str, Any]) -> None:
+        with self._sending:
+            self._link.sendall(frames.pack(document))
 
     def _read(self, size: int) -> bytes:
         parts: list[bytes] = []

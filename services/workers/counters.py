@@ -1,4 +1,4 @@
-"""What a model did since the worker started."""
+"""What a model did since the worker started, over all its loads."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -18,27 +18,10 @@ def _calls() -> "defaultdict[int, Calls]":
 
 @dataclass
 class Counters:
-    """Figures of one model, over all its loads; durations are sums in seconds.
+    """Figures of one model; those of requests are in `services.workers.tally`."""
 
-    Source: the statistics extension of the Open Inference Protocol, whose names these are; there
-    they are nanoseconds.
-    """
-
-    success_count: int = 0
-    success_s: float = 0.0
-    """Loading, waiting and computing, of requests that were answered."""
-    fail_count: int = 0
-    fail_s: float = 0.0
-    queue_s: float = 0.0
-    """Waiting for a free engine, of requests that were answered."""
-    compute_s: float = 0.0
-    """Computing, each request of a call counted."""
-    inference_count: int = 0
-    """Rows that were computed."""
-    execution_count: int = 0
-    """Calls of the engine."""
     batches: "defaultdict[int, Calls]" = field(default_factory=_calls)
-    """Calls by how many rows they had."""
+    """Calls of the engine that worked, by how many rows they had."""
     cache_hit_count: int = 0
     """Requests that were answered with what was computed before."""
     load_count: int = 0
@@ -46,13 +29,21 @@ class Counters:
     """Loading and warming."""
     eviction_count: int = 0
 
+    @property
+    def execution_count(self) -> int:
+        """Calls of the engine."""
+        return sum(calls.count for calls in self.batches.copy().values())
+
     def computed(self, rows: int, took_s: float) -> None:
-        """Take note of a call of the engine."""
-        self.inference_count += rows
-        self.execution_count += 1
+        """Take note of a call of the engine; a model has one at a time."""
         calls = self.batches[rows]
         calls.count += 1
         calls.compute_s += took_s
+
+    def calls(self) -> dict[int, tuple[int, int]]:
+        """Return how many calls there were, and nanoseconds, by rows."""
+        found = self.batches.copy().items()
+        return {rows: (calls.count, round(calls.compute_s * 1e9)) for rows, calls in found}
 
     def latency_ms(self) -> dict[str, float]:
         """Return the mean time of a call by its number of rows, milliseconds."""

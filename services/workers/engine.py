@@ -27,6 +27,9 @@ class Request:
     and then, and raises `Cancelled`."""
     then: Sequence[str] = ()
     """Models that will be wanted next: they are loaded while this one computes."""
+    emit: Callable[[Mapping[str, Value]], None] | None = None
+    """Takes a part of the answer, from any thread, where the caller wants it in parts. An engine
+    whose answer grows hands over what is new as it comes, and returns the whole in any case."""
 
 
 class AnyEngine:

@@ -113,8 +113,8 @@ def length(head: bytes) -> int:
     return size
 
 
-def pack_values(values: Mapping[str, Value], region: Region) -> dict[str, list[Any]]:
-    """Return named values as a frame has them, large ones in the region."""
+def pack_values(values: Mapping[str, Value], region: Region | None) -> dict[str, list[Any]]:
+    """Return named values as a frame has them, large ones in the region if there is one."""
     packed: dict[str, list[Any]] = {}
     for name, value in values.items():
         match value:
@@ -128,7 +128,7 @@ def pack_values(values: Mapping[str, Value], region: Region) -> dict[str, list[A
     return packed
 
 
-def unpack_values(packed: Mapping[str, Sequence[Any]], region: Region) -> dict[str, Value]:
+def unpack_values(packed: Mapping[str, Sequence[Any]], region: Region | None) -> dict[str, Value]:
     """Return the values behind `pack_values`.
 
     Raises:
@@ -161,15 +161,17 @@ def unpack_error(packed: Mapping[str, Any]) -> ClawdbotError:
     return kind(str(packed.get("message")), field=None if field is None else str(field))
 
 
-def _place(data: bytes, region: Region) -> bytes | list[int]:
-    return data if len(data) < SHARED_BYTES_MIN else list(region.put(data))
+def _place(data: bytes, region: Region | None) -> bytes | list[int]:
+    if region is None or len(data) < SHARED_BYTES_MIN:
+        return data
+    return list(region.put(data))
 
 
-def _find(place: Any, region: Region) -> bytes:
+def _find(place: Any, region: Region | None) -> bytes:
     match place:
         case bytes():
             return place
-        case [int(at), int(size)]:
+        case [int(at), int(size)] if region is not None:
             return region.take(at, size)
         case _:
             raise EngineFailed("the model's process sent a malformed value")

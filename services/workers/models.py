@@ -200,23 +200,14 @@ class Models:
         begun = time.perf_counter()
         loaded = self._cache.take(self._served.get(name, name), begun) or await self._obtain(name)
         ready = time.perf_counter()
-        counters = loaded.counters
         try:
             for wanted in request.then:
                 self.prefetch(wanted)
             computed = await self._compute(loaded, request, rank, begun + left_s)
-        except ClawdbotError:
-            counters.fail_count += 1
-            counters.fail_s += time.perf_counter() - begun
-            raise
         finally:
             self._cache.release(loaded)
         done = time.perf_counter()
         loaded.note(done - ready)
-        counters.success_count += 1
-        counters.success_s += done - begun
-        counters.queue_s += computed.started - ready
-        counters.compute_s += done - computed.started
         return Answer(
             computed.outputs,
             loaded.name,
@@ -286,6 +277,10 @@ class Models:
     def used_bytes(self) -> int:
         """Memory that the loaded models take together, measured when they were loaded."""
         return self._cache.used_bytes
+
+    def calls(self) -> dict[str, dict[int, tuple[int, int]]]:
+        """Return how often each engine was called, and nanoseconds, by model and rows."""
+        return {name: item.calls() for name, item in self._counters.items() if item.batches}
 
     def counters(self, name: str) -> Counters:
         """Return the figures of a model since the worker started; zeros if it never ran."""

@@ -47,6 +47,9 @@ class WildEngine(BatchEngine):
         deed = _DEEDS.get(word)
         if deed is not None:
             deed(int(number or 0))
+        if word == "parts" and request is not None and request.emit is not None:
+            for part in range(int(number)):
+                request.emit({"text": str(part)})
         if word == "cooperate":
             assert request is not None
             while not request.is_stopped():

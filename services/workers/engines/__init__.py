@@ -19,6 +19,7 @@ _CLASSES = {
     "pocketsphinx": ("services.workers.engines.pocketsphinx", "PocketsphinxEngine"),
     "ranking": ("services.workers.engines.ranking", "RankingEngine"),
     "rapidocr": ("services.workers.engines.rapidocr", "RapidocrEngine"),
+    "repeat": ("services.workers.engines.repeat", "RepeatEngine"),
     "silero": ("services.workers.engines.silero", "SileroEngine"),
     "template": ("services.workers.engines.template", "TemplateEngine"),
     "transformers_classifier": (

@@ -66,6 +66,7 @@ class Sized(Engine):
         self.closed.append(str(self.spec.source))
 
 
+_held: list[Models] = []
 _open = threading.Event()
 _open.set()
 
@@ -82,6 +83,10 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Sized]]:
     yield Sized
     for gate in Sized.gates.values():
         gate.set()
+    for held in _held:  # what its threads still do is of this test, not of the next
+        held._loaders.shutdown()
+        held._pool.shutdown()
+    _held.clear()
 
 
 def document(name: str, mib: int = 1, **rest: Any) -> dict[str, Any]:
@@ -110,7 +115,8 @@ def models(sizes: Mapping[str, int], mib_max: int | None, **capacity: Any) -> Mo
     )
     budget = None if mib_max is None else mib_max * MIB
     room = Capacity(threads=4, bytes_max=budget, **capacity)
-    return Models(catalogue, "text", Path(), allow_fallback=True, capacity=room)
+    _held.append(Models(catalogue, "text", Path(), allow_fallback=True, capacity=room))
+    return _held[-1]
 
 
 async def ask(held: Models, name: str, text: str = "hi", **rest: Any) -> Value:
@@ -139,7 +145,7 @@ async def test_what_is_worth_least_goes() -> None:
     assert ["a", "b", "c"] == Sized.loads
     await until(lambda: held._cache.used_bytes == 2 * MIB)
     assert ({"a", "c"}, ["b"]) == (set(held._cache.residents), Sized.closed)
-    assert (1, 3) == (held.counters("b").eviction_count, held.counters("a").success_count)
+    assert (1, 3) == (held.counters("b").eviction_count, held.counters("a").execution_count)
     held.close()
 
 
@@ -330,22 +336,22 @@ async def test_it_is_warm_before_it_serves() -> None:
 
 
 async def test_what_it_did_is_counted() -> None:
-    """Over loads and evictions; failures apart."""
+    """Over loads and evictions; calls that failed are none."""
     held = models({"a": 1, "b": 1}, 1)
     for name in ("a", "b", "a"):
         await ask(held, name)
     with pytest.raises(EngineFailed):
         await ask(held, "a", "poison")
     found = held.counters("a")
-    assert (2, 1, 3, 3) == (
-        found.success_count,
-        found.fail_count,
+    assert (2, {1}, 2, 1) == (
         found.execution_count,
-        found.inference_count,
+        set(found.batches),
+        found.load_count,
+        found.eviction_count,
     )
-    assert 3 == found.batches[1].count
-    assert (2, 1) == (found.load_count, found.eviction_count)
-    assert found.success_s >= found.compute_s > 0
+    [(rows, (count, ns))] = held.calls()["a"].items()
+    assert (1, 2) == (rows, count)
+    assert ns > 0
     held.close()
 
 
@@ -398,24 +404,24 @@ async def test_a_hundred_models_in_the_memory_of_ten(tmp_path: Path) -> None:
     size = side * side * 4 + 1024
     room = Capacity(threads=2, bytes_max=40 * size)
     held = Models(catalogue, "text", tmp_path, allow_fallback=True, capacity=room)
-    chance, peak = random.Random(7), 0
+    chance, peak, answered = random.Random(7), 0, 0
     popular = [1 / (rank + 1) for rank in range(100)]
     row = Tensor(datatype="FP32", shape=(1, side), data=np.ones((1, side), np.float32).tobytes())
 
     async def client() -> None:
-        nonlocal peak
+        nonlocal peak, answered
         for number in chance.choices(range(100), popular, k=40):
             answer = await held.infer(f"m{number}", Request({"x": row}))
             found = np.frombuffer(answer.outputs["y"].data, np.float32)
             assert (found == number * side).all(), number
-            peak = max(peak, held._cache.used_bytes)
+            peak, answered = max(peak, held._cache.used_bytes), answered + 1
 
     async with asyncio.TaskGroup() as group:
         for _ in range(16):
             group.create_task(client())
     await until(lambda: not held._cache._leaving)
     loads = sum(held.counters(name).load_count for name in entries)
-    assert 640 == sum(held.counters(name).success_count for name in entries)
+    assert 640 == answered
     assert peak <= 40 * size + 2 * max(item.size_bytes for item in held._cache.residents.values())
     assert held._cache.used_bytes <= 40 * size
     assert 60 < loads < 450

@@ -18,6 +18,7 @@ from services.workers.engine import Request
 from services.workers.handlers import Handlers, Means
 from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
+from services.workers.tally import Tally
 from tests.support.clock import ManualClock
 from tests.support.play import Play, graph, model
 
@@ -61,7 +62,9 @@ async def handed_in(
     clock = ManualClock(0.0)
     blobs = MemoryBlobStore()
     remembered = Remembered(MemoryMemoStore(), blobs, models, clock)
-    means = Means("w", models, remembered, blobs, Attempts(clock), clock, chain_s=chain_s)
+    means = Means(
+        "w", models, remembered, blobs, Attempts(clock), Tally("w", clock), clock, chain_s=chain_s
+    )
     subject = task_subject("default", "text", "default", "normal", "echo")
     body = pack(given or task())
     sent = await Handlers(means).task(Delivery(subject, body, {}, sequence=1, count=count))

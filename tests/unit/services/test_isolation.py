@@ -22,7 +22,7 @@ from schemas.errors import (
 )
 from schemas.values import Binary, Tensor, Value
 from services.errors import status_of
-from services.workers import isolation, loading
+from services.workers import apart, isolation, loading
 from services.workers.engine import Request
 from services.workers.engines import engine_class
 from services.workers.isolation import Isolated
@@ -124,11 +124,20 @@ def test_no_key_is_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not [item for item in found if item.startswith(b"CLAWDBOT_")]
 
 
+def test_parts_of_an_answer_come_as_they_are_given(engine: Isolated) -> None:
+    """To the request that wants them; the whole comes in any case."""
+    found: list[Any] = []
+    [whole] = engine.infer([Request({"text": "parts 3"}, emit=found.append)])
+    assert [{"text": str(n)} for n in range(3)] == found
+    assert "parts 3" == whole["text"]
+    assert "parts 3" == say(engine, text="parts 3")["text"]
+
+
 def test_a_slow_leak_costs_nobody_an_answer(
     engine: Isolated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process is replaced between two requests."""
-    monkeypatch.setattr(isolation, "LOOK_S", 0.0)
+    monkeypatch.setattr(apart, "LOOK_S", 0.0)
     pids = {say(engine, text="leak 4")["pid"] for _ in range(60)}
     assert 2 <= len(pids) <= 8
 
@@ -150,7 +159,7 @@ def test_one_that_goes_on_and_on_is_held_back(
 
 def test_what_nobody_waits_for_is_told_so_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that asks stops by itself; one that does not loses its process."""
-    monkeypatch.setattr(isolation, "ABANDONED_S", 20.0)
+    monkeypatch.setattr(apart, "ABANDONED_S", 20.0)
     with closing(process()) as engine:
         stop = threading.Event()
         timer = threading.Timer(0.05, stop.set)
@@ -160,7 +169,7 @@ def test_what_nobody_waits_for_is_told_so_and_ends(monkeypatch: pytest.MonkeyPat
             engine.infer([request])
         timer.join()
         pid = say(engine, text="hi")["pid"]
-        monkeypatch.setattr(isolation, "ABANDONED_S", 0.1)
+        monkeypatch.setattr(apart, "ABANDONED_S", 0.1)
         with pytest.raises(Cancelled, match="any more"):
             engine.infer([Request({"text": "hang"}, is_stopped=stop.is_set)])
         assert pid != say(engine, text="hi")["pid"]
