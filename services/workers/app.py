@@ -18,6 +18,7 @@ from services.consumer import Consumer, Pull
 from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 from services.workers.attempts import Attempts
+from services.workers.engines import check_plugins
 from services.workers.handlers import Handlers, Means
 from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
@@ -45,6 +46,9 @@ class Worker:
         configure(self.service, settings.log_format)
         serve_metrics(settings.metrics_host, settings.metrics_port)
         worker = f"{self.service}-{new_id()[-8:]}"
+        brought = check_plugins()
+        if brought:
+            log.info("engines_of_packages", engines=brought)
         models = Models(
             settings.load_catalogue(),
             settings.modality,
