@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 from events.blobs import JetStreamBlobStore
 from events.jetstream import read_subject
@@ -18,7 +19,8 @@ from services.consumer import Consumer, Pull
 from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 from services.workers.attempts import Attempts
-from services.workers.engines import check_plugins
+from services.workers.engines import check_plugins, providers
+from services.workers.engines.python import parse_allowed
 from services.workers.handlers import Handlers, Means
 from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
@@ -55,10 +57,7 @@ class Worker:
             settings.models_dir,
             allow_fallback=settings.allow_fallback,
             capacity=Capacity(settings.compute_threads, settings.batch_rows_max),
-            engine_settings={
-                "http": {"allow": settings.http_allow, "bytes_max": settings.http_bytes_max},
-                "onnx": {"bytes_max": settings.model_bytes_max},
-            },
+            engine_settings=engine_settings(settings),
         )
         attempts = Attempts(SystemClock())
         bus = await Bus.connect(settings.nats_url, self.service, settings.limits())
@@ -156,6 +155,23 @@ class Worker:
             ack_wait_s=settings.ack_wait_s,
             max_deliver=settings.max_deliver,
         )
+
+
+def engine_settings(settings: WorkerSettings) -> dict[str, dict[str, Any]]:
+    """Return what the operator sets, by engine; no catalogue entry and no node changes it.
+
+    Raises:
+        FailedPrecondition: A setting is malformed; names its variable.
+    """
+    parse_allowed(settings.python_allow)
+    return {
+        "http": {"allow": settings.http_allow, "bytes_max": settings.http_bytes_max},
+        "onnx": {
+            "bytes_max": settings.model_bytes_max,
+            "operator_options": providers.read_operator(settings.onnx_provider_options),
+        },
+        "python": {"allow": settings.python_allow},
+    }
 
 
 def build(settings: WorkerSettings) -> Worker:

@@ -21,6 +21,7 @@ _CLASSES = {
     "intent": ("services.workers.engines.intent", "IntentEngine"),
     "onnx": ("services.workers.engines.onnx", "OnnxEngine"),
     "pocketsphinx": ("services.workers.engines.pocketsphinx", "PocketsphinxEngine"),
+    "python": ("services.workers.engines.python", "PythonEngine"),
     "ranking": ("services.workers.engines.ranking", "RankingEngine"),
     "rapidocr": ("services.workers.engines.rapidocr", "RapidocrEngine"),
     "silero": ("services.workers.engines.silero", "SileroEngine"),
