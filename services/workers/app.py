@@ -170,6 +170,7 @@ def engine_settings(settings: WorkerSettings) -> dict[str, dict[str, Any]]:
             "bytes_max": settings.model_bytes_max,
             "operator_options": providers.read_operator(settings.onnx_provider_options),
         },
+        "torch": {"bytes_max": settings.model_bytes_max},
         "python": {"allow": settings.python_allow},
     }
 

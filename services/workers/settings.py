@@ -31,7 +31,7 @@ class WorkerSettings(Settings):
     http_bytes_max: int = Field(default=8 * MIB, ge=1024, le=64 * MIB)
     """Most bytes of an answer to an `http` node."""
     model_bytes_max: int = Field(default=MODEL_BYTES_MAX, ge=1024)
-    """Largest model file that the `onnx` engine loads."""
+    """Largest model file that the engines `onnx` and `torch` load."""
     onnx_provider_options: str = ""
     """JSON, options by name by execution provider, over those of catalogue entries."""
     python_allow: str = ""

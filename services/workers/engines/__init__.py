@@ -26,6 +26,8 @@ _CLASSES = {
     "rapidocr": ("services.workers.engines.rapidocr", "RapidocrEngine"),
     "silero": ("services.workers.engines.silero", "SileroEngine"),
     "template": ("services.workers.engines.template", "TemplateEngine"),
+    "torch": ("services.workers.engines.torch_program", "TorchProgramEngine"),
+    "transformers": ("services.workers.engines.transformers_tasks", "TransformersEngine"),
     "transformers_classifier": (
         "services.workers.engines.transformers_classifier",
         "TransformersClassifierEngine",
