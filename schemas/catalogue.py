@@ -13,6 +13,7 @@ from schemas.complaints import first_complaint
 from schemas.errors import InvalidArgument, NotFound
 from schemas.ids import ModelName, TemplateId
 from schemas.message import UserInput
+from schemas.parity import Parity
 from schemas.tensors import DATATYPES, RANK_MAX
 
 
@@ -81,6 +82,9 @@ class ModelSpec(UserInput):
     max_batch_size: int = Field(default=0, ge=0, le=65536)
     """Rows that one call of the engine may have: then the first dimension of every input and output
     is -1, and requests that wait are computed together. 0: one request, one call."""
+
+    parity: Parity | None = None
+    """How far it is from the model it was converted or quantised from."""
 
     @model_validator(mode="after")
     def _rows_come_first(self) -> "ModelSpec":

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from clawdbot import doctor as examination
-from clawdbot.cli import controls, local, replay, runs, travel
+from clawdbot.cli import controls, conversions, local, replay, runs, travel
 from clawdbot.cli.options import Json, Url, guarded
 from clawdbot.cli.output import ExitCode, Screen, counted, fail
 from clawdbot.client import Client
@@ -165,6 +165,8 @@ for command in (
     controls.skip,
     controls.retry,
     runs.stats,
+    conversions.convert,
+    conversions.quantize,
     models,
     doctor,
 ):

@@ -40,6 +40,10 @@ def write(guide: str, folder: Path) -> None:
         path.write_text(body, encoding="utf-8")
 
 
+def text(guide: str) -> str:
+    """Return a guide."""
+    return (ROOT / "docs" / "guides" / f"{guide}.md").read_text(encoding="utf-8")
+
+
 def _fences(guide: str) -> list[tuple[str, str, str]]:
-    text = (ROOT / "docs" / "guides" / f"{guide}.md").read_text(encoding="utf-8")
-    return _FENCE.findall(text)
+    return _FENCE.findall(text(guide))

@@ -1,24 +1,18 @@
 """What the engines on torch share: local files, safetensors, the device that is asked for."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import orjson
-
+from schemas import hf_files
 from schemas.catalogue import ModelSpec
 from schemas.errors import ModelUnavailable
 from services.workers.engines import fields
 
 
 DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?|xpu(:\d{1,3})?|npu(:\d{1,3})?")
-CONFIG_BYTES_MAX = 64 * 1024 * 1024
-_CODE = {"auto_map", "custom_pipelines", "custom_generate"}
-"""Keys of a folder's JSON files that name code inside it, or elsewhere."""
-_KERNELS = {"attn_implementation", "_attn_implementation", "experts_implementation"}
-"""Keys whose value may name a repository of compiled kernels."""
 
 
 def missing(spec: ModelSpec, models_dir: Path, *packages: str) -> str | None:
@@ -100,52 +94,17 @@ def model(
 def check(folder: Path) -> None:
     """Refuse a folder that names code, or leads out of itself.
 
-    `trust_remote_code=False` alone has not kept every version of every library from running what
-    `auto_map` names (CVE-2026-22807), so nothing that asks for code is handed to one.
-
     Raises:
         ModelUnavailable: Names the file.
     """
     root = folder.resolve()
     for path in sorted(folder.rglob("*")):
+        name = f"{folder.name}/{path.name}"
         if not path.resolve().is_relative_to(root):
-            raise ModelUnavailable(
-                f"{folder.name}/{path.name} is a link out of the folder: copy it with cp -rL"
-            )
+            raise ModelUnavailable(f"{name} is a link out of the folder: copy it with cp -rL")
         if path.suffix == ".json" and path.is_file():
-            _check_document(path, f"{folder.name}/{path.name}")
-
-
-def _check_document(path: Path, name: str) -> None:
-    """Refuse a JSON file that names code."""
-    if path.stat().st_size > CONFIG_BYTES_MAX:
-        raise ModelUnavailable(f"{name} has over {CONFIG_BYTES_MAX} bytes")
-    try:
-        document = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as error:
-        raise ModelUnavailable(f"{name} is no JSON") from error
-    for key, value in _pairs(document):
-        if key in _CODE:
-            raise ModelUnavailable(
-                f"{name} names code ('{key}'), which is never run: save the model as one of the "
-                "library's own classes, or write an engine for it"
-            )
-        if key in _KERNELS and isinstance(value, str) and "/" in value:
-            raise ModelUnavailable(f"{name} names kernels elsewhere: '{key}'")
-
-
-def _pairs(document: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every key of a JSON document with its value, wherever it is."""
-    pending = [document]
-    while pending:
-        match pending.pop():
-            case dict() as found:
-                yield from found.items()
-                pending += found.values()
-            case list() as found:
-                pending += found
-            case _:
-                pass  # a leaf
+            with path.open("rb") as file:
+                hf_files.check_document(name, file.read(hf_files.CONFIG_BYTES_MAX + 1))
 
 
 def asked_device(params: Mapping[str, Any]) -> str:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from schemas import pt2
 from schemas.catalogue import Port
 from schemas.errors import EngineFailed, ModelUnavailable
-from services.workers.engines import fields, model_files, pt2_files, torch_models
+from services.workers.engines import fields, model_files, torch_models
 from services.workers.engines.tensor_engine import TensorEngine, narrows
 
 
@@ -75,7 +76,7 @@ class TorchProgramEngine(TensorEngine):
 
         bytes_max = int(self.spec.params.get("bytes_max", model_files.MODEL_BYTES_MAX))
         data = model_files.read(self.models_dir, self.spec.source, bytes_max)
-        archive = pt2_files.sanitized(data, bytes_max)
+        archive = pt2.sanitized(data, bytes_max)
         self.device = torch_models.device_of(self.spec.params)
         try:
             program = torch.export.load(io.BytesIO(archive))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from schemas.errors import ModelUnavailable
-from services.workers.engines.pt2_files import sanitized
+from schemas.pt2 import sanitized
 
 
 TUPLE = {"type": "builtins.tuple", "context": "null", "children_spec": []}
