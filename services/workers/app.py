@@ -17,10 +17,10 @@ from schemas.messages import Abandoned, unpack
 from services import micro
 from services.consumer import Consumer, Pull
 from services.runtime import Bus, SystemClock
+from services.settings import secret
 from services.telemetry import configure, get_logger, serve_metrics
 from services.workers.attempts import Attempts
-from services.workers.engines import check_plugins, providers
-from services.workers.engines.python import parse_allowed
+from services.workers.engines import check_plugins, openai, providers, python
 from services.workers.handlers import Handlers, Means
 from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
@@ -163,12 +163,18 @@ def engine_settings(settings: WorkerSettings) -> dict[str, dict[str, Any]]:
     Raises:
         FailedPrecondition: A setting is malformed; names its variable.
     """
-    parse_allowed(settings.python_allow)
+    python.parse_allowed(settings.python_allow)
+    openai.parse_allowed(settings.openai_allow)
     return {
         "http": {"allow": settings.http_allow, "bytes_max": settings.http_bytes_max},
         "onnx": {
             "bytes_max": settings.model_bytes_max,
             "operator_options": providers.read_operator(settings.onnx_provider_options),
+        },
+        "openai": {
+            "allow": settings.openai_allow,
+            "keys": openai.parse_keys(settings.openai_keys, secret),
+            "bytes_max": settings.http_bytes_max,
         },
         "torch": {"bytes_max": settings.model_bytes_max},
         "python": {"allow": settings.python_allow},

@@ -34,6 +34,10 @@ class WorkerSettings(Settings):
     """Largest model file that the engines `onnx` and `torch` load."""
     onnx_provider_options: str = ""
     """JSON, options by name by execution provider, over those of catalogue entries."""
+    openai_allow: str = ""
+    """Servers of the `openai` engine besides public ones: names and CIDR ranges, with commas."""
+    openai_keys: str = ""
+    """Which environment variable holds the key of which host: `HOST=VARIABLE`, with commas."""
     python_allow: str = ""
     """Modules that the `python` engine may call, with commas; each with what is inside it."""
     chain_ms: float = Field(default=20.0, ge=0, le=1000)

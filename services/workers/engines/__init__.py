@@ -20,6 +20,7 @@ _CLASSES = {
     "http": ("services.workers.engines.http", "HttpEngine"),
     "intent": ("services.workers.engines.intent", "IntentEngine"),
     "onnx": ("services.workers.engines.onnx", "OnnxEngine"),
+    "openai": ("services.workers.engines.openai", "OpenaiEngine"),
     "pocketsphinx": ("services.workers.engines.pocketsphinx", "PocketsphinxEngine"),
     "python": ("services.workers.engines.python", "PythonEngine"),
     "ranking": ("services.workers.engines.ranking", "RankingEngine"),
