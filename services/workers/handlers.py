@@ -5,6 +5,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Protocol
 
 import orjson
@@ -26,12 +27,14 @@ from schemas.messages import (
     pack,
     unpack,
 )
+from schemas.plan import Adaptation, adaptations
 from schemas.submission import MSGPACK, check_names, read_inference
 from schemas.values import Wire, to_json, to_wire
 from services.consumer import NOT_ITS_FAULT
 from services.micro import Asked, Reply
 from services.runtime import Clock, Delivery, Outgoing
 from services.telemetry import STOPPED, get_logger
+from services.workers.adapters import adapted
 from services.workers.attempts import Attempts, Stopped
 from services.workers.engine import Request
 from services.workers.models import Answer, Models
@@ -144,6 +147,7 @@ class Handlers:
                         "model": node.model,
                         "params": node.params,
                         "inputs": inputs,
+                        "adapt": adaptations(node.bindings),
                         "deadline": now + node.timeout_s,
                     }
                 )
@@ -170,7 +174,9 @@ class Handlers:
                     memo = {"model": known.model, "memo_of": known.source}
                     return self._blank(task).model_copy(update={"outputs": known.outputs, **memo})
                 request = Request({}, task.params, _work_key(task), stopped.is_set)
-                answer = await self._infer(task.tenant, task.model, task.inputs, request, rank)
+                answer = await self._infer(
+                    task.tenant, task.model, task.inputs, request, rank, task.adapt
+                )
                 outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
                 outputs = await spill(outputs, task.tenant, self._means.blobs)
                 await self._means.remembered.keep(task, outputs, answer.model)
@@ -246,12 +252,20 @@ class Handlers:
         self._means.attempts.abandon(run_key(message.subject), abandoned)
 
     async def _infer(
-        self, tenant: str, model: str, inputs: Wire, request: Request, rank: int = 0
+        self,
+        tenant: str,
+        model: str,
+        inputs: Wire,
+        request: Request,
+        rank: int = 0,
+        adapt: Mapping[str, Adaptation] = MappingProxyType({}),
     ) -> Answer:
         try:
             values = await fetch(inputs, tenant, self._means.blobs)
         except NotFound as error:
             raise InvalidArgument(error.message, field="inputs") from error
+        if adapt:
+            values = await asyncio.to_thread(adapted, values, adapt)
         return await self._means.models.infer(model, replace(request, inputs=values), rank=rank)
 
     def _blank(self, task: Task, error: Fault | None = None) -> TaskResult:
