@@ -14,6 +14,9 @@ from schemas.complaints import first_complaint
 from schemas.errors import InvalidArgument, NotFound
 from schemas.ids import ModelName, TemplateId
 from schemas.message import UserInput
+from schemas.parity import Parity
+from schemas.serving import WARM_UPS_MAX, Buckets, Limits, WarmUp, is_none
+from schemas.signatures import CONTENTS, SIGNATURES, check_content, contents_of
 from schemas.tensors import BYTES, DATATYPE_SIZES, DATATYPES, RANK_MAX
 
 
@@ -23,13 +26,6 @@ ValueKind = Literal["text", "audio", "image", "json", "tensor"]
 TEMPLATE_CHARS_MAX = 16 * 1024
 NAME_CHARS_MAX = 128
 LABELS_MAX = 65_536
-WARM_UPS_MAX = 64
-BUCKETS_MAX = 64
-SIZE = r"^[0-9]{1,6}(\.[0-9]{1,3})?(KiB|MiB|GiB)$"
-
-
-def _is_none(value: object) -> bool:
-    return value is None
 
 
 class Port(UserInput):
@@ -46,6 +42,8 @@ class Port(UserInput):
         default=(1,), strict=False, max_length=RANK_MAX
     )
     """Open Inference shape; -1 is a dynamic dimension."""
+    content: Annotated[str, Field(json_schema_extra={"enum": ["", *CONTENTS]})] = ""
+    """What the numbers of a tensor mean, of `schemas.signatures`; a signature sets it."""
     required: bool = True
     """A run is refused when nothing can feed a required input."""
     labels: tuple[Annotated[str, Field(max_length=NAME_CHARS_MAX)], ...] = Field(
@@ -60,6 +58,12 @@ class Port(UserInput):
         if datatype not in DATATYPES:
             raise ValueError(f"unknown datatype; use one of {', '.join(DATATYPES)}")
         return datatype
+
+    @model_validator(mode="after")
+    def _content_fits(self) -> "Port":
+        if self.content:
+            check_content(self, self.content)
+        return self
 
     @property
     def tensor_name(self) -> str:
@@ -76,69 +80,6 @@ class StateSpec(UserInput):
     """The output that gives it."""
 
 
-class WarmUp(UserInput):
-    """A request that a model computes when it is loaded."""
-
-    inputs: dict[str, Any]
-    """As in the HTTP API."""
-    params: dict[str, Any] = Field(default_factory=dict)
-
-
-class Padded(UserInput):
-    """How one input is padded."""
-
-    axis: int = Field(default=1, ge=0, lt=RANK_MAX)
-    """The dimension that differs from request to request."""
-    value: float = Field(default=0.0, strict=False)
-    """What is put behind what is there."""
-
-
-class Buckets(UserInput):
-    """How requests of different lengths share a call of the engine."""
-
-    sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        strict=False, min_length=1, max_length=BUCKETS_MAX
-    )
-    """Lengths that are computed, ascending: a request is padded to the next one. A longer one is
-    computed as it is."""
-    inputs: dict[str, Padded] = Field(min_length=1)
-    mask: str = ""
-    """An input that is 1 where there is data and 0 where there is padding. If it is not required,
-    it is made for requests that lack it."""
-    outputs: dict[str, Annotated[int, Field(ge=0, lt=RANK_MAX)]] = Field(default_factory=dict)
-    """Outputs that are cut back, and along which dimension."""
-
-    @property
-    def padded(self) -> dict[str, Padded]:
-        """All inputs that are padded, the mask too."""
-        return self.inputs if not self.mask else {self.mask: Padded()} | self.inputs
-
-    @model_validator(mode="after")
-    def _ascends(self) -> "Buckets":
-        if list(self.sizes) != sorted(set(self.sizes)):
-            raise ValueError("the sizes of buckets must ascend")
-        return self
-
-
-class Limits(UserInput):
-    """What one model may take of its worker."""
-
-    memory: Annotated[str, Field(pattern=SIZE)] | None = None
-    """Memory of its process: `512MiB`. A model with this limit runs in a process of its own."""
-    threads: int | None = Field(default=None, ge=1, le=1024)
-    """Threads of one inference."""
-    gpu_share: float | None = Field(default=None, gt=0, le=1, strict=False)
-    """Of the memory of a GPU."""
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """The limit of memory in bytes; None for no limit."""
-        if self.memory is None:
-            return None
-        number, unit = self.memory[:-3], self.memory[-3:]
-        return int(float(number) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[unit])
-
-
 class ModelSpec(UserInput):
     """One model: its engine, its signature, its source, and who may stand in for it."""
 
@@ -149,6 +90,8 @@ class ModelSpec(UserInput):
     outputs: tuple[Port, ...] = Field(strict=False)
     source: str | None = None
     """Where the weights are: a path below the models directory, or None when a library has them."""
+    signature: Annotated[str, Field(json_schema_extra={"enum": ["", *SIGNATURES]})] = ""
+    """A signature of the library that its inputs and outputs keep."""
     version: str = "1"
     fallback: ModelName | None = None
     """A model of the same signature that may serve in development when the weights are absent."""
@@ -173,20 +116,35 @@ class ModelSpec(UserInput):
     is -1, and requests that wait are computed together. 0: one request, one call."""
 
     warm_up: tuple[WarmUp, ...] | None = Field(
-        default=None, strict=False, max_length=WARM_UPS_MAX, exclude_if=_is_none
+        default=None, strict=False, max_length=WARM_UPS_MAX, exclude_if=is_none
     )
     """Computed when it is loaded, before it serves; it must work. By default a row of zeros, for
     models whose inputs are tensors; `[]` for none."""
 
     cache_responses: bool = Field(default=False, exclude_if=not_)
     """Whether a worker may answer with what it computed for the same inputs and parameters."""
-    buckets: Buckets | None = Field(default=None, exclude_if=_is_none)
+    buckets: Buckets | None = Field(default=None, exclude_if=is_none)
     """How requests of different lengths are computed together."""
     isolation: Literal["auto", "none", "process"] = Field(default="auto", exclude_if="auto".__eq__)
     """Whether it runs in a process of its own, whose crash, hang or memory touches no other model:
     `auto` does where a limit needs it, or its runtime kept its memory when it was unloaded."""
-    limits: Limits | None = Field(default=None, exclude_if=_is_none)
+    limits: Limits | None = Field(default=None, exclude_if=is_none)
     """What it may take of its worker."""
+    parity: Parity | None = None
+    """How far it is from the model it was converted or quantised from."""
+
+    @model_validator(mode="after")
+    def _keeps_its_signature(self) -> "ModelSpec":
+        if not self.signature:
+            return self
+        taken, given = contents_of(self.signature, self.inputs, self.outputs)
+        for side, contents in (("inputs", taken), ("outputs", given)):
+            ports = tuple(
+                _with_content(port, contents.get(port.name, ""), self.signature)
+                for port in getattr(self, side)
+            )
+            object.__setattr__(self, side, ports)  # it is being made: nobody has it yet
+        return self
 
     @model_validator(mode="after")
     def _rows_come_first(self) -> "ModelSpec":
@@ -252,6 +210,12 @@ def _check_bucketed(side: str, port: Port | None, name: str, axis: int, rows: in
         raise ValueError(
             f"buckets: dimension {axis} of {side} '{name}' must be -1, and not that of the rows"
         )
+
+
+def _with_content(port: Port, content: str, signature: str) -> Port:
+    if port.content and content and port.content != content:
+        raise ValueError(f"'{port.name}' of {signature} holds {content}, not {port.content}")
+    return port.model_copy(update={"content": content}) if content else port
 
 
 class TemplateSpec(UserInput):
@@ -328,7 +292,10 @@ def _check_fallbacks(models: Mapping[str, ModelSpec]) -> None:
 
 def signature(spec: ModelSpec) -> tuple[object, ...]:
     """Return what two models must share so that one may serve for the other."""
-    ports = [(port.name, port.kind, port.required) for port in spec.inputs]
+    ports = [
+        (port.name, port.kind, port.required, port.content, port.shape if port.content else ())
+        for port in spec.inputs
+    ]
     return (spec.modality, tuple(ports), tuple((port.name, port.kind) for port in spec.outputs))
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from schemas.catalogue import Limits, ModelSpec
+from schemas.catalogue import ModelSpec
 from schemas.errors import ModelUnavailable
+from schemas.serving import Limits
 from services.telemetry import get_logger
 from services.workers import warming
 from services.workers.engine import AnyEngine, Engine
-from services.workers.engines import engine_class, model_files
+from services.workers.engines import engine_of, model_files
 from services.workers.isolation import Isolated, NotIsolated
 from services.workers.loaded import Loaded
 from services.workers.memory import give_back, held_bytes
@@ -59,7 +60,7 @@ class Loader:
         if fixed is not None:
             spec = spec.model_copy(update={"params": {**spec.params, **fixed}})
         folder = self.folders.get(name, self._models_dir)
-        engine = engine_class(spec.engine)(spec, folder)
+        engine = engine_of(spec, folder)
         if not self._is_isolated(name, engine):
             return engine
         if isinstance(engine, Engine):

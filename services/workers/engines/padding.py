@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from schemas.catalogue import Buckets
 from schemas.errors import InvalidArgument
+from schemas.serving import Buckets
 from schemas.values import Tensor
 from services.workers.engine import Request
 

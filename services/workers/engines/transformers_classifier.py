@@ -41,7 +41,9 @@ class TransformersClassifierEngine(Engine):
         torch_models.keep_share(self.spec)
         folder = torch_models.directory(self.spec, self.models_dir)
         self.tokenizer = torch_models.pretrained(AutoTokenizer, folder)
-        self.model, self.device = torch_models.model(AutoModelForSequenceClassification, folder)
+        self.model, self.device = torch_models.model(
+            AutoModelForSequenceClassification, folder, self.spec.params
+        )
 
     @override
     def infer(self, batch: Sequence[Request]) -> list[Mapping[str, Value]]:

@@ -43,7 +43,9 @@ class TransformersSpeechEngine(Engine):
         torch_models.keep_share(self.spec)
         folder = torch_models.directory(self.spec, self.models_dir)
         self.tokenizer = torch_models.pretrained(FastSpeech2ConformerTokenizer, folder)
-        self.model, self.device = torch_models.model(FastSpeech2ConformerWithHifiGan, folder)
+        self.model, self.device = torch_models.model(
+            FastSpeech2ConformerWithHifiGan, folder, self.spec.params
+        )
         self.model.float()
 
     @override

@@ -16,7 +16,7 @@ from schemas.errors import EngineFailed, InvalidArgument, ModelUnavailable
 from schemas.values import Tensor, Value
 from services.workers import loading
 from services.workers.engine import Engine, Request
-from services.workers.engines import engine_class
+from services.workers.engines import engine_of
 from services.workers.loaded import HALF_LIFE_S, Loaded
 from services.workers.models import Capacity, Models
 from tests.support import onnx_models as tiny
@@ -75,7 +75,11 @@ _open.set()
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Sized]]:
     """Every model is `Sized`."""
     monkeypatch.setattr(
-        loading, "engine_class", lambda name: Sized if name == "sized" else engine_class(name)
+        loading,
+        "engine_of",
+        lambda spec, folder: (
+            Sized(spec, folder) if spec.engine == "sized" else engine_of(spec, folder)
+        ),
     )
     for record in (Sized.loads, Sized.closed, Sized.warmed):
         record.clear()

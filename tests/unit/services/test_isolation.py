@@ -24,7 +24,7 @@ from schemas.values import Binary, Tensor, Value
 from services.errors import status_of
 from services.workers import apart, isolation, loading
 from services.workers.engine import Request
-from services.workers.engines import engine_class
+from services.workers.engines import engine_of
 from services.workers.isolation import Isolated
 from services.workers.memory import MIB, held_bytes
 from services.workers.models import Capacity, Models
@@ -207,8 +207,10 @@ def mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Models]:
     """A worker with a wild model, and a tame one in the same process as the worker."""
     monkeypatch.setattr(
         loading,
-        "engine_class",
-        lambda name: wild.WildEngine if name == "wild" else engine_class(name),
+        "engine_of",
+        lambda spec, folder: (
+            wild.WildEngine(spec, folder) if spec.engine == "wild" else engine_of(spec, folder)
+        ),
     )
     entries = tiny.entries(tmp_path)
     documents = {
