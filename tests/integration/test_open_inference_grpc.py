@@ -171,6 +171,13 @@ def test_typed_contents(stub: Any, datatype: str) -> None:
         assert items == np.frombuffer(raw, DTYPES[datatype]).tolist()
 
 
+def test_bf16(stub: Any) -> None:
+    """As raw contents, which is the only way."""
+    data = b"\xc0\x3f\x00\xc0"
+    answer = stub.ModelInfer(request("same-bf16", datatype="BF16", raw_input_contents=[data]))
+    assert [data] == list(answer.raw_output_contents)
+
+
 BAD: dict[str, tuple[Any, str, str]] = {
     "no model": (request("nobody"), "NOT_FOUND", "no model 'nobody'"),
     "no version": (request(model_version="9"), "NOT_FOUND", "no version '9'"),

@@ -21,6 +21,7 @@ TYPES = {
     "INT32": TensorProto.INT32,
     "INT64": TensorProto.INT64,
     "FP16": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
     "FP32": TensorProto.FLOAT,
     "FP64": TensorProto.DOUBLE,
     "BYTES": TensorProto.STRING,
@@ -152,6 +153,11 @@ def entries(folder: Path) -> dict[str, dict[str, Any]]:
             [port("SUM", "FP32", [-1, 2]), port("TOTAL_OUT", "FP32", [-1, 2])],
             max_batch_size=8,
             state=[{"input": "total", "output": "total_out"}],
+        ),
+        "of/two.words": entry(
+            "doubling.onnx",
+            [port("A", "FP32", rows), port("B", "FP32", rows)],
+            [port("SUM", "FP32", rows), port("TWICE", "FP32", rows)],
         ),
         "absent": entry("absent.onnx", [port("X", "FP32", [2])], [port("Y", "FP32", [2])]),
     }

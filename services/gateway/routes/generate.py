@@ -39,14 +39,8 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 router = APIRouter(prefix="/v2", tags=["inference"], responses=ERRORS)
 
 
-@router.post("/models/{name}/generate", response_model=dict[str, Any], openapi_extra=_BODY)
-async def model_generate(request: Request, parts: Wanted, name: str) -> Response:
-    """Compute with plain JSON; nothing is recorded."""
-    return await _whole(request, parts, name, None)
-
-
 @router.post(
-    "/models/{name}/versions/{version}/generate",
+    "/models/{name:path}/versions/{version}/generate",
     response_model=dict[str, Any],
     openapi_extra=_BODY,
 )
@@ -57,20 +51,26 @@ async def model_version_generate(
     return await _whole(request, parts, name, version)
 
 
-@router.post("/models/{name}/generate_stream", responses=_STREAM, openapi_extra=_BODY)
-async def model_generate_stream(request: Request, parts: Wanted, name: str) -> Response:
-    """Compute with plain JSON, and send the answer as it grows; it stops when the client goes."""
-    return await _stream(request, parts, name, None)
-
-
 @router.post(
-    "/models/{name}/versions/{version}/generate_stream", responses=_STREAM, openapi_extra=_BODY
+    "/models/{name:path}/versions/{version}/generate_stream", responses=_STREAM, openapi_extra=_BODY
 )
 async def model_version_generate_stream(
     request: Request, parts: Wanted, name: str, version: str
 ) -> Response:
     """Compute by a model's version, and send the answer as it grows; it stops with the client."""
     return await _stream(request, parts, name, version)
+
+
+@router.post("/models/{name:path}/generate", response_model=dict[str, Any], openapi_extra=_BODY)
+async def model_generate(request: Request, parts: Wanted, name: str) -> Response:
+    """Compute with plain JSON; nothing is recorded."""
+    return await _whole(request, parts, name, None)
+
+
+@router.post("/models/{name:path}/generate_stream", responses=_STREAM, openapi_extra=_BODY)
+async def model_generate_stream(request: Request, parts: Wanted, name: str) -> Response:
+    """Compute with plain JSON, and send the answer as it grows; it stops when the client goes."""
+    return await _stream(request, parts, name, None)
 
 
 async def _whole(request: Request, parts: Parts, name: str, version: str | None) -> Response:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CPU = "CPUExecutionProvider"
+ONNX_BFLOAT16 = 16
+"""Of onnx.TensorProto.DataType."""
 
 _ONNX_TYPES = {
     "tensor(bool)": "BOOL",
@@ -29,6 +31,7 @@ _ONNX_TYPES = {
     "tensor(int32)": "INT32",
     "tensor(int64)": "INT64",
     "tensor(float16)": "FP16",
+    "tensor(bfloat16)": "BF16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
@@ -43,6 +46,7 @@ _DTYPES = {
     "INT32": "<i4",
     "INT64": "<i8",
     "FP16": "<f2",
+    "BF16": "<u2",  # numpy has no such type: its bits
     "FP32": "<f4",
     "FP64": "<f8",
 }
@@ -125,7 +129,7 @@ class OnnxEngine(BatchEngine):
             feeds[port.tensor_name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         names = [port.tensor_name for port in self.spec.outputs]
         try:
-            arrays = self.session.run(names, feeds)
+            arrays = self._run(names, feeds)
         except Exception as error:
             raise EngineFailed(
                 "the model could not compute this input", cause=str(error)
@@ -146,6 +150,28 @@ class OnnxEngine(BatchEngine):
     @override
     def close(self) -> None:
         self.session = None
+
+    def _run(self, names: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
+        """Call the runtime; BF16, which numpy does not have, goes in and out as bits."""
+        ports = {port.tensor_name: port for port in (*self.spec.inputs, *self.spec.outputs)}
+        if all(port.datatype != "BF16" for port in ports.values()):
+            found: list[Any] = self.session.run(names, feeds)
+            return found
+        import onnxruntime
+
+        values = {}
+        for name, array in feeds.items():
+            make = onnxruntime.OrtValue.ortvalue_from_numpy
+            if ports[name].datatype == "BF16":
+                make = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type
+                values[name] = make(array, ONNX_BFLOAT16)
+            else:
+                values[name] = make(array)
+        outputs = self.session.run_with_ort_values(names, values)
+        return [
+            _bits(value) if ports[name].datatype == "BF16" else value.numpy()
+            for name, value in zip(names, outputs, strict=True)
+        ]
 
     def _providers(self) -> list[str]:
         names = self.spec.params.get("providers", [CPU])
@@ -296,6 +322,16 @@ def _array(tensor: Tensor, name: str) -> "NDArray[Any]":
         flags: NDArray[Any] = np.frombuffer(tensor.data, np.uint8) != 0
         return flags.reshape(tensor.shape)
     return np.frombuffer(tensor.data, _DTYPES[tensor.datatype]).reshape(tensor.shape)
+
+
+def _bits(value: Any) -> "NDArray[Any]":
+    """Return the bits of a tensor in the processor's memory."""
+    import ctypes
+
+    import numpy as np
+
+    data = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.frombuffer(data, "<u2").reshape(value.shape())
 
 
 def _tensor(array: "NDArray[Any]", port: Port) -> Tensor:
