@@ -46,6 +46,8 @@ class Header:
     """The number of a part, from 1; the last answer has none."""
     ACCEPT = "Accept"
     """How `infer` answers: application/json, or application/msgpack, where bytes stay bytes."""
+    BUNDLE = "Clawdbot-Bundle"
+    """Marks a message of several requests, or of several answers."""
     CORRELATION_ID = "ce-correlationid"
     CE_ID = "ce-id"
     CE_TYPE = "ce-type"

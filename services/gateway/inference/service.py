@@ -184,7 +184,7 @@ class Inferences:
     ) -> Inferred:
         message = self._message(name, spec, ask, headers)
         try:
-            answer = await self._ask(name, message)
+            answer = await self._ask(name, message, together=spec.max_batch_size > 0)
         except (asyncio.CancelledError, DeadlineExceeded):
             self._withdraw(message)
             raise
@@ -214,16 +214,19 @@ class Inferences:
             if not is_last:
                 self._withdraw(message)
 
-    async def _ask(self, name: str, message: "_Message") -> bytes:
-        """Ask the worker that will answer soonest; one that is gone is no loss."""
+    async def _ask(self, name: str, message: "_Message", *, together: bool) -> bytes:
+        """Ask the worker that will answer soonest; one that is gone is no loss.
+
+        What is computed together travels together.
+        """
         worker = self.balance.choose(name)
         if worker is not None:
             try:
                 with worker.asked():
-                    return await self.requests.ask(*message.to(worker.name))
+                    return await self.requests.ask(*message.to(worker.name), together=together)
             except NobodyServes:
                 self.balance.gone(worker)
-        return await self.requests.ask(*message)
+        return await self.requests.ask(*message, together=together)
 
     async def _parts(
         self, name: str, message: "_Message"
