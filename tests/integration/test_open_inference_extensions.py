@@ -217,6 +217,10 @@ def test_traces(
     answer = rpc.update_trace_settings("same-fp32", {"trace_level": ["OFF"]})
     assert ["OFF"] == list(answer.settings["trace_level"].value)
     assert ["OFF"] == http.get_trace_settings()["trace_level"]
+    cleared = http.update_trace_settings("same-fp32", {"trace_rate": None})
+    assert ("1000", "0") == (cleared["trace_rate"], cleared["trace_count"])
+    answer = rpc.update_trace_settings("same-fp32", {"trace_count": None})
+    assert ["-1"] == list(answer.settings["trace_count"].value)
     for wrong in (
         {"trace_level": ["TENSORS"]},
         {"trace_rate": "0"},

@@ -35,7 +35,7 @@ def http(served: Served) -> Iterator[httpx.Client]:
 def events(answer: httpx.Response) -> Iterator[dict[str, Any]]:
     """Yield the objects of a stream of server-sent events, as they come."""
     for line in answer.iter_lines():
-        if line:
+        if line and not line.startswith(":"):
             assert line.startswith("data: ")
             yield json.loads(line.removeprefix("data: "))
 
@@ -107,6 +107,9 @@ def test_a_stream_grows(http: httpx.Client) -> None:
             words.append(part["text_output"])
     assert ["one", " two", " three"] == words
     assert times[-1] - times[0] > 0.2
+    slow = {"text_input": "a b", "delay_ms": 500}
+    with http.stream("POST", "/v2/models/repeat/generate_stream", json=slow) as answer:
+        assert ": keep-alive" in list(answer.iter_lines())
     with http.stream("POST", "/v2/models/echo/generate_stream", json={"text": "whole"}) as answer:
         assert ["whole"] == [part["text_output"] for part in events(answer)]
 
@@ -201,6 +204,9 @@ def test_a_client_that_goes_over_http(served: Served, way: str) -> None:
     [line] = lines()
     assert ("499", "the caller withdrew this inference") == (line["code"], line["error"])
     assert line["handle_ms"] < 10_000
+    text = served.mesh.services["gateway"].log.read_text()
+    assert "crashed" not in text
+    assert "Traceback" not in text
 
 
 def running(served: Served) -> int:

@@ -16,6 +16,7 @@ from services.gateway.inference import generate
 from services.gateway.inference.asks import InferAsk
 from services.gateway.routes import Parts, Wanted
 from services.gateway.routes.inference import ERRORS
+from services.gateway.silence import ALIVE, with_silence
 from services.telemetry import get_logger
 
 
@@ -96,7 +97,7 @@ async def _stream(request: Request, parts: Parts, name: str, version: str | None
         raise
     request.state.facts["model"] = name
     return StreamingResponse(
-        _events(first, stream),
+        _events(first, stream, parts.settings.heartbeat_s),
         media_type=EVENT_STREAM,
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
@@ -114,16 +115,18 @@ async def _parts_of(
                 yield generate.answer_of(said, spec, found.outputs)
 
 
-async def _events(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+async def _events(
+    first: bytes, rest: AsyncGenerator[bytes, None], heartbeat_s: float
+) -> AsyncGenerator[bytes, None]:
     """Yield parts as server-sent events; an error among them is one too.
 
     Source: HTML Standard, section 9.2.
     """
-    async with aclosing(rest):
+    async with aclosing(rest), aclosing(with_silence(rest, heartbeat_s)) as parts:
         yield b"data: %s\n\n" % first
         try:
-            async for part in rest:
-                yield b"data: %s\n\n" % part
+            async for part in parts:
+                yield ALIVE if part is None else b"data: %s\n\n" % part
         except ClawdbotError as error:
             log.info("stream_broken", error=error.message)
             yield b"data: %s\n\n" % orjson.dumps({"error": error.message})
