@@ -103,7 +103,7 @@ def _brief(value: Any) -> Any:
     """Return JSON without what says nothing: absent numbers, empty texts, and what goes without."""
     match value:
         case dict():
-            said = {"required": True, "description": ""}
+            said = {"required": True, "description": "", "content": ""}
             return {
                 key: _brief(item)
                 for key, item in value.items()
