@@ -1,7 +1,7 @@
 """The catalogue: which models and templates exist, what they take and give, and their sources."""
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +15,7 @@ from schemas.ids import ModelName, TemplateId
 from schemas.message import UserInput
 from schemas.parity import Parity
 from schemas.signatures import CONTENTS, SIGNATURES, check_content, contents_of
-from schemas.tensors import DATATYPES, RANK_MAX
+from schemas.tensors import DATATYPE_SIZES, DATATYPES, RANK_MAX
 
 
 Modality = Literal["text", "audio", "vision"]
@@ -23,6 +23,7 @@ ValueKind = Literal["text", "audio", "image", "json", "tensor"]
 
 TEMPLATE_CHARS_MAX = 16 * 1024
 NAME_CHARS_MAX = 128
+LABELS_MAX = 65_536
 
 
 class Port(UserInput):
@@ -43,6 +44,10 @@ class Port(UserInput):
     """What the numbers of a tensor mean, of `schemas.signatures`; a signature sets it."""
     required: bool = True
     """A run is refused when nothing can feed a required input."""
+    labels: tuple[Annotated[str, Field(max_length=NAME_CHARS_MAX)], ...] = Field(
+        default=(), strict=False, max_length=LABELS_MAX
+    )
+    """Names of an output's elements, by index; a classification says them."""
     description: str = ""
 
     @field_validator("datatype")
@@ -62,6 +67,15 @@ class Port(UserInput):
     def tensor_name(self) -> str:
         """What the Open Inference Protocol calls it."""
         return self.tensor or self.name
+
+
+class StateSpec(UserInput):
+    """What one call leaves to the next one of the same sequence."""
+
+    input: str
+    """The input that takes it; zeros at the beginning."""
+    output: str
+    """The output that gives it."""
 
 
 class ModelSpec(UserInput):
@@ -90,6 +104,11 @@ class ModelSpec(UserInput):
     preload: bool = False
     """Load it when a worker starts: its card then says whether it really runs, and the first
     request does not wait."""
+    state: tuple[StateSpec, ...] = Field(default=(), strict=False)
+    """Inputs and outputs that are a sequence's state; clients of the Open Inference Protocol see
+    neither."""
+    streams: bool = False
+    """Whether its engine can give an answer in parts."""
     max_batch_size: int = Field(default=0, ge=0, le=65536)
     """Rows that one call of the engine may have: then the first dimension of every input and output
     is -1, and requests that wait are computed together. 0: one request, one call."""
@@ -119,6 +138,35 @@ class ModelSpec(UserInput):
                     "is a tensor whose first dimension is -1"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _states_fit(self) -> "ModelSpec":
+        inputs = {port.name: port for port in self.inputs}
+        outputs = {port.name: port for port in self.outputs}
+        for state in self.state:
+            taken, given = inputs.get(state.input), outputs.get(state.output)
+            if taken is None or given is None:
+                raise ValueError(f"state: no input '{state.input}' or no output '{state.output}'")
+            kinds = {port.kind for port in (taken, given)}
+            if kinds != {"tensor"} or taken.datatype not in DATATYPE_SIZES:
+                raise ValueError(f"state: '{state.input}' and '{state.output}' must be numbers")
+            if (taken.datatype, taken.shape) != (given.datatype, given.shape):
+                raise ValueError(f"state: '{state.input}' and '{state.output}' differ")
+            if any(size < 0 for size in taken.shape[1:]):
+                raise ValueError(f"state: of '{state.input}' only the first dimension may be -1")
+        return self
+
+    @cached_property
+    def asked(self) -> tuple[Port, ...]:
+        """The inputs that a client sends: all but a sequence's state."""
+        states = {state.input for state in self.state}
+        return tuple(port for port in self.inputs if port.name not in states)
+
+    @cached_property
+    def given(self) -> tuple[Port, ...]:
+        """The outputs that a client gets: all but a sequence's state."""
+        states = {state.output for state in self.state}
+        return tuple(port for port in self.outputs if port.name not in states)
 
 
 def _with_content(port: Port, content: str, signature: str) -> Port:

@@ -10,15 +10,18 @@ from pydantic.json_schema import models_json_schema
 
 from schemas.api import RunRequest
 from schemas.forks import Fork
+from schemas.inference_management import LogSettings, RegionRequest, TraceSettings
 from schemas.messages import Control
-from schemas.open_inference import InferRequest
+from schemas.open_inference import GenerateRequest, InferRequest
 from schemas.workflow import Deployment
 from services.gateway import errors
 from services.gateway.routes import (
     Parts,
     blobs,
+    generate,
     health,
     inference,
+    management,
     runs,
     statistics,
     travel,
@@ -37,6 +40,7 @@ base64 data; an uploaded blob is `{"$blob": {"media_type", "size_bytes", "sha256
 Protocol, it is `{"error": "<message>"}`.
 """
 _BODIES = (Deployment, RunRequest, Control, Fork, InferRequest)
+_MANAGEMENT = (GenerateRequest, LogSettings, RegionRequest, TraceSettings)
 
 
 def build_api(parts: Parts | None = None) -> FastAPI:
@@ -50,7 +54,17 @@ def build_api(parts: Parts | None = None) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     app.state.parts = parts
-    for module in (workflows, runs, travel, statistics, blobs, inference, health):
+    for module in (
+        workflows,
+        runs,
+        travel,
+        statistics,
+        blobs,
+        management,
+        generate,
+        inference,
+        health,
+    ):
         app.include_router(module.router)
     errors.install(app, BUS_ERRORS)
     app.openapi = lambda: openapi_document(app)  # type: ignore[method-assign]
@@ -68,7 +82,7 @@ def openapi_document(app: FastAPI | None = None) -> dict[str, Any]:
             routes=app.routes,
         )
         _, bodies = models_json_schema(
-            [(kind, "validation") for kind in _BODIES],
+            [(kind, "validation") for kind in (*_BODIES, *_MANAGEMENT)],
             ref_template="#/components/schemas/{model}",
         )
         document["components"]["schemas"] |= bodies["$defs"]

@@ -1,6 +1,7 @@
 """The gateway's composition root."""
 
 import asyncio
+import random
 import socket
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -28,8 +29,13 @@ from services.gateway.admission import Admission
 from services.gateway.api import build_api
 from services.gateway.calls import Calls
 from services.gateway.deployments import Deployments
+from services.gateway.inference.balance import Balance
 from services.gateway.inference.lane import Lane
+from services.gateway.inference.regions import Regions
+from services.gateway.inference.sequences import Sequences
 from services.gateway.inference.service import Inferences
+from services.gateway.inference.statistics import Tallies
+from services.gateway.inference.workflows import WorkflowModels
 from services.gateway.middleware import Watch
 from services.gateway.protocol import bounded_http
 from services.gateway.routes import Parts, inference
@@ -75,6 +81,7 @@ class Gateway:
             async with asyncio.TaskGroup() as group:
                 group.create_task(index.follow(bus.nc, ready=caught_up))
                 group.create_task(_watch(bus, parts.waiters))
+                group.create_task(parts.inferences.balance.watch())
                 group.create_task(parts.submissions.admission.watch(bus))
                 await _hear_commits(bus, parts.waiters)
                 await self._serve_calls(bus, parts, group)
@@ -89,6 +96,7 @@ class Gateway:
         finally:
             if rpc is not None:
                 await rpc.close()
+            parts.regions.unregister()
             listener.close()
             index.close()
             statistics.close()
@@ -102,8 +110,20 @@ class Gateway:
         store = JetStreamEventStore(bus.nc, keys)
         blobs = JetStreamBlobStore(bus.nc, keys)
         catalogue, definitions = settings.load_catalogue(), DefinitionStore(js)
-        directory = ModelDirectory(js)
+        directory, requests = ModelDirectory(js), Requests(bus)
         waiters = Waiters(store, clock, waits_max=settings.waits_max, recheck_s=settings.recheck_s)
+        submissions = Submissions(
+            bus,
+            store,
+            definitions,
+            catalogue,
+            blobs,
+            waiters,
+            Admission(settings.events_reserve),
+            clock,
+            begin_s=settings.begin_s,
+            request_s=settings.request_s_max,
+        )
         return Parts(
             settings=settings,
             bus=bus,
@@ -120,22 +140,17 @@ class Gateway:
                 clock,
                 allow_fallback=settings.allow_fallback,
             ),
-            submissions=Submissions(
-                bus,
-                store,
-                definitions,
-                catalogue,
-                blobs,
-                waiters,
-                Admission(settings.events_reserve),
-                clock,
-                begin_s=settings.begin_s,
-                request_s=settings.request_s_max,
-            ),
+            submissions=submissions,
             waiters=waiters,
             clock=clock,
             projector=projector,
-            inferences=Inferences(catalogue, directory, Requests(bus), clock, settings.wait_s_max),
+            inferences=_inferences(settings, submissions, directory, requests),
+            tallies=Tallies(requests, directory, clock, settings.request_s_max),
+            regions=Regions(
+                allowed=settings.shared_memory,
+                prefix=settings.shared_memory_prefix,
+                bytes_max=settings.shared_memory_bytes_max,
+            ),
         )
 
     async def _serve_calls(self, bus: Bus, parts: Parts, group: asyncio.TaskGroup) -> None:
@@ -149,6 +164,33 @@ class Gateway:
             in_flight_max=self.settings.waits_max,
         )
         await micro.serve(bus.nc, group, endpoint, self.settings.instance)
+
+
+def _inferences(
+    settings: GatewaySettings,
+    submissions: Submissions,
+    directory: ModelDirectory,
+    requests: Requests,
+) -> Inferences:
+    clock, catalogue = submissions.clock, submissions.catalogue
+    wait_s, chance = settings.call_wait_s, random.Random()  # noqa: S311 - no secret
+    workflows = WorkflowModels(submissions, catalogue, submissions.blobs, wait_s)
+    sequences = Sequences(
+        clock,
+        idle_s=settings.sequence_idle_s,
+        count_max=settings.sequences_max,
+        bytes_max=settings.sequence_bytes_max,
+    )
+    return Inferences(
+        catalogue=catalogue,
+        directory=directory,
+        requests=requests,
+        clock=clock,
+        sequences=sequences,
+        workflows=workflows,
+        balance=Balance(directory, clock, chance, wanted=settings.balance),
+        wait_s_max=settings.wait_s_max,
+    )
 
 
 def _rpc(parts: Parts) -> "InferenceServer | None":

@@ -20,11 +20,13 @@ from services.runtime import Bus, SystemClock
 from services.settings import secret
 from services.telemetry import configure, get_logger, serve_metrics
 from services.workers.attempts import Attempts
+from services.workers.batches import CALLS
 from services.workers.engines import check_plugins, openai, providers, python
 from services.workers.handlers import Handlers, Means
 from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
 from services.workers.settings import WorkerSettings
+from services.workers.tally import Tally
 
 
 WATCH_INTERVAL_S = 0.5
@@ -65,13 +67,14 @@ class Worker:
         keys = JetStreamKeyRing(bus.nc.jetstream(), settings.master_key_bytes())
         await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
         blobs, clock = JetStreamBlobStore(bus.nc, keys), SystemClock()
-        memos = JetStreamMemoStore(bus.nc, keys)
+        memos, tally = JetStreamMemoStore(bus.nc, keys), Tally(worker, clock)
         means = Means(
             worker=worker,
             models=models,
             remembered=Remembered(memos, blobs, models, clock),
             blobs=blobs,
             attempts=attempts,
+            tally=tally,
             clock=clock,
             chain_s=settings.chain_ms / 1000,
         )
@@ -80,9 +83,10 @@ class Worker:
         try:
             await bus.patiently(lambda: self._ensure_consumers(bus))
             await bus.nc.subscribe(every("cancel", "*"), cb=handlers.cancel)
+            await bus.nc.subscribe(every("withdraw", "*"), cb=handlers.withdraw)
             await bus.patiently(lambda: self._catch_up(bus, attempts))
             async with asyncio.TaskGroup() as group:
-                await self._serve_infer(bus, handlers, group)
+                await self._serve_infer(bus, handlers, tally, group, worker)
                 group.create_task(self._watch(bus))
                 group.create_task(self._announce(directory, worker, models))
                 for lane in LANES:
@@ -98,7 +102,9 @@ class Worker:
                 log.info("card_left", error=error.message)  # it goes stale by itself
             await bus.close()
 
-    async def _serve_infer(self, bus: Bus, handlers: Handlers, group: asyncio.TaskGroup) -> None:
+    async def _serve_infer(
+        self, bus: Bus, handlers: Handlers, tally: Tally, group: asyncio.TaskGroup, worker: str
+    ) -> None:
         endpoint = micro.Endpoint(
             service=self.service,
             name="infer",
@@ -106,6 +112,8 @@ class Worker:
             description=f"unlogged inference, {self.settings.modality}",
             answer=handlers.infer,
             in_flight_max=self.settings.infer_queue_max,
+            also=every("infer", f"{self.settings.modality}.*.{worker}"),
+            figures=lambda: tally.document(CALLS),
         )
         await micro.serve(bus.nc, group, endpoint, self.settings.instance)
 

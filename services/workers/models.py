@@ -15,7 +15,7 @@ from schemas.catalogue import Catalogue, ModelSpec
 from schemas.errors import ClawdbotError, ModelUnavailable, NotFound
 from schemas.values import Value
 from services.telemetry import get_logger
-from services.workers.batches import Computed, Crew, Line
+from services.workers.batches import CALLS, Computed, Crew, Line, count
 from services.workers.engine import AnyEngine, AsyncEngine, Engine, Request
 from services.workers.engines import engine_of
 
@@ -174,6 +174,8 @@ class Models:
                 raise AssertionError("an engine computes or waits")
         done = time.perf_counter()
         loaded.note(done - ready)
+        if loaded.line is None:
+            count(CALLS.setdefault(loaded.name, {}), 1, round((done - ready) * 1e9))
         return Answer(
             computed.outputs,
             loaded.name,

@@ -1,22 +1,48 @@
 """Models as the Open Inference Protocol sees them, and the way of an inference to a worker."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import ormsgpack
 
-from events.models import ModelDirectory
-from events.subjects import infer
+from events.models import ModelDirectory, WorkerCard
+from events.subjects import infer, withdraw
 from schemas.catalogue import Catalogue, ModelSpec, Port
-from schemas.errors import ModelUnavailable, NotFound
+from schemas.errors import DeadlineExceeded, InvalidArgument, ModelUnavailable, NotFound
 from schemas.ids import DEFAULT_TENANT
 from schemas.messages import Header, Inference, unpack
 from schemas.open_inference import ModelMetadata, TensorMetadata
 from schemas.submission import MSGPACK
 from schemas.values import Value, from_wire, to_wire
-from services.gateway.inference.asks import InferAsk
-from services.requests import Requests
+from services.gateway.inference.asks import InferAsk, Wanted
+from services.gateway.inference.balance import Balance
+from services.gateway.inference.sequences import Sequences
+from services.gateway.inference.workflows import ENGINE, WorkflowModels
+from services.requests import NobodyServes, Requests
 from services.runtime import Clock
+
+
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "logging",
+    "model_configuration",
+    "parameters",
+    "schedule_policy",
+    "sequence",
+    "sequence(string_id)",
+    "statistics",
+    "trace",
+)
+"""Of the protocol, in Triton's words: those that work."""
+
+
+def extensions(*, shared_memory: bool) -> tuple[str, ...]:
+    """Return the extensions that this gateway offers."""
+    return tuple(sorted([*EXTENSIONS, *["system_shared_memory"] * shared_memory]))
 
 
 HIDDEN = ("http", "template")
@@ -31,6 +57,19 @@ class Inferred:
     """By port."""
     model: str
     """The one that really ran."""
+    run_id: str = ""
+    """Of a workflow."""
+
+    def of(self, wanted: Sequence[Wanted]) -> Sequence[Wanted]:
+        """Return which of the outputs that are wanted there are: a run may have skipped a sink."""
+        if not self.run_id:
+            return wanted
+        return [item for item in wanted if item.port.name in self.outputs]
+
+    def parameters(self, asked: str) -> dict[str, str]:
+        """Return what an answer says beside its outputs."""
+        said = {"run_id": self.run_id} if self.run_id else {}
+        return said if self.model == asked else {**said, "served_by": self.model}
 
 
 @dataclass(frozen=True)
@@ -42,6 +81,9 @@ class Inferences:
         directory: Which worker serves what.
         requests: The way to them.
         clock: Tells which workers spoke lately.
+        sequences: Those of stateful models.
+        workflows: What is no model may be one.
+        balance: Chooses among the workers that have a model.
         wait_s_max: Longest wait for an answer, seconds.
     """
 
@@ -49,22 +91,44 @@ class Inferences:
     directory: ModelDirectory
     requests: Requests
     clock: Clock
+    sequences: Sequences
+    workflows: WorkflowModels
+    balance: Balance
     wait_s_max: float
 
-    def model(self, name: str, version: str | None = None) -> ModelSpec:
-        """Return what the catalogue says of a model.
+    async def model(self, name: str, version: str | None = None) -> ModelSpec:
+        """Return what a model takes and gives; a workflow is one too.
 
         Raises:
             NotFound: No such model, or not this version of it.
+            BusUnavailable: It may be a workflow, and the bus does not answer.
         """
         spec = self.catalogue.models.get(name)
         if spec is None or spec.engine in HIDDEN:
-            raise NotFound(f"there is no model '{name[:128]}'")
+            spec = await self.workflows.spec(name)
         if version is not None and version != spec.version:
             raise NotFound(
                 f"there is no version '{version[:32]}' of model '{name}', only '{spec.version}'"
             )
         return spec
+
+    async def counted(self, name: str = "", version: str | None = None) -> dict[str, ModelSpec]:
+        """Return the model of a name, or all of them: those that workers run.
+
+        Raises:
+            NotFound, BusUnavailable: As `model`.
+            InvalidArgument: It is a workflow.
+        """
+        if name:
+            spec = await self.model(name, version)
+            if spec.engine == ENGINE:
+                raise InvalidArgument(f"'{name}' is a workflow: /v1/statistics counts its nodes")
+            return {name: spec}
+        return {
+            name: spec
+            for name, spec in sorted(self.catalogue.models.items())
+            if spec.engine not in HIDDEN
+        }
 
     def metadata(self, name: str, spec: ModelSpec) -> ModelMetadata:
         """Return a model's signature."""
@@ -72,53 +136,169 @@ class Inferences:
             name=name,
             versions=(spec.version,),
             platform=f"clawdbot_{spec.engine}",
-            inputs=tuple(_described(port) for port in spec.inputs),
-            outputs=tuple(_described(port) for port in spec.outputs),
+            inputs=tuple(_described(port) for port in spec.asked),
+            outputs=tuple(_described(port) for port in spec.given),
         )
 
-    async def check_ready(self, name: str) -> None:
-        """Return when a worker is there that can run a model.
+    async def check_ready(self, name: str, spec: ModelSpec) -> None:
+        """Return when a worker is there that can run a model, or every model of a workflow.
 
         Raises:
             ModelUnavailable: None is; says why, as far as workers know.
         """
-        reasons: list[str] = []
-        for card in await self.directory.cards(self.clock.now()):
-            for offer in card.offers:
-                if offer.model == name and offer.available:
-                    return
-                if offer.model == name:
-                    reasons.append(offer.reason)
-        why = reasons[0] if reasons else "no worker offers it"
-        raise ModelUnavailable(f"model '{name}' is not ready: {why}")
+        names = await self.workflows.models(name) if spec.engine == ENGINE else (name,)
+        cards = await self.directory.cards(self.clock.now())
+        for model in names:
+            _check_offered(model, cards)
+
+    async def _run(
+        self, name: str, spec: ModelSpec, ask: InferAsk, headers: Mapping[str, str]
+    ) -> Inferred:
+        """Run a workflow, as long as it may be waited for."""
+        if ask.params:
+            raise InvalidArgument(f"a workflow takes no parameter '{next(iter(ask.params))[:64]}'")
+        timed = replace(ask, timeout_s=min(ask.timeout_s, self.wait_s_max))
+        found = await self.workflows.infer(name, spec, timed, headers)
+        return Inferred(found.outputs, name, found.run_id)
 
     async def infer(
         self, name: str, spec: ModelSpec, ask: InferAsk, headers: Mapping[str, str]
     ) -> Inferred:
-        """Have a worker compute, over `infer.<modality>.<model>`.
+        """Have a worker compute, over `infer.<modality>.<model>`; cancelled, so is its work.
 
         Raises:
             ClawdbotError: The worker's error, or that of the way to it.
         """
+        if not spec.state:
+            _check_stateless(ask)
+            if spec.engine == ENGINE:
+                return await self._run(name, spec, ask, headers)
+            return await self._infer(name, spec, ask, headers)
+        async with self.sequences.turn(name, spec, ask) as turn:
+            found = await self._infer(name, spec, turn.ask, headers)
+            turn.outputs = found.outputs
+        return found
+
+    async def _infer(
+        self, name: str, spec: ModelSpec, ask: InferAsk, headers: Mapping[str, str]
+    ) -> Inferred:
+        message = self._message(name, spec, ask, headers)
+        try:
+            answer = await self._ask(name, message, together=spec.max_batch_size > 0)
+        except (asyncio.CancelledError, DeadlineExceeded):
+            self._withdraw(message)
+            raise
+        return _read(answer)
+
+    async def stream(
+        self, name: str, spec: ModelSpec, ask: InferAsk, headers: Mapping[str, str]
+    ) -> AsyncGenerator[tuple[Inferred, bool], None]:
+        """Yield what a model gives in parts, and whether each is the last; closed, it stops.
+
+        A model that gives no parts gives one, which is the last.
+
+        Raises:
+            ClawdbotError: The worker's error, or that of the way to it.
+        """
+        _check_stateless(ask)
+        if spec.engine == ENGINE:
+            yield await self._run(name, spec, ask, headers), True
+            return
+        message = self._message(name, spec, ask, {**headers, Header.STREAM: "true"})
+        is_last = False
+        try:
+            async with aclosing(self._parts(name, message)) as parts:
+                async for answer, is_last in parts:
+                    yield _read(answer), is_last
+        finally:
+            if not is_last:
+                self._withdraw(message)
+
+    async def _ask(self, name: str, message: "_Message", *, together: bool) -> bytes:
+        """Ask the worker that will answer soonest; one that is gone is no loss.
+
+        What is computed together travels together.
+        """
+        worker = self.balance.choose(name)
+        if worker is not None:
+            try:
+                with worker.asked():
+                    return await self.requests.ask(*message.to(worker.name), together=together)
+            except NobodyServes:
+                self.balance.gone(worker)
+        return await self.requests.ask(*message, together=together)
+
+    async def _parts(
+        self, name: str, message: "_Message"
+    ) -> AsyncGenerator[tuple[bytes, bool], None]:
+        """As `_ask`, in parts; how long a stream takes says nothing of its worker."""
+        worker = self.balance.choose(name)
+        target = message if worker is None else message.to(worker.name)
+        try:
+            async with aclosing(self.requests.stream(*target)) as parts:
+                async for part in parts:
+                    yield part
+            return
+        except NobodyServes:
+            if worker is None:
+                raise
+            self.balance.gone(worker)
+        async with aclosing(self.requests.stream(*message)) as parts:
+            async for part in parts:
+                yield part
+
+    def _message(
+        self, name: str, spec: ModelSpec, ask: InferAsk, headers: Mapping[str, str]
+    ) -> "_Message":
         timeout_s = min(ask.timeout_s or spec.timeout_s, self.wait_s_max)
         document = {"inputs": {port: to_wire(value) for port, value in ask.inputs.items()}}
         if ask.params:
             document["params"] = dict(ask.params)
-        answer = await self.requests.ask(
-            infer(DEFAULT_TENANT, spec.modality, name),
-            ormsgpack.packb(document),
-            {
-                **headers,
-                Header.CONTENT_TYPE: MSGPACK,
-                Header.ACCEPT: MSGPACK,
-                Header.PRIORITY: ask.lane,
-                Header.TIMEOUT_S: f"{timeout_s:.6f}",
-            },
-            timeout_s + GRACE_S,
-        )
-        found = unpack(Inference, answer)
-        outputs = {port: from_wire(value, field=port) for port, value in found.outputs.items()}
-        return Inferred(outputs, found.model)
+        said = {
+            **headers,
+            Header.CONTENT_TYPE: MSGPACK,
+            Header.ACCEPT: MSGPACK,
+            Header.PRIORITY: ask.lane,
+            Header.TIMEOUT_S: f"{timeout_s:.6f}",
+            Header.REQUEST_ID: self.requests.new_name(),
+        }
+        subject = infer(DEFAULT_TENANT, spec.modality, name)
+        return _Message(subject, ormsgpack.packb(document), said, timeout_s + GRACE_S)
+
+    def _withdraw(self, message: "_Message") -> None:
+        """Tell the worker that nobody waits any more."""
+        self.requests.tell(withdraw(DEFAULT_TENANT, message.headers[Header.REQUEST_ID]))
+
+
+def _check_offered(name: str, cards: Sequence[WorkerCard]) -> None:
+    offers = [offer for card in cards for offer in card.offers if offer.model == name]
+    if not any(offer.available for offer in offers):
+        why = offers[0].reason if offers else "no worker offers it"
+        raise ModelUnavailable(f"model '{name}' is not ready: {why}")
+
+
+def _check_stateless(ask: InferAsk) -> None:
+    if ask.step is not None:
+        raise InvalidArgument("this model keeps no state: it takes no sequence_id")
+
+
+class _Message(NamedTuple):
+    """A request to a worker, as `Requests` takes it."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+    timeout_s: float
+
+    def to(self, worker: str) -> "_Message":
+        """Return the same for one worker alone."""
+        return self._replace(subject=f"{self.subject}.{worker}")
+
+
+def _read(answer: bytes) -> Inferred:
+    found = unpack(Inference, answer)
+    outputs = {port: from_wire(value, field=port) for port, value in found.outputs.items()}
+    return Inferred(outputs, found.model)
 
 
 GRACE_S = 1.0

@@ -25,6 +25,7 @@ _CLASSES = {
     "python": ("services.workers.engines.python", "PythonEngine"),
     "ranking": ("services.workers.engines.ranking", "RankingEngine"),
     "rapidocr": ("services.workers.engines.rapidocr", "RapidocrEngine"),
+    "repeat": ("services.workers.engines.repeat", "RepeatEngine"),
     "silero": ("services.workers.engines.silero", "SileroEngine"),
     "template": ("services.workers.engines.template", "TemplateEngine"),
     "torch": ("services.workers.engines.torch_program", "TorchProgramEngine"),

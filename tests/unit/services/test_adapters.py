@@ -29,6 +29,7 @@ from services.workers.attempts import Attempts
 from services.workers.handlers import Handlers, Means
 from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
+from services.workers.tally import Tally
 from tests.support import onnx_models as tiny
 from tests.support.clock import ManualClock
 
@@ -157,7 +158,7 @@ async def test_a_worker_adapts_by_the_plan(tmp_path: Path) -> None:
     models = Models(known, "text", tmp_path, allow_fallback=True, capacity=Capacity(1))
     clock, blobs = ManualClock(0.0), MemoryBlobStore()
     remembered = Remembered(MemoryMemoStore(), blobs, models, clock)
-    means = Means("w", models, remembered, blobs, Attempts(clock), clock)
+    means = Means("w", models, remembered, blobs, Attempts(clock), Tally("w", clock), clock)
     out = task_of(RunKey("default", "r"), state, "look", "")
     delivery = Delivery(out.subject, out.data, {}, sequence=1, count=1)
     [answer] = await Handlers(means).task(delivery)
