@@ -126,7 +126,7 @@ class _Wanted:
     inputs: Wire
     rank: int
     adapt: Mapping[str, Adaptation] = field(default_factory=dict)
-    """How inputs are made of the files that come."""
+    """What is done to inputs before."""
 
 
 class Handlers:
@@ -304,9 +304,9 @@ class Handlers:
             values = await fetch(wanted.inputs, wanted.tenant, self._means.blobs)
         except NotFound as error:
             raise InvalidArgument(error.message, field="inputs") from error
+        counted.fetched()
         if wanted.adapt:
             values = await asyncio.to_thread(adapted, values, wanted.adapt)
-        counted.fetched()
         asked = replace(request, inputs=values)
         answer = await self._means.models.infer(wanted.model, asked, rank=wanted.rank)
         counted.answered(answer)
