@@ -204,7 +204,7 @@ def _check_bucketed(side: str, port: Port | None, name: str, axis: int, rows: in
     """Refuse to pad or cut what has no dimension that varies there."""
     if port is None:
         raise ValueError(f"buckets: the model has no {side} '{name}'")
-    if port.kind != "tensor" or port.datatype == BYTES:
+    if port.kind != "tensor" or port.datatype in {BYTES, "BF16"}:
         raise ValueError(f"buckets: {side} '{name}' must be a tensor of numbers")
     if port.shape[axis : axis + 1] != (-1,) or (rows and axis == 0):
         raise ValueError(
