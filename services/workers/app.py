@@ -107,7 +107,7 @@ class Worker:
                 settings.compute_threads,
                 settings.batch_rows_max,
                 settings.loads_max,
-                settings.cache_bytes_max,
+                settings.model_memory_bytes_max,
                 settings.response_cache_bytes_max,
             ),
             engine_settings=engine_settings(settings),
@@ -161,8 +161,8 @@ class Worker:
                 at=clock.now(),
                 machine=await asyncio.to_thread(devices.machine),
                 held_bytes=held_bytes(),
-                cache_bytes=models.used_bytes,
-                cache_bytes_max=self.settings.cache_bytes_max,
+                models_bytes=models.used_bytes,
+                models_bytes_max=self.settings.model_memory_bytes_max,
             )
             try:
                 await directory.announce(card)
