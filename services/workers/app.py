@@ -19,10 +19,11 @@ from services.consumer import Consumer, Pull
 from services.runtime import Bus, SystemClock
 from services.settings import secret
 from services.telemetry import configure, get_logger, serve_metrics
+from services.workers import devices
 from services.workers.attempts import Attempts
-from services.workers.batches import CALLS
 from services.workers.engines import check_plugins, openai, providers, python
 from services.workers.handlers import Handlers, Means
+from services.workers.memory import held_bytes
 from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
 from services.workers.settings import WorkerSettings
@@ -53,14 +54,7 @@ class Worker:
         brought = check_plugins()
         if brought:
             log.info("engines_of_packages", engines=brought)
-        models = Models(
-            settings.load_catalogue(),
-            settings.modality,
-            settings.models_dir,
-            allow_fallback=settings.allow_fallback,
-            capacity=Capacity(settings.compute_threads, settings.batch_rows_max),
-            engine_settings=engine_settings(settings),
-        )
+        models = self._models()
         attempts = Attempts(SystemClock())
         bus = await Bus.connect(settings.nats_url, self.service, settings.limits())
         await bus.patiently(bus.generation)
@@ -86,7 +80,7 @@ class Worker:
             await bus.nc.subscribe(every("withdraw", "*"), cb=handlers.withdraw)
             await bus.patiently(lambda: self._catch_up(bus, attempts))
             async with asyncio.TaskGroup() as group:
-                await self._serve_infer(bus, handlers, tally, group, worker)
+                await self._serve_infer(bus, means, handlers, group)
                 group.create_task(self._watch(bus))
                 group.create_task(self._announce(directory, worker, models))
                 for lane in LANES:
@@ -102,8 +96,25 @@ class Worker:
                 log.info("card_left", error=error.message)  # it goes stale by itself
             await bus.close()
 
+    def _models(self) -> Models:
+        settings = self.settings
+        return Models(
+            settings.load_catalogue(),
+            settings.modality,
+            settings.models_dir,
+            allow_fallback=settings.allow_fallback,
+            capacity=Capacity(
+                settings.compute_threads,
+                settings.batch_rows_max,
+                settings.loads_max,
+                settings.cache_bytes_max,
+                settings.response_cache_bytes_max,
+            ),
+            engine_settings=engine_settings(settings),
+        )
+
     async def _serve_infer(
-        self, bus: Bus, handlers: Handlers, tally: Tally, group: asyncio.TaskGroup, worker: str
+        self, bus: Bus, means: Means, handlers: Handlers, group: asyncio.TaskGroup
     ) -> None:
         endpoint = micro.Endpoint(
             service=self.service,
@@ -112,8 +123,8 @@ class Worker:
             description=f"unlogged inference, {self.settings.modality}",
             answer=handlers.infer,
             in_flight_max=self.settings.infer_queue_max,
-            also=every("infer", f"{self.settings.modality}.*.{worker}"),
-            figures=lambda: tally.document(CALLS),
+            also=every("infer", f"{self.settings.modality}.*.{means.worker}"),
+            figures=lambda: means.tally.document(means.models.calls()),
         )
         await micro.serve(bus.nc, group, endpoint, self.settings.instance)
 
@@ -144,7 +155,14 @@ class Worker:
         while True:
             offers = await asyncio.to_thread(models.offers)
             card = WorkerCard(
-                worker=worker, modality=self.settings.modality, offers=offers, at=clock.now()
+                worker=worker,
+                modality=self.settings.modality,
+                offers=offers,
+                at=clock.now(),
+                machine=await asyncio.to_thread(devices.machine),
+                held_bytes=held_bytes(),
+                cache_bytes=models.used_bytes,
+                cache_bytes_max=self.settings.cache_bytes_max,
             )
             try:
                 await directory.announce(card)

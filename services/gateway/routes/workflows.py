@@ -67,12 +67,7 @@ async def models(parts: Wanted) -> Response:
     views = []
     for name, spec in parts.catalogue.models.items():
         offers = tuple(
-            ModelOffer(
-                worker=card.worker,
-                served_by=offer.served_by,
-                available=offer.available,
-                reason=offer.reason,
-            )
+            ModelOffer(worker=card.worker, **offer.model_dump(exclude={"model"}))
             for card in cards
             for offer in card.offers
             if offer.model == name
