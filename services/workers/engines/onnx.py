@@ -15,10 +15,9 @@ from services.workers.engines.tensor_engine import TensorEngine, narrows
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-CUDA = "CUDAExecutionProvider"
 ONNX_BFLOAT16 = 16
 """Of onnx.TensorProto.DataType."""
-
+CUDA = "CUDAExecutionProvider"
 _ONNX_TYPES = {
     "tensor(bool)": "BOOL",
     "tensor(uint8)": "UINT8",
@@ -99,10 +98,6 @@ class OnnxEngine(TensorEngine):
     def close(self) -> None:
         self.session = None
 
-    @override
-    def devices(self) -> tuple[str, ...]:
-        return () if self.session is None else tuple(self.session.get_providers())
-
     def _run(self, names: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
         """Call the runtime; BF16, which numpy does not have, goes in and out as bits."""
         ports = {port.tensor_name: port for port in (*self.spec.inputs, *self.spec.outputs)}
@@ -124,6 +119,10 @@ class OnnxEngine(TensorEngine):
             _bits(value) if ports[name].datatype == "BF16" else value.numpy()
             for name, value in zip(names, outputs, strict=True)
         ]
+
+    @override
+    def devices(self) -> tuple[str, ...]:
+        return () if self.session is None else tuple(self.session.get_providers())
 
     def _is_strict(self) -> bool:
         return self.spec.params.get("strict_provider", True) is not False
