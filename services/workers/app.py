@@ -153,6 +153,7 @@ class Worker:
         clock = SystemClock()
         await models.preload()
         while True:
+            models.report()
             offers = await asyncio.to_thread(models.offers)
             card = WorkerCard(
                 worker=worker,

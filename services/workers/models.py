@@ -121,7 +121,6 @@ class Models:
 
         May be called in a thread.
         """
-        self._cache.report()
         specs = dict(self._specs)
         found = (self._offer(name, spec) for name, spec in specs.items())
         return tuple(offers.measured(item, self._cache.get(item.served_by)) for item in found)
@@ -272,6 +271,10 @@ class Models:
         """Have a model no more; who computes with it finishes, then its memory is free."""
         self.update({name: None})
         self._loader.folders.pop(name, None)
+
+    def report(self) -> None:
+        """Add to the metrics what is not counted each time."""
+        self._cache.report()
 
     @property
     def used_bytes(self) -> int:
