@@ -18,11 +18,13 @@ from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
 from events.models import ModelDirectory
 from events.projections import Projector
+from events.repository import ModelRepository
 from events.schedules import Schedules
 from events.statistics import Statistics
 from events.subjects import every
 from schemas.errors import FailedPrecondition
 from schemas.ids import DEFAULT_TENANT
+from schemas.live_catalogue import LiveCatalogue
 from services import micro
 from services.gateway.admission import Admission
 from services.gateway.api import build_api
@@ -31,11 +33,13 @@ from services.gateway.deployments import Deployments
 from services.gateway.inference.lane import Lane
 from services.gateway.inference.service import Inferences
 from services.gateway.middleware import Watch
+from services.gateway.model_store import ModelStore
 from services.gateway.protocol import bounded_http
 from services.gateway.routes import Parts, inference
 from services.gateway.settings import GatewaySettings
 from services.gateway.submissions import Submissions
 from services.gateway.waiters import Waiters
+from services.repository import CatalogueWatch
 from services.requests import Requests
 from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
@@ -69,12 +73,14 @@ class Gateway:
         index = RunIndex(settings.data_dir / f"gateway-{settings.instance}.sqlite")
         statistics = Statistics(settings.data_dir / f"statistics-{settings.instance}.sqlite")
         parts = self._parts(bus, index, Projector(bus.nc, keys, statistics), keys)
+        await parts.models.watch.begin()
         caught_up = asyncio.Event()
         rpc = _rpc(parts)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(index.follow(bus.nc, ready=caught_up))
                 group.create_task(_watch(bus, parts.waiters))
+                group.create_task(parts.models.watch.run())
                 group.create_task(parts.submissions.admission.watch(bus))
                 await _hear_commits(bus, parts.waiters)
                 await self._serve_calls(bus, parts, group)
@@ -101,8 +107,9 @@ class Gateway:
         js = bus.nc.jetstream()
         store = JetStreamEventStore(bus.nc, keys)
         blobs = JetStreamBlobStore(bus.nc, keys)
-        catalogue, definitions = settings.load_catalogue(), DefinitionStore(js)
+        catalogue, definitions = LiveCatalogue(settings.load_catalogue()), DefinitionStore(js)
         directory = ModelDirectory(js)
+        repository = ModelRepository(bus.nc, keys)
         waiters = Waiters(store, clock, waits_max=settings.waits_max, recheck_s=settings.recheck_s)
         return Parts(
             settings=settings,
@@ -112,6 +119,17 @@ class Gateway:
             index=index,
             directory=directory,
             catalogue=catalogue,
+            models=ModelStore(
+                repository,
+                catalogue,
+                CatalogueWatch(bus, repository, catalogue),
+                definitions,
+                directory,
+                clock,
+                settings.data_dir / "pushes",
+                settings.model_bytes_max,
+                settings.push_bytes_max,
+            ),
             deployments=Deployments(
                 definitions,
                 Schedules(js),

@@ -1,6 +1,7 @@
 """A worker's composition root."""
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 
 from events.blobs import JetStreamBlobStore
@@ -8,13 +9,16 @@ from events.jetstream import read_subject
 from events.keys import JetStreamKeyRing
 from events.memo import JetStreamMemoStore
 from events.models import ModelDirectory, WorkerCard
+from events.repository import ModelRepository
 from events.streams import CANCELS, TASKS
 from events.subjects import DEFAULT_LANE, LANES, every, run_key
 from schemas.errors import ClawdbotError
 from schemas.ids import DEFAULT_TENANT, new_id
+from schemas.live_catalogue import LiveCatalogue
 from schemas.messages import Abandoned, unpack
 from services import micro
 from services.consumer import Consumer, Pull
+from services.repository import CatalogueWatch
 from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 from services.workers.attempts import Attempts
@@ -22,6 +26,7 @@ from services.workers.handlers import Handlers, Means
 from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
 from services.workers.settings import WorkerSettings
+from services.workers.shelf import Cache, Shelf
 
 
 WATCH_INTERVAL_S = 0.5
@@ -45,8 +50,9 @@ class Worker:
         configure(self.service, settings.log_format)
         serve_metrics(settings.metrics_host, settings.metrics_port)
         worker = f"{self.service}-{new_id()[-8:]}"
+        live = LiveCatalogue(settings.load_catalogue())
         models = Models(
-            settings.load_catalogue(),
+            live.base,
             settings.modality,
             settings.models_dir,
             allow_fallback=settings.allow_fallback,
@@ -62,15 +68,16 @@ class Worker:
         keys = JetStreamKeyRing(bus.nc.jetstream(), settings.master_key_bytes())
         await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
         blobs, clock = JetStreamBlobStore(bus.nc, keys), SystemClock()
-        memos = JetStreamMemoStore(bus.nc, keys)
+        shelf, watch = self._shelf(bus, keys, live, models)
         means = Means(
             worker=worker,
             models=models,
-            remembered=Remembered(memos, blobs, models, clock),
+            remembered=Remembered(JetStreamMemoStore(bus.nc, keys), blobs, models, clock),
             blobs=blobs,
             attempts=attempts,
             clock=clock,
             chain_s=settings.chain_ms / 1000,
+            at_hand=shelf.at_hand,
         )
         handlers = Handlers(means)
         directory = ModelDirectory(bus.nc.jetstream())
@@ -78,10 +85,13 @@ class Worker:
             await bus.patiently(lambda: self._ensure_consumers(bus))
             await bus.nc.subscribe(every("cancel", "*"), cb=handlers.cancel)
             await bus.patiently(lambda: self._catch_up(bus, attempts))
+            await watch.begin()
             async with asyncio.TaskGroup() as group:
                 await self._serve_infer(bus, handlers, group)
                 group.create_task(self._watch(bus))
-                group.create_task(self._announce(directory, worker, models))
+                group.create_task(watch.run())
+                group.create_task(shelf.keep(watch.listen()))
+                group.create_task(self._announce(directory, worker, models, shelf))
                 for lane in LANES:
                     pull = self._pull(lane)
                     consumer = Consumer(bus.nc, pull, handlers.task, handlers.exhausted)
@@ -94,6 +104,14 @@ class Worker:
             except ClawdbotError as error:
                 log.info("card_left", error=error.message)  # it goes stale by itself
             await bus.close()
+
+    def _shelf(
+        self, bus: Bus, keys: JetStreamKeyRing, live: LiveCatalogue, models: Models
+    ) -> tuple[Shelf, CatalogueWatch]:
+        settings, repository = self.settings, ModelRepository(bus.nc, keys)
+        cache = Cache(settings.data_dir / "model-cache", settings.model_cache_bytes_max)
+        shelf = Shelf(live, repository, models, settings.modality, cache)
+        return shelf, CatalogueWatch(bus, repository, live)
 
     async def _serve_infer(self, bus: Bus, handlers: Handlers, group: asyncio.TaskGroup) -> None:
         endpoint = micro.Endpoint(
@@ -127,19 +145,32 @@ class Worker:
             except ClawdbotError as error:
                 log.info("consumer_postponed", error=error.message)
 
-    async def _announce(self, directory: ModelDirectory, worker: str, models: Models) -> None:
+    async def _announce(
+        self,
+        directory: ModelDirectory,
+        worker: str,
+        models: Models,
+        shelf: Shelf,
+    ) -> None:
+        """Renew the card, now and then and when there is news."""
         clock = SystemClock()
         await models.preload()
         while True:
+            shelf.news.clear()
             offers = await asyncio.to_thread(models.offers)
             card = WorkerCard(
-                worker=worker, modality=self.settings.modality, offers=offers, at=clock.now()
+                worker=worker,
+                modality=self.settings.modality,
+                offers=(*offers, *shelf.offers()),
+                at=clock.now(),
             )
             try:
                 await directory.announce(card)
             except ClawdbotError as error:
                 log.info("announce_postponed", error=error.message)
-            await asyncio.sleep(self.settings.announce_interval_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.announce_interval_s):
+                    await shelf.news.wait()
 
     def _pull(self, lane: str) -> Pull:
         settings = self.settings

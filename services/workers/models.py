@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +97,8 @@ class Models:
         }
         self._catalogue = catalogue
         self._models_dir = models_dir
+        self._folders: dict[str, Path] = {}
+        """Where the files of models of the repository are, by name."""
         self._allow_fallback = allow_fallback
         self._engine_settings = engine_settings
         self._pool = ThreadPoolExecutor(capacity.threads, thread_name_prefix="engine")
@@ -106,6 +108,24 @@ class Models:
         """Why the last try to load a model failed, by name."""
         self._loaded: dict[str, Loaded] = {}
         self._loading = asyncio.Lock()
+
+    def place(self, name: str, spec: ModelSpec, folder: Path) -> None:
+        """Have one more model, whose files are in a folder of its own."""
+        self._folders = {**self._folders, name: folder}
+        self._show({**self._specs, name: spec})
+
+    def withdraw(self, name: str) -> None:
+        """Have a model no more; what it computes now it finishes, then its memory is free."""
+        self._show({known: spec for known, spec in self._specs.items() if known != name})
+        self._folders = {known: at for known, at in self._folders.items() if known != name}
+        self._loaded.pop(name, None)
+        self._failed.pop(name, None)
+
+    def _show(self, specs: dict[str, ModelSpec]) -> None:
+        """Replace the models there are; who is going through them goes through the old ones."""
+        models = {**self._catalogue.models, **specs}
+        self._catalogue = self._catalogue.model_copy(update={"models": models})
+        self._specs = specs
 
     def offers(self) -> tuple[Offer, ...]:
         """Return which models can run here, and who serves for those that cannot."""
@@ -183,10 +203,10 @@ class Models:
             batch_size=computed.batch_size,
         )
 
-    async def preload(self) -> None:
+    async def preload(self, names: Sequence[str] | None = None) -> None:
         """Load what is to be loaded at start; what cannot be says so on the card."""
-        for name, spec in self._specs.items():
-            engine = self._engine(spec)
+        for name in self._specs if names is None else names:
+            spec, engine = self._specs[name], self._engine(name)
             if engine.missing() is not None or not (spec.preload or engine.is_uncertain()):
                 continue
             try:
@@ -206,14 +226,13 @@ class Models:
             loaded.engine.close()
 
     def _offer(self, name: str, spec: ModelSpec) -> Offer:
-        reason = self._engine(spec).missing()
+        reason = self._engine(name).missing()
         if reason is None:
             failed = self._failed.get(name)  # it is tried again when it is asked for
             return Offer(model=name, served_by=name, reason=failed or "", available=failed is None)
         reason = f"{reason}; {spec.get}" if spec.get else reason
         if spec.fallback is not None and self._allow_fallback:
-            stand_in = self._specs[spec.fallback]
-            lacking = self._engine(stand_in).missing()
+            lacking = self._engine(spec.fallback).missing()
             return Offer(
                 model=name, served_by=spec.fallback, reason=reason, available=lacking is None
             )
@@ -239,7 +258,7 @@ class Models:
 
     async def _open(self, name: str) -> Loaded:
         """Load a model, and remember for the card why it could not be loaded."""
-        engine = self._engine(self._specs[name])
+        engine = self._engine(name)
         try:
             await self._off_loop(engine.load)
         except ModelUnavailable as error:
@@ -254,11 +273,12 @@ class Models:
             return Loaded(name, engine, Line(name, engine, self._crew, self._rows_max))
         return Loaded(name, engine)
 
-    def _engine(self, spec: ModelSpec) -> AnyEngine:
+    def _engine(self, name: str) -> AnyEngine:
+        spec = self._specs[name]
         fixed = self._engine_settings.get(spec.engine)
         if fixed is not None:
             spec = spec.model_copy(update={"params": {**spec.params, **fixed}})
-        return engine_class(spec.engine)(spec, self._models_dir)
+        return engine_class(spec.engine)(spec, self._folders.get(name, self._models_dir))
 
     async def _off_loop(self, call: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)

@@ -32,6 +32,8 @@ class WorkerSettings(Settings):
     """Most bytes of an answer to an `http` node."""
     model_bytes_max: int = Field(default=MODEL_BYTES_MAX, ge=1024)
     """Largest model file that the `onnx` engine loads."""
+    model_cache_bytes_max: int = Field(default=16 * 1024 * MIB, ge=MIB)
+    """Most bytes of files of the model repository that are kept below the data directory."""
     chain_ms: float = Field(default=20.0, ge=0, le=1000)
     """How long a worker goes on after a task with the nodes that come next; 0 never."""
     announce_interval_s: float = Field(default=10.0, gt=0, le=15)

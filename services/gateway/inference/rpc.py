@@ -162,7 +162,7 @@ class InferenceServer:
     async def _ready_model(self, name: str, version: str | None) -> None:
         self._parts.inferences.model(name, version)
         async with self._parts.bus.prompt(self._parts.settings.request_s_max):
-            await self._parts.inferences.check_ready(name)
+            await self._parts.inferences.check_ready(name, version)
 
     async def _metadata(self, _: Any, __: Any) -> Any:
         made = message("inference.ServerMetadataResponse")
@@ -176,7 +176,7 @@ class InferenceServer:
     async def _infer(self, request: Any, call: "_Call") -> Any:
         name = request.model_name
         call.facts["model"] = name[:128]
-        spec = self._parts.inferences.model(name, request.model_version or None)
+        spec = self._parts.inferences.model(name, request.model_version or None, call.request_id)
         ask = asks.ask_of(spec, inputs_of(request), head_of(request))
         left_s = call.context.time_remaining()
         if left_s is not None and left_s < (ask.timeout_s or spec.timeout_s):

@@ -7,11 +7,13 @@ import ormsgpack
 
 from events.models import ModelDirectory
 from events.subjects import infer
-from schemas.catalogue import Catalogue, ModelSpec, Port
+from schemas.catalogue import ModelSpec, Port
 from schemas.errors import ModelUnavailable, NotFound
 from schemas.ids import DEFAULT_TENANT
+from schemas.live_catalogue import LiveCatalogue
 from schemas.messages import Header, Inference, unpack
 from schemas.open_inference import ModelMetadata, TensorMetadata
+from schemas.repository import AT
 from schemas.submission import MSGPACK
 from schemas.values import Value, from_wire, to_wire
 from services.gateway.inference.asks import InferAsk
@@ -45,19 +47,27 @@ class Inferences:
         wait_s_max: Longest wait for an answer, seconds.
     """
 
-    catalogue: Catalogue
+    catalogue: LiveCatalogue
     directory: ModelDirectory
     requests: Requests
     clock: Clock
     wait_s_max: float
 
-    def model(self, name: str, version: str | None = None) -> ModelSpec:
+    def model(self, name: str, version: str | None = None, key: str = "") -> ModelSpec:
         """Return what the catalogue says of a model.
+
+        Args:
+            name: Of the model; `iris@3` and `iris@stable` are names too.
+            version: A number, or an alias; that of the name, or the one in use, without.
+            key: Decides between the version in use and its canaries; the same for the same.
 
         Raises:
             NotFound: No such model, or not this version of it.
         """
-        spec = self.catalogue.models.get(name)
+        if self.catalogue.record(name) is not None:
+            at = f"{name}{AT}{version}" if version else name
+            name, version = self.catalogue.concrete(at, key), None
+        spec = self.catalogue.now.models.get(name)
         if spec is None or spec.engine in HIDDEN:
             raise NotFound(f"there is no model '{name[:128]}'")
         if version is not None and version != spec.version:
@@ -68,20 +78,25 @@ class Inferences:
 
     def metadata(self, name: str, spec: ModelSpec) -> ModelMetadata:
         """Return a model's signature."""
+        record = self.catalogue.record(name)
+        offered = () if record is None else record.offered()
         return ModelMetadata(
             name=name,
-            versions=(spec.version,),
+            versions=tuple(str(item.version) for item in offered) or (spec.version,),
             platform=f"clawdbot_{spec.engine}",
             inputs=tuple(_described(port) for port in spec.inputs),
             outputs=tuple(_described(port) for port in spec.outputs),
         )
 
-    async def check_ready(self, name: str) -> None:
+    async def check_ready(self, name: str, version: str | None = None) -> None:
         """Return when a worker is there that can run a model.
 
         Raises:
+            NotFound: No such version.
             ModelUnavailable: None is; says why, as far as workers know.
         """
+        if self.catalogue.record(name) is not None:
+            name = self.catalogue.concrete(f"{name}{AT}{version}" if version else name, "")
         reasons: list[str] = []
         for card in await self.directory.cards(self.clock.now()):
             for offer in card.offers:
@@ -104,8 +119,9 @@ class Inferences:
         document = {"inputs": {port: to_wire(value) for port, value in ask.inputs.items()}}
         if ask.params:
             document["params"] = dict(ask.params)
+        concrete = name if self.catalogue.record(name) is None else f"{name}{AT}{spec.version}"
         answer = await self.requests.ask(
-            infer(DEFAULT_TENANT, spec.modality, name),
+            infer(DEFAULT_TENANT, spec.modality, concrete),
             ormsgpack.packb(document),
             {
                 **headers,
@@ -118,7 +134,7 @@ class Inferences:
         )
         found = unpack(Inference, answer)
         outputs = {port: from_wire(value, field=port) for port, value in found.outputs.items()}
-        return Inferred(outputs, found.model)
+        return Inferred(outputs, name if found.model == concrete else found.model)
 
 
 GRACE_S = 1.0

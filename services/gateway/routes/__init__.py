@@ -11,10 +11,11 @@ from events.jetstream import JetStreamEventStore
 from events.models import ModelDirectory
 from events.projections import Projector
 from schemas.api import ErrorBody
-from schemas.catalogue import Catalogue
+from schemas.live_catalogue import LiveCatalogue
 from schemas.message import Message
 from services.gateway.deployments import Deployments
 from services.gateway.inference.service import Inferences
+from services.gateway.model_store import ModelStore
 from services.gateway.settings import GatewaySettings
 from services.gateway.submissions import Submissions
 from services.gateway.waiters import Waiters
@@ -31,7 +32,8 @@ class Parts:
     blobs: BlobStore
     index: RunIndex
     directory: ModelDirectory
-    catalogue: Catalogue
+    catalogue: LiveCatalogue
+    models: ModelStore
     deployments: Deployments
     submissions: Submissions
     waiters: Waiters

@@ -106,7 +106,7 @@ async def model_version_infer(request: Request, parts: Wanted, name: str, versio
 async def _ready(parts: Parts, name: str, version: str | None) -> Response:
     parts.inferences.model(name, version)
     async with parts.bus.prompt(parts.settings.request_s_max):
-        await parts.inferences.check_ready(name)
+        await parts.inferences.check_ready(name, version)
     return answer(ModelReady(name=name))
 
 
@@ -116,7 +116,7 @@ async def infer(request: Request, parts: Parts, name: str, version: str | None) 
     Raises:
         ClawdbotError: It cannot be answered.
     """
-    spec = parts.inferences.model(name, version)
+    spec = parts.inferences.model(name, version, request.state.correlation_id)
     body = unpacked(
         await request.body(),
         request.headers.get("content-encoding", ""),
