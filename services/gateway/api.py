@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 from schemas.api import RunRequest
 from schemas.forks import Fork
 from schemas.messages import Control
-from schemas.open_inference import InferRequest
+from schemas.open_inference import IndexRequest, InferRequest, RepositoryRequest
 from schemas.repository import ModelControl, Push
 from schemas.workflow import Deployment
 from services.gateway import errors
@@ -20,6 +20,7 @@ from services.gateway.routes import (
     blobs,
     health,
     inference,
+    model_repository,
     repository,
     runs,
     statistics,
@@ -38,7 +39,28 @@ base64 data; an uploaded blob is `{"$blob": {"media_type", "size_bytes", "sha256
 `{"error": {"code", "message", "field", "retryable", "request_id"}}`; below /v2, the Open Inference
 Protocol, it is `{"error": "<message>"}`.
 """
-_BODIES = (Deployment, RunRequest, Control, Fork, InferRequest, Push, ModelControl)
+_MODULES = (
+    workflows,
+    repository,
+    runs,
+    travel,
+    statistics,
+    blobs,
+    inference,
+    model_repository,
+    health,
+)
+_BODIES = (
+    Deployment,
+    RunRequest,
+    Control,
+    Fork,
+    InferRequest,
+    IndexRequest,
+    RepositoryRequest,
+    Push,
+    ModelControl,
+)
 
 
 def build_api(parts: Parts | None = None) -> FastAPI:
@@ -52,7 +74,17 @@ def build_api(parts: Parts | None = None) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     app.state.parts = parts
-    for module in (workflows, repository, runs, travel, statistics, blobs, inference, health):
+    for module in (
+        workflows,
+        repository,
+        runs,
+        travel,
+        statistics,
+        blobs,
+        inference,
+        model_repository,
+        health,
+    ):
         app.include_router(module.router)
     errors.install(app, BUS_ERRORS)
     app.openapi = lambda: openapi_document(app)  # type: ignore[method-assign]

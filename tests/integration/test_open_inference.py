@@ -61,7 +61,10 @@ def test_who_is_there(client: triton.InferenceServerClient) -> None:
     assert client.is_server_live()
     assert client.is_server_ready()
     metadata = client.get_server_metadata()
-    assert ("clawdbot", ["binary_tensor_data", "parameters", "schedule_policy"]) == (
+    assert (
+        "clawdbot",
+        ["binary_tensor_data", "model_repository", "parameters", "schedule_policy"],
+    ) == (
         metadata["name"],
         metadata["extensions"],
     )

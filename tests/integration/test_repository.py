@@ -4,15 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
 
 from clawdbot import Client, WorkflowBuilder
 from clawdbot.packages import Hints
 from schemas.values import Tensor
 from tests.integration.conftest import Running
 from tests.support import onnx_models as tiny
+from tests.support.wait import until_sync
 
 
 pytestmark = pytest.mark.nats
@@ -54,12 +57,89 @@ def asked(url: str, name: str, version: str = "") -> float:
         client.close()
 
 
+def answered(url: str, name: str, version: str = "") -> float | None:
+    """Return what `asked` does; None while the model is not there."""
+    try:
+        return asked(url, name, version)
+    except InferenceServerException:
+        return None
+
+
 def test_from_a_file_to_answers(client: Client, running: Running, tmp_path: Path) -> None:
     """A file is pushed, served by both gateways and usable in workflows, with no restart."""
     [pushed] = client.repository.push(written(tmp_path, "double", 2.0), hints=Hints())
     assert ("double", 1, 1, True) == (pushed.name, pushed.version, pushed.current, pushed.created)
-    assert [2.0, 2.0] == [asked(running.url(name), "double") for name in ("gateway-0", "gateway-1")]
+    assert 2.0 == asked(running.url(), "double")
+    until_sync(lambda: 2.0 == answered(running.url("gateway-1"), "double"))
     WorkflowBuilder().add_node("a", model="double").deploy("doubling", client=client)
     run = client.run("doubling", {"x": ONES})
     assert "completed" == run.status
     assert "double@1" == run.nodes[0].model
+
+
+def test_versions_canaries_and_rollback(client: Client, running: Running, tmp_path: Path) -> None:
+    """A new version is in use at once; a canary gets its part; a rollback is instant."""
+    url, name = running.url("gateway-1"), "factor"
+    for factor in (2.0, 3.0):
+        client.repository.push(written(tmp_path, name, factor))
+    until_sync(lambda: 3.0 == answered(url, name))
+    assert 2.0 == asked(url, name, "1")
+    view = client.repository.rollback(name)
+    assert (1, 2) == (view.current, view.previous)
+    assert 2.0 == asked(running.url(), name)  # where it was asked for, at once
+    until_sync(lambda: 2.0 == asked(url, name))
+    [pushed] = client.repository.push(written(tmp_path, name, 5.0), percent=50)
+    assert (3, 1) == (pushed.version, pushed.current)
+    until_sync(lambda: {2.0, 5.0} == {asked(url, name) for _ in range(12)})
+    sticky = {"ce-correlationid": "one-client"}
+    body = {"inputs": [{"name": "X", "shape": [1, 2], "datatype": "FP32", "data": [1, 1]}]}
+    with httpx.Client(base_url=url, headers=sticky) as http:
+        answers = [http.post(f"/v2/models/{name}/infer", json=body).json() for _ in range(8)]
+    assert 1 == len({str(answer["outputs"]) for answer in answers})
+    assert {"1", "3"} >= {answer["model_version"] for answer in answers}
+    assert {} == client.repository.rollback(name).canaries
+    until_sync(lambda: {2.0} == {asked(url, name) for _ in range(8)})
+    assert 3 == client.repository.promote(name, 3).current
+    client.repository.alias(name, "stable", 2)
+    until_sync(lambda: 3.0 == answered(url, f"{name}@stable"))
+    assert 3.0 == asked(url, name, "stable")
+
+
+def test_a_run_keeps_the_versions_it_began_with(
+    client: Client, running: Running, tmp_path: Path
+) -> None:
+    """The choice is in the log once, forks keep it, and a change of the fork chooses anew."""
+    client.repository.push(written(tmp_path, "pinned", 2.0))
+    WorkflowBuilder().add_node("a", model="pinned").deploy("pinned", client=client)
+    first = client.run("pinned", {"x": ONES})
+    client.repository.push(written(tmp_path, "pinned", 3.0))
+    fork = client.fork(first.run_id, at=1)
+    assert ["pinned@1", "pinned@1"] == [run.nodes[0].model for run in (first, fork)]
+    assert "pinned@2" == client.run("pinned", {"x": ONES}).nodes[0].model
+    changed = client.fork(first.run_id, changes={"a.model": "pinned@2"})
+    assert "pinned@2" == changed.nodes[0].model
+    started = client.events(first.run_id)[0].data
+    assert "pinned@1" == started["plan"]["nodes"][0]["model"]
+
+
+def test_triton_repository_extension(client: Client, running: Running, tmp_path: Path) -> None:
+    """Index, unload, load, and a file sent along, with Triton's own client."""
+    client.repository.push(written(tmp_path, "shelved", 2.0))
+    server = triton.InferenceServerClient(running.url().removeprefix("http://"))
+    try:
+        server.load_model("shelved")
+        assert {"name": "shelved", "version": "1", "state": "READY", "reason": ""} in (
+            server.get_model_repository_index()
+        )
+        server.unload_model("shelved")
+        until_sync(lambda: not server.is_model_ready("shelved"))
+        entry = next(e for e in server.get_model_repository_index() if e["name"] == "shelved")
+        assert ("UNAVAILABLE", "unloaded") == (entry["state"], entry["reason"])
+        server.load_model("shelved")
+        assert server.is_model_ready("shelved")
+        data = times(7.0).SerializeToString()
+        server.load_model("sent", config="{}", files={"file:1/model.onnx": data})
+        assert 7.0 == asked(running.url(), "sent")
+        assert "echo" in {entry["name"] for entry in server.get_model_repository_index()}
+    finally:
+        server.close()

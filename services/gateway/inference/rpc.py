@@ -16,7 +16,7 @@ from schemas.open_inference import InferRequest
 from schemas.values import Tensor
 from schemas.workflow import invalid
 from services.errors import Unsupported
-from services.gateway.inference import answers, asks, elements
+from services.gateway.inference import answers, asks, elements, repository
 from services.gateway.inference.protobuf import HEALTH, SERVICE, message
 from services.gateway.routes import Parts
 from services.gateway.routes.health import check_ready
@@ -77,6 +77,9 @@ class InferenceServer:
                 "ServerMetadata": self._metadata,
                 "ModelMetadata": self._model_metadata,
                 "ModelInfer": self._infer,
+                "RepositoryIndex": self._index,
+                "RepositoryModelLoad": self._load,
+                "RepositoryModelUnload": self._unload,
             },
             HEALTH: {"Check": self._health},
         }
@@ -172,6 +175,20 @@ class InferenceServer:
         spec = self._parts.inferences.model(request.name, request.version or None)
         found = self._parts.inferences.metadata(request.name, spec)
         return message("inference.ModelMetadataResponse")(**found.model_dump())
+
+    async def _index(self, request: Any, _: Any) -> Any:
+        found = await repository.index(self._parts, only_ready=request.ready)
+        return message("inference.RepositoryIndexResponse")(
+            models=[entry.model_dump() for entry in found]
+        )
+
+    async def _load(self, request: Any, _: Any) -> Any:
+        await repository.load(self._parts, request.model_name, _parameters(request.parameters))
+        return message("inference.RepositoryModelLoadResponse")()
+
+    async def _unload(self, request: Any, _: Any) -> Any:
+        await repository.unload(self._parts, request.model_name, _parameters(request.parameters))
+        return message("inference.RepositoryModelUnloadResponse")()
 
     async def _infer(self, request: Any, call: "_Call") -> Any:
         name = request.model_name

@@ -26,7 +26,7 @@ from services.micro import VERSION
 
 JSON_BYTES = "Inference-Header-Content-Length"
 LENGTH_DIGITS_MAX = 12
-EXTENSIONS = ("binary_tensor_data", "parameters", "schedule_policy")
+EXTENSIONS = ("binary_tensor_data", "model_repository", "parameters", "schedule_policy")
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": InferenceError, "description": "The request cannot work; says why"},
     "501": {"model": InferenceError, "description": "An extension that is not offered"},
