@@ -22,7 +22,7 @@ up: $(STAMP) ## start nats-server and every service on this machine
 	$(BIN)/clawdbot up
 
 test: $(STAMP) ## every test but the slow ones, under ten minutes
-	$(BIN)/python -m pytest -m "not slow and not docker and not browser" $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not docker and not browser" $(ARGS)
 
 simulate: $(STAMP) ## seeded simulation: make simulate SEEDS=10000 FIRST_SEED=0
 	$(BIN)/python -m tests.support.sim --first-seed $(FIRST_SEED) --seeds $(SEEDS) $(ARGS)

@@ -44,7 +44,8 @@ def run(serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Serve until told to stop, then cancel it and let it finish what it holds.
 
     `asyncio.wait_for`, which the client of the bus uses, may lose a cancellation before Python
-    3.12; so whatever still runs after a while is cancelled again.
+    3.12, also that of `serve` itself while it starts; so whatever still runs after a while is
+    cancelled again.
     """
 
     async def supervised() -> None:
@@ -57,8 +58,8 @@ def run(serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
             loop.call_later(STOP_PATIENCE_S, insist)
 
         def insist() -> None:
-            for other in asyncio.all_tasks(loop) - {task}:
-                other.cancel()
+            for running in asyncio.all_tasks(loop):
+                running.cancel()
             loop.call_later(STOP_PATIENCE_S, insist)
 
         for signum in (signal.SIGTERM, signal.SIGINT):

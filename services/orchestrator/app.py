@@ -83,6 +83,7 @@ class Orchestrator:
         while True:
             try:
                 await self._serve()
+                return
             except* HistoryAccepted:
                 log.warning("starting_over")
 

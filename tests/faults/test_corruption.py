@@ -192,8 +192,10 @@ async def case(server: NatsServer, tmp_path: Path) -> AsyncIterator[Case]:
         await case.marked()
         yield case
     finally:
-        mesh.stop()
-        await nc.close()
+        try:
+            mesh.stop()
+        finally:
+            await nc.close()
 
 
 def flip(path: Path, offset: int) -> None:

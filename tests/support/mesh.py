@@ -1,5 +1,6 @@
 """The real services as real processes, for tests and benchmarks."""
 
+import contextlib
 import json
 import os
 import signal
@@ -78,7 +79,12 @@ class Service:
             return
         self.process.send_signal(signum)
         if signum in {signal.SIGKILL, signal.SIGTERM}:
-            self.process.wait(20)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()  # no test after this one shall suffer for it
+                self.process.wait()
+                raise
 
 
 @dataclass
@@ -122,6 +128,7 @@ class Mesh:
 
     def stop(self) -> None:
         """Stop everything in order."""
-        for service in self.services.values():
-            service.signal(signal.SIGCONT)
-            service.signal(signal.SIGTERM)
+        with contextlib.ExitStack() as each:  # also if one does not stop
+            for service in reversed(self.services.values()):
+                each.callback(service.signal, signal.SIGTERM)
+                each.callback(service.signal, signal.SIGCONT)
