@@ -66,13 +66,12 @@ def open_plain(root: Path, path: str) -> BinaryIO:
             file = os.open(name, _PLAIN, dir_fd=handle)
         except OSError as error:
             raise InvalidArgument(f"'{path}' is no plain file: {error.strerror}") from error
-    opened = os.fdopen(file, "rb")
     try:
         _check_plain(path, os.fstat(file))
     except InvalidArgument:
-        opened.close()
+        os.close(file)
         raise
-    return opened
+    return os.fdopen(file, "rb")
 
 
 async def fetch(
