@@ -23,6 +23,8 @@ from schemas.repository import ModelFile
 
 
 DRAFT = ".draft-"
+DRAFT_S_MAX = 3600.0
+"""A folder that is written for longer has lost its writer."""
 _PLAIN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -187,6 +189,18 @@ def draft(cache: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # there is none when it was kept
+
+
+def sweep_drafts(cache: Path, now: float) -> None:
+    """Delete what processes left that were killed.
+
+    Args:
+        cache: The folder of drafts; it need not be there.
+        now: Seconds since the epoch.
+    """
+    for folder in cache.glob(f"{DRAFT}*"):
+        if now - folder.lstat().st_mtime > DRAFT_S_MAX:
+            shutil.rmtree(folder, ignore_errors=True)  # perhaps another process does it
 
 
 def keep(folder: Path, target: Path) -> None:

@@ -8,6 +8,7 @@ records makes the same choice.
 from collections.abc import Iterable, Mapping
 
 from schemas.catalogue import Catalogue, ModelSpec
+from schemas.errors import NotFound
 from schemas.plan import Plan
 from schemas.repository import AT, ModelRecord, ModelVersion, split
 from schemas.versions import with_models
@@ -23,7 +24,10 @@ class LiveCatalogue:
     def __init__(self, base: Catalogue) -> None:
         self.base = base
         self.now = base
-        """Every model and template that there is."""
+        """Every model and template that a workflow may name: versions that are not kept ready are
+        fetched when they are asked for."""
+        self.offered: frozenset[str] = frozenset()
+        """Versions of the repository that workers keep ready, by concrete name."""
         self._records: dict[str, ModelRecord] = {}
 
     def merge(self, records: Iterable[ModelRecord]) -> bool:
@@ -35,23 +39,27 @@ class LiveCatalogue:
                 self._records[record.name] = record
                 changed = True
         if changed:
+            self.offered = frozenset(
+                f"{name}{AT}{version.version}"
+                for name, record in self.records.items()
+                for version in record.offered()
+            )
             models = {**self._pushed(), **self.base.models}
             self.now = self.base.model_copy(update={"models": models})
         return changed
 
     def record(self, name: str) -> ModelRecord | None:
-        """Return what the repository has of a model; None when nothing is stored."""
+        """Return what the repository has of a model; None for any other."""
         found = self._records.get(name)
-        return found if found is not None and found.versions else None
+        if found is None or not found.versions or name in self.base.models:
+            return None
+        return found
 
     @property
     def records(self) -> Mapping[str, ModelRecord]:
         """What the repository has, by name."""
-        return {name: item for name, item in sorted(self._records.items()) if item.versions}
-
-    def known(self, name: str) -> ModelRecord | None:
-        """Return the record of a name, emptied ones included."""
-        return self._records.get(name)
+        found = {name: self.record(name) for name in sorted(self._records)}
+        return {name: record for name, record in found.items() if record is not None}
 
     def concrete(self, name: str, key: str) -> str:
         """Return the name of the one version that a request under a key gets.
@@ -60,10 +68,12 @@ class LiveCatalogue:
         is known of, comes back as it is.
 
         Raises:
-            NotFound: No such version or alias, or none is in use.
+            NotFound: No such version or alias, none is in use, or all were removed.
         """
         model, reference = split(name)
-        record = None if model in self.base.models else self.record(model)
+        record = self.record(model)
+        if record is None and model in self._records and model not in self.base.models:
+            raise NotFound(f"the model '{model}' was removed from the repository", field="model")
         if record is None:
             return name
         found = record.choose(key) if key and not reference else record.find(reference)
@@ -76,7 +86,7 @@ class LiveCatalogue:
             NotFound: It is not there.
         """
         model, reference = split(name)
-        record = None if model in self.base.models else self.record(model)
+        record = self.record(model)
         return None if record is None else record.find(reference)
 
     def pinned(self, plan: Plan, key: str) -> Plan:
@@ -92,15 +102,13 @@ class LiveCatalogue:
     def _pushed(self) -> dict[str, ModelSpec]:
         """Return the repository's models by each of their names."""
         found: dict[str, ModelSpec] = {}
-        for name, record in self._records.items():
-            specs = {item.version: spec_of(item) for item in record.offered()}
+        for name, record in self.records.items():
+            if not record.loaded:
+                continue
+            specs = {item.version: spec_of(item) for item in record.versions}
             found |= {f"{name}{AT}{number}": spec for number, spec in specs.items()}
-            found |= {
-                f"{name}{AT}{alias}": specs[at]
-                for alias, at in record.aliases.items()
-                if at in specs
-            }
-            if record.current in specs:
+            found |= {f"{name}{AT}{alias}": specs[at] for alias, at in record.aliases.items()}
+            if record.current:
                 found[name] = specs[record.current]
         return found
 

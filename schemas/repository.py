@@ -31,8 +31,6 @@ WHOLE = 100
 """Percent."""
 
 VersionNumber = Annotated[int, Field(ge=1, le=VERSION_MAX)]
-RepositoryName = Annotated[str, Field(pattern=NAME)]
-Alias = Annotated[str, Field(pattern=ALIAS)]
 
 
 class ModelFile(UserInput):

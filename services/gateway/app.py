@@ -73,7 +73,7 @@ class Gateway:
         index = RunIndex(settings.data_dir / f"gateway-{settings.instance}.sqlite")
         statistics = Statistics(settings.data_dir / f"statistics-{settings.instance}.sqlite")
         parts = self._parts(bus, index, Projector(bus.nc, keys, statistics), keys)
-        await parts.models.watch.begin()
+        await parts.models.begin()
         caught_up = asyncio.Event()
         rpc = _rpc(parts)
         try:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from events.definitions import DefinitionStore
-from events.model_folders import check_folder, draft, fetch, open_plain
+from events.model_folders import check_folder, draft, fetch, open_plain, sweep_drafts
 from events.models import ModelDirectory, WorkerCard
 from events.repository import ModelRepository
 from schemas.api import (
@@ -69,6 +69,11 @@ class ModelStore:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """One version at a time is looked through: that takes disk and time."""
 
+    async def begin(self) -> None:
+        """Read the repository, and delete what a gateway left that was killed."""
+        await asyncio.to_thread(sweep_drafts, self.drafts, self.clock.now())
+        await self.watch.begin()
+
     async def push(self, name: str, push: Push) -> PushView:
         """Make files that are stored already a version; the same content is the same version.
 
@@ -86,11 +91,10 @@ class ModelStore:
         paths = [file.path for file in push.files]
         self._check_files(push.files, paths)
         check_spec(push.spec, paths)
-        for part in {part for file in push.files for part in file.parts}:
-            if not await self.repository.renew_part(DEFAULT_TENANT, part):
-                raise FailedPrecondition(f"the part {part} is not stored; send it first")
+        await self._renew(push.files)
         async with self._turn:
             await self._look_through(push)
+        await self._renew(push.files)  # that may have taken long
         version = ModelVersion(
             version=0,
             digest=digest_of(push.spec, push.files),
@@ -210,6 +214,12 @@ class ModelStore:
                 f"a version has at most {self.push_bytes_max} bytes, this one {total}",
                 field="files",
             )
+
+    async def _renew(self, files: Iterable[ModelFile]) -> None:
+        """Keep the parts from being swept before a version names them."""
+        for part in sorted({part for file in files for part in file.parts}):
+            if not await self.repository.renew_part(DEFAULT_TENANT, part):
+                raise FailedPrecondition(f"the part {part} is not stored; send it first")
 
     async def _look_through(self, push: Push) -> None:
         """Read every file back and refuse what is not what it says, or not safe."""

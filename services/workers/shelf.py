@@ -9,13 +9,14 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from events.model_folders import DRAFT, draft, fetch, is_whole, keep
+from events.model_folders import DRAFT, draft, fetch, is_whole, keep, sweep_drafts
 from events.models import Offer
 from events.repository import ModelRepository
 from schemas.errors import ClawdbotError, ModelUnavailable, NotFound
 from schemas.ids import DEFAULT_TENANT
 from schemas.live_catalogue import LiveCatalogue, spec_of
 from schemas.repository import AT, ModelVersion, split
+from services.runtime import SystemClock
 from services.telemetry import get_logger
 from services.workers.engines import engine_class
 from services.workers.models import Models
@@ -125,7 +126,6 @@ class Shelf:
         offered = {
             f"{name}{AT}{version.version}": version
             for name, record in self._live.records.items()
-            if name not in self._live.base.models
             for version in record.offered()
             if version.spec.modality == self._modality
         }
@@ -227,6 +227,7 @@ class Shelf:
     def _tidy(self) -> None:
         """Delete what a process left that was killed, and what the repository has no more."""
         known = {item.digest for record in self._live.records.values() for item in record.versions}
+        sweep_drafts(self._cache.folder, SystemClock().now())
         for folder in self._cache.folder.glob("*"):
             if folder.name not in known and not folder.name.startswith(DRAFT):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -8,9 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
+from clawdbot import Client
 from events.export import unpack
 from schemas.ids import new_id
 from services.orchestrator.settings import OrchestratorSettings
+from tests.support import onnx_models as tiny
 from tests.support.mesh import Mesh
 from tests.support.nats import NatsServer
 from tests.support.wait import until_sync
@@ -132,3 +134,17 @@ def test_defaults_keep_runs_for_weeks() -> None:
         int((policy.kept_s(status) or 0) / day_s)
         for status in ("completed", "failed", "cancelled", "rejected")
     )
+
+
+def test_parts_that_no_version_names_are_swept(http: httpx.Client, tmp_path: Path) -> None:
+    """A push that was broken off leaves nothing for ever; what a version names stays."""
+    tiny.save(tiny.identity("FP32"), tmp_path / "kept.onnx")
+    with Client(str(http.base_url)) as client:
+        client.repository.push(tmp_path / "kept.onnx")
+        [version] = client.repository.get("kept").versions
+        [part] = version.files[0].parts
+    orphan = http.post("/v1/artefacts", content=b"half a model").json()["sha256"]
+    until_sync(lambda: 404 == http.get(f"/v1/artefacts/{orphan}").status_code, timeout_s=20)
+    assert 200 == http.get(f"/v1/artefacts/{part}").status_code
+    http.delete("/v1/models/kept")
+    until_sync(lambda: 404 == http.get(f"/v1/artefacts/{part}").status_code, timeout_s=20)

@@ -8,10 +8,13 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
+import yaml
 from tritonclient.utils import InferenceServerException
 
-from clawdbot import Client, WorkflowBuilder
+from clawdbot import AsyncClient, Client, WorkflowBuilder
 from clawdbot.packages import Hints
+from schemas.errors import AlreadyExists, FailedPrecondition, NotFound
+from schemas.repository import VersionPolicy
 from schemas.values import Tensor
 from tests.integration.conftest import Running
 from tests.support import onnx_models as tiny
@@ -143,3 +146,98 @@ def test_triton_repository_extension(client: Client, running: Running, tmp_path:
         assert "echo" in {entry["name"] for entry in server.get_model_repository_index()}
     finally:
         server.close()
+
+
+def test_what_is_needed_is_not_removed(client: Client, running: Running, tmp_path: Path) -> None:
+    """Aliases, canaries, workflows; by force everything goes, and its numbers with it."""
+    name = "needed"
+    for factor in (2.0, 3.0, 4.0):
+        client.repository.push(written(tmp_path, name, factor))
+    client.repository.alias(name, "stable", 2)
+    WorkflowBuilder().add_node("a", model=f"{name}@1").deploy("needs-one", client=client)
+    for number, why in ((1, "workflow 'needs-one'"), (2, "alias 'stable'"), (3, "in use")):
+        with pytest.raises(FailedPrecondition, match=why):
+            client.repository.remove(f"{name}@{number}")
+    client.repository.unalias(name, "stable")
+    client.repository.remove(f"{name}@2")
+    assert [1, 3] == [item.version for item in client.repository.get(name).versions]
+    with pytest.raises(FailedPrecondition, match="workflow 'needs-one'"):
+        client.repository.remove(name)
+    assert "completed" == client.run("needs-one", {"x": ONES}).status
+    client.repository.remove(name, force=True)
+    with pytest.raises(NotFound):
+        client.repository.get(name)
+    assert "rejected" == client.run("needs-one", {"x": ONES}).status
+    [again] = client.repository.push(written(tmp_path, name, 2.0))
+    assert 4 == again.version
+
+
+def test_another_signature_is_another_model(client: Client, tmp_path: Path) -> None:
+    """Unless it is forced: what was deployed would bind to inputs that are not there."""
+    client.repository.push(written(tmp_path, "shape", 2.0))
+    tiny.save(tiny.identity("INT64"), tmp_path / "shape.onnx")
+    with pytest.raises(FailedPrecondition, match="other inputs or outputs"):
+        client.repository.push(tmp_path / "shape.onnx")
+    [forced] = client.repository.push(tmp_path / "shape.onnx", force=True)
+    assert 2 == forced.version
+
+
+async def test_the_same_with_asyncio(running: Running, tmp_path: Path) -> None:
+    """Every operation once; what comes back is what went in."""
+    source = tmp_path / "folder"
+    tiny.save(times(2.0), source / "nested" / "model.onnx")
+    document = {
+        "modality": "text",
+        "engine": "onnx",
+        "source": "nested/model.onnx",
+        "inputs": [tiny.port("X", "FP32", [-1, 2])],
+        "outputs": [tiny.port("Y", "FP32", [-1, 2])],
+        "description": "Doubles.",
+    }
+    (source / "model.yaml").write_text(yaml.safe_dump(document))
+    (source / "words.txt").write_bytes(b"")
+    async with AsyncClient(running.url()) as client:
+        store = client.repository
+        [pushed] = await store.push(source, "whole")
+        [again] = await store.push(source, "whole")
+        assert (pushed.version, False) == (again.version, again.created)
+        (source / "words.txt").write_text("another")
+        [canary] = await store.push(source, "whole", percent=25)
+        assert {"2": 25} == (await store.get("whole")).canaries
+        assert {} == (await store.rollback("whole")).canaries
+        assert 2 == (await store.promote("whole", canary.version)).current
+        assert 1 == (await store.rollback("whole")).current
+        assert {"good": 1} == (await store.alias("whole", "good", 1)).aliases
+        pulled = await store.pull("whole@good", tmp_path / "pulled")
+        assert (source / "nested/model.onnx").read_bytes() == (
+            pulled / "nested/model.onnx"
+        ).read_bytes()
+        assert b"" == (pulled / "words.txt").read_bytes()
+        assert document == yaml.safe_load((pulled / "model.yaml").read_text())
+        with pytest.raises(AlreadyExists, match="is there already"):
+            await store.pull("whole", tmp_path / "pulled")
+        with pytest.raises(NotFound, match="'whole' has 1, 2, good"):
+            await store.pull("whole@7", tmp_path / "other")
+        [same] = await store.push(pulled, "whole")
+        assert 1 == same.version
+        assert {} == (await store.unalias("whole", "good")).aliases
+        kept = await store.policy("whole", VersionPolicy(keep="all"))
+        assert [True, True] == [version.offered for version in kept.versions]
+        assert not (await store.unload("whole")).loaded
+        assert (await store.load("whole")).loaded
+        assert {} == (await store.canary("whole", 2, 0)).canaries
+        assert "whole" in [view.name for view in await store.list()]
+        await store.remove("whole")
+
+
+def test_a_model_that_no_worker_can_run_says_why(client: Client, running: Running) -> None:
+    """An engine that nobody has: the card says so, and so does load."""
+    push = {"spec": {"modality": "text", "engine": "sorcery", "inputs": [], "outputs": []}}
+    with httpx.Client(base_url=running.url(), timeout=30) as http:
+        assert 201 == http.post("/v1/models/magic/versions", json=push).status_code
+        answer = http.post("/v2/repository/models/magic/load")
+        assert 503 == answer.status_code
+        assert "no engine named 'sorcery'" in answer.json()["error"]
+        [version] = client.repository.get("magic").versions
+        assert not version.offers[0].available
+    client.repository.remove("magic")

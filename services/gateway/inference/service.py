@@ -13,7 +13,7 @@ from schemas.ids import DEFAULT_TENANT
 from schemas.live_catalogue import LiveCatalogue
 from schemas.messages import Header, Inference, unpack
 from schemas.open_inference import ModelMetadata, TensorMetadata
-from schemas.repository import AT
+from schemas.repository import AT, split
 from schemas.submission import MSGPACK
 from schemas.values import Value, from_wire, to_wire
 from services.gateway.inference.asks import InferAsk
@@ -64,9 +64,13 @@ class Inferences:
         Raises:
             NotFound: No such model, or not this version of it.
         """
-        if self.catalogue.record(name) is not None:
+        record = self.catalogue.record(split(name)[0])
+        if record is not None:
             at = f"{name}{AT}{version}" if version else name
             name, version = self.catalogue.concrete(at, key), None
+            if name not in self.catalogue.offered:
+                why = "its version policy leaves it out" if record.loaded else "it is unloaded"
+                raise NotFound(f"'{name}' is not kept ready: {why}")
         spec = self.catalogue.now.models.get(name)
         if spec is None or spec.engine in HIDDEN:
             raise NotFound(f"there is no model '{name[:128]}'")
@@ -78,7 +82,7 @@ class Inferences:
 
     def metadata(self, name: str, spec: ModelSpec) -> ModelMetadata:
         """Return a model's signature."""
-        record = self.catalogue.record(name)
+        record = self.catalogue.record(split(name)[0])
         offered = () if record is None else record.offered()
         return ModelMetadata(
             name=name,
@@ -95,7 +99,7 @@ class Inferences:
             NotFound: No such version.
             ModelUnavailable: None is; says why, as far as workers know.
         """
-        if self.catalogue.record(name) is not None:
+        if self.catalogue.record(split(name)[0]) is not None:
             name = self.catalogue.concrete(f"{name}{AT}{version}" if version else name, "")
         reasons: list[str] = []
         for card in await self.directory.cards(self.clock.now()):
@@ -119,7 +123,9 @@ class Inferences:
         document = {"inputs": {port: to_wire(value) for port, value in ask.inputs.items()}}
         if ask.params:
             document["params"] = dict(ask.params)
-        concrete = name if self.catalogue.record(name) is None else f"{name}{AT}{spec.version}"
+        model, _ = split(name)
+        known = self.catalogue.record(model) is not None
+        concrete = f"{model}{AT}{spec.version}" if known else name
         answer = await self.requests.ask(
             infer(DEFAULT_TENANT, spec.modality, concrete),
             ormsgpack.packb(document),

@@ -195,6 +195,7 @@ def test_names_of_the_live_catalogue() -> None:
     live.merge([record(3).obey(order("alias", alias="stable", version=1))])
     assert ["echo", "iris", "iris@1", "iris@2", "iris@3", "iris@stable"] == sorted(live.now.models)
     assert "3" == live.now.models["iris"].version
+    assert {"iris@1", "iris@2", "iris@3"} == live.offered
     assert "iris@1" == live.concrete("iris@stable", "any")
     assert "echo" == live.concrete("echo", "any")
     assert "nobody" == live.concrete("nobody", "any")
