@@ -10,18 +10,17 @@ import yaml
 from pydantic import ValidationError
 from typing_extensions import override
 
-from events.model_folders import open_plain, plain_files
+from events.model_folders import open_plain, plain_files, signature
 from schemas.artefacts import HEAD_BYTES, ONNX, check_head, check_paths
 from schemas.catalogue import Modality, ModelSpec
 from schemas.errors import InvalidArgument
-from schemas.onnx_file import examine
 from schemas.pushes import spec_of_onnx
 from schemas.repository import PART_BYTES_MAX, ModelFile, check_name
 from schemas.workflow import invalid
 
 
 SPEC = "model.yaml"
-SPEC_BYTES_MAX = 64 * 1024
+YAML_BYTES_MAX = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -125,17 +124,16 @@ def _file(root: Path, file: str, name: str, hints: Hints) -> Package:
     """Return a package of one ONNX file, which says itself what it takes and gives."""
     if not file.endswith(ONNX):
         raise InvalidArgument(f"'{file}' is no {ONNX} file; push its folder, with a {SPEC}")
-    with open_plain(root, file) as opened:
-        summary = examine(opened.read())
-    spec = spec_of_onnx(summary, file, modality=hints.modality, max_batch_size=hints.max_batch_size)
+    found = signature(root, file)
+    spec = spec_of_onnx(found, file, modality=hints.modality, max_batch_size=hints.max_batch_size)
     return Package(check_name(name), root, (file,), spec)
 
 
 def _folder(root: Path, name: str, found: list[str]) -> Package:
     with open_plain(root, SPEC) as file:
-        text = file.read(SPEC_BYTES_MAX + 1)
-    if len(text) > SPEC_BYTES_MAX:
-        raise InvalidArgument(f"{SPEC} has at most {SPEC_BYTES_MAX} bytes")
+        text = file.read(YAML_BYTES_MAX + 1)
+    if len(text) > YAML_BYTES_MAX:
+        raise InvalidArgument(f"{SPEC} has at most {YAML_BYTES_MAX} bytes")
     paths = tuple(path for path in found if path != SPEC)
     check_paths(paths)
     for path in paths:

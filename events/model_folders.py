@@ -12,19 +12,20 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from events.repository import ModelRepository
 from schemas.artefacts import check_content, check_path
 from schemas.errors import DataLoss, InvalidArgument
+from schemas.onnx_file import OnnxSummary, examine
 from schemas.repository import ModelFile
 
 
 DRAFT = ".draft-"
-DRAFT_S_MAX = 3600.0
-"""A folder that is written for longer has lost its writer."""
+LEFT_S_MAX = 3600.0
+"""A folder that nobody knows and that is older than this has lost its owner."""
 _PLAIN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -158,12 +159,17 @@ def check_folder(folder: Path, files: Iterable[ModelFile]) -> None:
     """
     for file in files:
         with open_plain(folder, file.path) as opened:
-            if not file.size_bytes:
-                check_content(file.path, b"")
-                continue
-            # Not closed by hand: where it is refused, views of it live as long as the error.
-            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-            check_content(file.path, memoryview(mapped))
+            check_content(file.path, _mapped(opened))
+
+
+def signature(folder: Path, path: str) -> OnnxSummary:
+    """Return what an ONNX file says that it takes and gives. Slow.
+
+    Raises:
+        InvalidArgument: It is none, or not safe to load.
+    """
+    with open_plain(folder, path) as opened:
+        return examine(_mapped(opened))
 
 
 def is_whole(folder: Path, files: Iterable[ModelFile]) -> bool:
@@ -191,15 +197,18 @@ def draft(cache: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)  # there is none when it was kept
 
 
-def sweep_drafts(cache: Path, now: float) -> None:
-    """Delete what processes left that were killed.
+def sweep_folders(cache: Path, known: Container[str], now: float) -> None:
+    """Delete what processes left that were killed, and what nobody knows any more.
+
+    A young folder stays: another process may have heard of a version before this one.
 
     Args:
-        cache: The folder of drafts; it need not be there.
+        cache: The folder of drafts and of fetched versions; it need not be there.
+        known: Names that stay.
         now: Seconds since the epoch.
     """
-    for folder in cache.glob(f"{DRAFT}*"):
-        if now - folder.lstat().st_mtime > DRAFT_S_MAX:
+    for folder in cache.glob("*"):
+        if folder.name not in known and now - folder.lstat().st_mtime > LEFT_S_MAX:
             shutil.rmtree(folder, ignore_errors=True)  # perhaps another process does it
 
 
@@ -219,6 +228,16 @@ def keep(folder: Path, target: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _mapped(file: BinaryIO) -> "memoryview | bytes":
+    """Return a file's bytes without reading them all.
+
+    It is not closed by hand: where it is refused, views of it live as long as the error.
+    """
+    if not os.fstat(file.fileno()).st_size:
+        return b""
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _opened(

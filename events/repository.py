@@ -18,11 +18,12 @@ from events.jetstream import BUS_ERRORS, StoredCommit, read_subject, stored_at
 from events.keys import KeyRing
 from events.streams import ARTEFACTS, REPOSITORY
 from events.subjects import blob_metas, bucket_keys, encode
-from schemas.errors import Aborted, InvalidArgument, StoreUnavailable
+from schemas.errors import Aborted, InvalidArgument, ResourceExhausted, StoreUnavailable
 from schemas.repository import PART_BYTES_MAX, ModelRecord
 
 
 RACES_MAX = 16
+RECORD_BYTES_MAX = 4 * 1024 * 1024
 PART_TYPE = "application/octet-stream"
 
 Change = Callable[[ModelRecord], ModelRecord]
@@ -87,6 +88,7 @@ class ModelRepository:
 
         Raises:
             Aborted: Too many others change it at the same moment.
+            ResourceExhausted: It has become too large.
             StoreUnavailable: The bucket does not answer.
             ClawdbotError: Of `change`.
         """
@@ -96,6 +98,10 @@ class ModelRepository:
             if wanted is record:
                 return record
             body = orjson.dumps(wanted.model_dump(mode="json"))
+            if len(body) > RECORD_BYTES_MAX:
+                raise ResourceExhausted(
+                    f"the index has no room for more of '{name}'; remove old versions first"
+                )
             try:
                 bucket = await self._js.key_value(REPOSITORY)
                 await bucket.update(_key(tenant, name), body, last=revision)

@@ -14,6 +14,7 @@ from schemas.workflow import invalid
 
 
 PORT_CHARS_MAX = 64
+SPEC_BYTES_MAX = 64 * 1024
 
 UNPUSHED = {"http", "template"}
 """Engines that are parts of clawdbot itself."""
@@ -35,6 +36,8 @@ def check_spec(spec: ModelSpec, paths: Sequence[str]) -> None:
     Raises:
         InvalidArgument: Names the field.
     """
+    if len(spec.model_dump_json()) > SPEC_BYTES_MAX:
+        raise InvalidArgument(f"a spec has at most {SPEC_BYTES_MAX} bytes", field="spec")
     if spec.engine in UNPUSHED:
         raise InvalidArgument(
             f"the engine {spec.engine} has no models of yours", field="spec.engine"

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from events.definitions import DefinitionStore
-from events.model_folders import check_folder, draft, fetch, open_plain, sweep_drafts
+from events.model_folders import check_folder, draft, fetch, signature, sweep_folders
 from events.models import ModelDirectory, WorkerCard
 from events.repository import ModelRepository
 from schemas.api import (
@@ -20,7 +20,6 @@ from schemas.artefacts import check_paths, check_size
 from schemas.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from schemas.ids import DEFAULT_TENANT
 from schemas.live_catalogue import LiveCatalogue
-from schemas.onnx_file import examine
 from schemas.pushes import check_signature, check_spec, digest_of, same_shape
 from schemas.repository import (
     AT,
@@ -71,7 +70,7 @@ class ModelStore:
 
     async def begin(self) -> None:
         """Read the repository, and delete what a gateway left that was killed."""
-        await asyncio.to_thread(sweep_drafts, self.drafts, self.clock.now())
+        await asyncio.to_thread(sweep_folders, self.drafts, (), self.clock.now())
         await self.watch.begin()
 
     async def push(self, name: str, push: Push) -> PushView:
@@ -289,8 +288,7 @@ def _check_onnx(folder: Path, push: Push) -> None:
     source = push.spec.source
     if source is None or source not in {file.path for file in push.files}:
         raise InvalidArgument("name the .onnx file", field="spec.source")
-    with open_plain(folder, source) as file:
-        check_signature(push.spec, examine(file.read()))
+    check_signature(push.spec, signature(folder, source))
 
 
 def _unknown(name: str) -> NotFound:

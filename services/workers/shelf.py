@@ -9,7 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from events.model_folders import DRAFT, draft, fetch, is_whole, keep, sweep_drafts
+from events.model_folders import draft, fetch, is_whole, keep, sweep_folders
 from events.models import Offer
 from events.repository import ModelRepository
 from schemas.errors import ClawdbotError, ModelUnavailable, NotFound
@@ -199,25 +199,22 @@ class Shelf:
         Raises:
             ModelUnavailable: It does not fit beside what is offered.
         """
-        sizes = {
-            item.digest: item.size_bytes
-            for record in self._live.records.values()
-            for item in record.versions
-            if self._cache.of(item).is_dir()
-        }
-        needed = {
-            item.digest for record in self._live.records.values() for item in record.offered()
-        }
-        total = sum(sizes.values()) + version.size_bytes
-        for name, held in list(self._held.items()):
+        versions = [item for one in self._live.records.values() for item in one.versions]
+        there = {item.digest: item for item in versions if self._cache.of(item).is_dir()}
+        needed = {item.digest for one in self._live.records.values() for item in one.offered()}
+        total = sum(item.size_bytes for item in there.values()) + version.size_bytes
+        held = {item.digest: name for name, item in self._held.items()}
+        for digest in [*(set(there) - held.keys()), *held]:
             if total <= self._cache.bytes_max:
                 return
-            if held.digest in needed:
+            old = there.get(digest)
+            if old is None or digest in needed or old.spec.modality != self._modality:
                 continue
-            self._models.withdraw(name)
-            del self._held[name]
-            shutil.rmtree(self._cache.of(held), ignore_errors=True)
-            total -= sizes.pop(held.digest, 0)
+            if digest in held:
+                self._models.withdraw(held[digest])
+                del self._held[held[digest]]
+            shutil.rmtree(self._cache.of(old), ignore_errors=True)
+            total -= old.size_bytes
         if total > self._cache.bytes_max:
             raise ModelUnavailable(
                 f"the models' files take more than {self._cache.bytes_max} bytes here; "
@@ -227,10 +224,7 @@ class Shelf:
     def _tidy(self) -> None:
         """Delete what a process left that was killed, and what the repository has no more."""
         known = {item.digest for record in self._live.records.values() for item in record.versions}
-        sweep_drafts(self._cache.folder, SystemClock().now())
-        for folder in self._cache.folder.glob("*"):
-            if folder.name not in known and not folder.name.startswith(DRAFT):
-                shutil.rmtree(folder, ignore_errors=True)
+        sweep_folders(self._cache.folder, known, SystemClock().now())
 
     def _is_unknown(self, name: str) -> bool:
         model, _ = split(name)

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import nats
 import numpy as np
+import ormsgpack
 import pytest
 import tritonclient.http as triton
 import yaml
@@ -13,9 +15,10 @@ from tritonclient.utils import InferenceServerException
 
 from clawdbot import AsyncClient, Client, WorkflowBuilder
 from clawdbot.packages import Hints
+from events.subjects import infer
 from schemas.errors import AlreadyExists, FailedPrecondition, NotFound
 from schemas.repository import VersionPolicy
-from schemas.values import Tensor
+from schemas.values import Tensor, to_wire
 from tests.integration.conftest import Running
 from tests.support import onnx_models as tiny
 from tests.support.wait import until_sync
@@ -241,3 +244,33 @@ def test_a_model_that_no_worker_can_run_says_why(client: Client, running: Runnin
         [version] = client.repository.get("magic").versions
         assert not version.offers[0].available
     client.repository.remove("magic")
+
+
+async def test_an_inference_over_nats(running: Running, client: Client, tmp_path: Path) -> None:
+    """The version in use, or one by its name, without any gateway in between."""
+    client.repository.push(written(tmp_path, "direct", 2.0))
+    body = ormsgpack.packb({"inputs": {"x": to_wire(ONES)}})
+    headers = {"Content-Type": "application/msgpack", "Accept": "application/msgpack"}
+    nc = await nats.connect(running.server.url)
+    try:
+        for name in ("direct", "direct@1"):
+            subject = infer("default", "text", name)
+            answer = await nc.request(subject, body, timeout=10, headers=headers)
+            found = ormsgpack.unpackb(answer.data)
+            assert "direct@1" == found["model"], found
+    finally:
+        await nc.close()
+
+
+def test_canaries_of_runs(client: Client, tmp_path: Path) -> None:
+    """Each run has one version for all of its nodes; over runs, both get their part."""
+    client.repository.push(written(tmp_path, "tried", 2.0))
+    builder = WorkflowBuilder().add_node("a", model="tried").add_node("b", model="tried")
+    builder.deploy("tried", client=client)
+    client.repository.push(written(tmp_path, "tried", 3.0), percent=50)
+    ran = []
+    for _ in range(12):
+        run = client.run("tried", {"x": ONES})
+        ran.append({node.model for node in run.nodes})
+    assert all(len(models) == 1 for models in ran)
+    assert {"tried@1", "tried@2"} == {model for models in ran for model in models}
