@@ -49,14 +49,13 @@ async def load(parts: Parts, name: str, parameters: Mapping[str, Any]) -> None:
     Raises:
         NotFound: There is no such model.
         InvalidArgument: A parameter is wrong; names it.
-        Unsupported: A parameter that is not offered.
+        Unsupported: A config without a file.
         ModelUnavailable: No worker can have it; says why.
     """
     files = {key: item for key, item in parameters.items() if key.startswith(FILE)}
-    unknown = sorted(set(parameters) - files.keys() - {CONFIG})
-    if unknown or (CONFIG in parameters and not files):
-        named = unknown[0] if unknown else CONFIG
-        raise Unsupported("this parameter is not offered", field=f"parameters.{named[:64]}")
+    _check_known(parameters, {*files, CONFIG})
+    if CONFIG in parameters and not files:
+        raise Unsupported("a model's own config stays", field=f"parameters.{CONFIG}")
     if files:
         await _push(parts, name, files, parameters.get(CONFIG, "{}"))
     elif parts.catalogue.base.models.get(name) is None:
@@ -71,16 +70,22 @@ async def unload(parts: Parts, name: str, parameters: Mapping[str, Any]) -> None
     Raises:
         NotFound: There is no such model.
         WrongState: It is of the catalogue's file.
-        Unsupported: A parameter that is not offered.
+        InvalidArgument: There is no such parameter.
+        Unsupported: Dependents.
     """
-    unknown = sorted(set(parameters) - {UNLOAD_DEPENDENTS})
-    if unknown or parameters.get(UNLOAD_DEPENDENTS):
-        named = unknown[0] if unknown else UNLOAD_DEPENDENTS
-        raise Unsupported("this parameter is not offered", field=f"parameters.{named[:64]}")
+    _check_known(parameters, {UNLOAD_DEPENDENTS})
+    if parameters.get(UNLOAD_DEPENDENTS):
+        raise Unsupported("no model has dependents", field=f"parameters.{UNLOAD_DEPENDENTS}")
     if parts.catalogue.base.models.get(name) is not None:
         raise WrongState(f"'{name}' is of the catalogue's file, and always offered")
     async with parts.bus.prompt(parts.settings.request_s_max):
         await parts.models.control(name, ModelControl(action="unload"))
+
+
+def _check_known(parameters: Mapping[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(parameters) - known)
+    if unknown:
+        raise InvalidArgument("there is no such parameter", field=f"parameters.{unknown[0][:64]}")
 
 
 def _of_catalogue(parts: Parts, cards: Iterable[WorkerCard]) -> Iterator[IndexEntry]:
