@@ -17,6 +17,7 @@ from schemas.api import (
     VersionView,
 )
 from schemas.artefacts import check_paths, check_size
+from schemas.catalogue import ModelSpec
 from schemas.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from schemas.ids import DEFAULT_TENANT
 from schemas.live_catalogue import LiveCatalogue
@@ -34,7 +35,10 @@ from schemas.repository import (
 from services.errors import WrongState
 from services.repository import CatalogueWatch
 from services.runtime import Clock
+from services.telemetry import get_logger
 
+
+log = get_logger()
 
 USERS_NAMED_MAX = 5
 """Workflows that a refusal to remove a model names."""
@@ -90,6 +94,7 @@ class ModelStore:
         paths = [file.path for file in push.files]
         self._check_files(push.files, paths)
         check_spec(push.spec, paths)
+        await self._check_engine(push.spec)
         await self._renew(push.files)
         async with self._turn:
             await self._look_through(push)
@@ -103,6 +108,14 @@ class ModelStore:
         )
         record = await self._change(name, partial(_with_version, version=version, push=push))
         found = next(item for item in record.versions if item.digest == version.digest)
+        log.info(
+            "model_pushed",
+            model=name,
+            version=found.version,
+            digest=found.digest,
+            in_use=record.current,
+            size_bytes=found.size_bytes,
+        )
         return PushView(
             name=name,
             version=found.version,
@@ -125,7 +138,10 @@ class ModelStore:
                 raise _unknown(name)
             return record.obey(order)
 
-        return await self._change(name, obey)
+        record = await self._change(name, obey)
+        said = order.model_dump(exclude_defaults=True)
+        log.info("model_changed", model=name, in_use=record.current, **said)
+        return record
 
     async def remove(self, name: str, number: int | None, *, force: bool) -> None:
         """Remove a version, or all of a model.
@@ -150,6 +166,7 @@ class ModelStore:
             return record.removed(number)
 
         await self._change(name, remove)
+        log.info("model_removed", model=name, version=number, forced=force)
 
     async def view(self, name: str) -> RepositoryView:
         """Show everything the repository has of a model.
@@ -212,6 +229,17 @@ class ModelStore:
             raise InvalidArgument(
                 f"a version has at most {self.push_bytes_max} bytes, this one {total}",
                 field="files",
+            )
+
+    async def _check_engine(self, spec: ModelSpec) -> None:
+        """Refuse an engine that none of the workers there are has, as far as they say."""
+        cards = await self.directory.cards(self.clock.now())
+        known = {name for card in cards if card.modality == spec.modality for name in card.engines}
+        if known and spec.engine not in known:
+            raise InvalidArgument(
+                f"no {spec.modality} worker has an engine '{spec.engine[:64]}'; they have "
+                f"{', '.join(sorted(known))}",
+                field="spec.engine",
             )
 
     async def _renew(self, files: Iterable[ModelFile]) -> None:

@@ -22,6 +22,7 @@ from services.repository import CatalogueWatch
 from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 from services.workers.attempts import Attempts
+from services.workers.engines import ENGINE_NAMES
 from services.workers.handlers import Handlers, Means
 from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
@@ -162,6 +163,7 @@ class Worker:
                 worker=worker,
                 modality=self.settings.modality,
                 offers=(*offers, *shelf.offers()),
+                engines=ENGINE_NAMES,
                 at=clock.now(),
             )
             try:

@@ -234,13 +234,16 @@ async def test_the_same_with_asyncio(running: Running, tmp_path: Path) -> None:
 
 
 def test_a_model_that_no_worker_can_run_says_why(client: Client, running: Running) -> None:
-    """An engine that nobody has: the card says so, and so does load."""
-    push = {"spec": {"modality": "text", "engine": "sorcery", "inputs": [], "outputs": []}}
+    """Nobody has the engine: it is not taken. Its weights are not among the files: load says so."""
+    spec = {"modality": "text", "engine": "sorcery", "inputs": [], "outputs": []}
     with httpx.Client(base_url=running.url(), timeout=30) as http:
-        assert 201 == http.post("/v1/models/magic/versions", json=push).status_code
+        answer = http.post("/v1/models/magic/versions", json={"spec": spec})
+        assert (400, "spec.engine") == (answer.status_code, answer.json()["error"]["field"])
+        spec |= {"engine": "transformers_classifier"}
+        assert 201 == http.post("/v1/models/magic/versions", json={"spec": spec}).status_code
         answer = http.post("/v2/repository/models/magic/load")
         assert 503 == answer.status_code
-        assert "no engine named 'sorcery'" in answer.json()["error"]
+        assert "'magic' cannot be loaded: " in answer.json()["error"]
         [version] = client.repository.get("magic").versions
         assert not version.offers[0].available
     client.repository.remove("magic")

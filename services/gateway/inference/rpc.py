@@ -163,9 +163,9 @@ class InferenceServer:
         return message("inference.ModelReadyResponse")(ready=True)
 
     async def _ready_model(self, name: str, version: str | None) -> None:
-        self._parts.inferences.model(name, version)
+        spec = self._parts.inferences.model(name, version)
         async with self._parts.bus.prompt(self._parts.settings.request_s_max):
-            await self._parts.inferences.check_ready(name, version)
+            await self._parts.inferences.check_ready(name, spec)
 
     async def _metadata(self, _: Any, __: Any) -> Any:
         made = message("inference.ServerMetadataResponse")

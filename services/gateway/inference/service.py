@@ -92,15 +92,18 @@ class Inferences:
             outputs=tuple(_described(port) for port in spec.outputs),
         )
 
-    async def check_ready(self, name: str, version: str | None = None) -> None:
+    def offered_as(self, name: str, spec: ModelSpec) -> str:
+        """Return what workers call a model of which a version was chosen: `iris@3`."""
+        model, _ = split(name)
+        return name if self.catalogue.record(model) is None else f"{model}{AT}{spec.version}"
+
+    async def check_ready(self, name: str, spec: ModelSpec) -> None:
         """Return when a worker is there that can run a model.
 
         Raises:
-            NotFound: No such version.
             ModelUnavailable: None is; says why, as far as workers know.
         """
-        if self.catalogue.record(split(name)[0]) is not None:
-            name = self.catalogue.concrete(f"{name}{AT}{version}" if version else name, "")
+        name = self.offered_as(name, spec)
         reasons: list[str] = []
         for card in await self.directory.cards(self.clock.now()):
             for offer in card.offers:
@@ -123,9 +126,7 @@ class Inferences:
         document = {"inputs": {port: to_wire(value) for port, value in ask.inputs.items()}}
         if ask.params:
             document["params"] = dict(ask.params)
-        model, _ = split(name)
-        known = self.catalogue.record(model) is not None
-        concrete = f"{model}{AT}{spec.version}" if known else name
+        concrete = self.offered_as(name, spec)
         answer = await self.requests.ask(
             infer(DEFAULT_TENANT, spec.modality, concrete),
             ormsgpack.packb(document),

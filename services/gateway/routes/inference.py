@@ -104,9 +104,9 @@ async def model_version_infer(request: Request, parts: Wanted, name: str, versio
 
 
 async def _ready(parts: Parts, name: str, version: str | None) -> Response:
-    parts.inferences.model(name, version)
+    spec = parts.inferences.model(name, version)
     async with parts.bus.prompt(parts.settings.request_s_max):
-        await parts.inferences.check_ready(name, version)
+        await parts.inferences.check_ready(name, spec)
     return answer(ModelReady(name=name))
 
 
