@@ -11,9 +11,9 @@ import orjson
 import yaml
 from pydantic import ValidationError
 
-from clawdbot.packages import SPEC, FileDigest, Hints, Package, packages
 from clawdbot.protocol import ANSWER_S, Call
 from events.model_folders import draft, keep, write_file
+from events.packages import SPEC, FileDigest, Hints, Package, packages
 from schemas.api import PartView, PushView, RepositoryList, RepositoryView, VersionView
 from schemas.artefacts import check_paths
 from schemas.errors import AlreadyExists, FailedPrecondition, NotFound

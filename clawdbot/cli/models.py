@@ -10,8 +10,8 @@ from rich.table import Table
 from clawdbot.cli.options import Json, Url, guarded
 from clawdbot.cli.output import Screen, counted
 from clawdbot.client import Client
-from clawdbot.packages import Hints
 from clawdbot.repository import version_of
+from events.packages import Hints
 from schemas.api import ModelView, RepositoryView
 from schemas.errors import InvalidArgument
 from schemas.repository import AT, VersionPolicy, split

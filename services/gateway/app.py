@@ -80,7 +80,7 @@ class Gateway:
             async with asyncio.TaskGroup() as group:
                 group.create_task(index.follow(bus.nc, ready=caught_up))
                 group.create_task(_watch(bus, parts.waiters))
-                group.create_task(parts.models.watch.run())
+                group.create_task(parts.models.follow(settings.repository_dir))
                 group.create_task(parts.submissions.admission.watch(bus))
                 await _hear_commits(bus, parts.waiters)
                 await self._serve_calls(bus, parts, group)

@@ -9,6 +9,7 @@ from pathlib import Path
 from events.definitions import DefinitionStore
 from events.model_folders import check_folder, draft, fetch, signature, sweep_folders
 from events.models import ModelDirectory, WorkerCard
+from events.packages import FileDigest, Package, packages
 from events.repository import ModelRepository
 from schemas.api import (
     ModelOffer,
@@ -18,7 +19,14 @@ from schemas.api import (
 )
 from schemas.artefacts import check_paths, check_size
 from schemas.catalogue import ModelSpec
-from schemas.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from schemas.errors import (
+    AlreadyExists,
+    ClawdbotError,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
 from schemas.ids import DEFAULT_TENANT
 from schemas.live_catalogue import LiveCatalogue
 from schemas.pushes import check_signature, check_spec, digest_of, same_shape
@@ -123,6 +131,13 @@ class ModelStore:
             current=record.current,
             created=found.pushed_at == version.pushed_at,
         )
+
+    async def follow(self, folder: Path | None) -> None:
+        """Push the models of a folder, if there is one, then follow the repository for ever."""
+        if folder is not None:
+            for entry in await asyncio.to_thread(_entries, folder):
+                await self._push_entry(entry)
+        await self.watch.run()
 
     async def control(self, name: str, order: ModelControl) -> ModelRecord:
         """Carry an order out.
@@ -231,6 +246,22 @@ class ModelStore:
                 field="files",
             )
 
+    async def _push_entry(self, entry: Path) -> None:
+        """Push what is new of one model; what cannot be pushed is said in the log and left out."""
+        try:
+            for package in await asyncio.to_thread(packages, entry):
+                files = [await self._stored(package, path) for path in package.paths]
+                await self.push(package.name, Push(spec=package.spec, files=tuple(files)))
+        except (ClawdbotError, OSError) as error:
+            log.warning("model_not_pushed", entry=entry.name, error=str(error))
+
+    async def _stored(self, package: Package, path: str) -> ModelFile:
+        """Store the parts of a file, and return what names it."""
+        digest, parts = FileDigest(path), package.parts(path)
+        while data := await asyncio.to_thread(next, parts, b""):
+            digest.add(data, await self.repository.put_part(DEFAULT_TENANT, data))
+        return digest.file()
+
     async def _check_engine(self, spec: ModelSpec) -> None:
         """Refuse an engine that none of the workers there are has, as far as they say."""
         cards = await self.directory.cards(self.clock.now())
@@ -310,6 +341,10 @@ def _with_version(record: ModelRecord, *, version: ModelVersion, push: Push) -> 
             )
     numbered = version.model_copy(update={"version": record.next_version})
     return record.pushed(numbered, push)
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[!.]*"))
 
 
 def _check_onnx(folder: Path, push: Push) -> None:

@@ -1,5 +1,7 @@
 """What the gateway reads from the environment besides the shared settings."""
 
+from pathlib import Path
+
 from pydantic import Field
 
 from events.blobs import BLOB_BYTES_MAX
@@ -45,6 +47,8 @@ class GatewaySettings(Settings):
     """How long the bus may take for a blob."""
     events_reserve: float = Field(default=0.02, ge=0, lt=1)
     """Part of the event log that is kept for runs under way; past it new ones are answered 507."""
+    repository_dir: Path | None = None
+    """A folder of models that are pushed when the gateway starts, those that are new."""
     model_bytes_max: int = Field(default=1024 * MIB, ge=1024)
     """Largest file of a model that is pushed."""
     push_bytes_max: int = Field(default=4096 * MIB, ge=1024)

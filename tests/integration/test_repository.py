@@ -14,7 +14,7 @@ import yaml
 from tritonclient.utils import InferenceServerException
 
 from clawdbot import AsyncClient, Client, WorkflowBuilder
-from clawdbot.packages import Hints
+from events.packages import Hints
 from events.subjects import infer
 from schemas.errors import AlreadyExists, FailedPrecondition, NotFound
 from schemas.repository import VersionPolicy

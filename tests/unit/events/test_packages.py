@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clawdbot.packages import FileDigest, Hints, packages, read_spec
+from events.packages import FileDigest, Hints, packages, read_spec
 from schemas.errors import InvalidArgument
 from tests.support import hostile_models as hostile
 from tests.support import onnx_models as tiny
