@@ -173,9 +173,13 @@ class Express:
         async def never(message: Msg) -> None:
             raise ProtocolError(f"{message.subject} did not take the express")
 
+        self.divert(on_frame)
+        return await self._nc.subscribe(subject, cb=never)
+
+    def divert(self, on_frame: OnFrame) -> None:
+        """Hand every message of the next subscription of the connection to a function instead."""
         sid = self._nc._sid + 1  # noqa: SLF001 - known before the server can answer
         self.handlers[str(sid)] = on_frame
-        return await self._nc.subscribe(subject, cb=never)
 
     async def unsubscribe(self, subscription: Subscription) -> None:
         """End a subscription."""

@@ -77,6 +77,11 @@ def cancel(key: RunKey) -> str:
     return f"{ROOT}.{key.tenant}.cancel.{key.run_id}"
 
 
+def withdraw(tenant: str, request_id: str) -> str:
+    """Where workers hear which unlogged inferences nobody waits for any more."""
+    return f"{ROOT}.{tenant}.withdraw.{request_id}"
+
+
 def topic(tenant: str, subject: str) -> str:
     """Where a tenant's own messages go: what `emit` nodes publish and triggers listen to."""
     return f"{ROOT}.{tenant}.topic.{subject}"
@@ -171,9 +176,10 @@ def gate(tenant: str, name: str) -> str:
     return f"{ROOT}.{tenant}.gate.{name}"
 
 
-def infer(tenant: str, modality: str, model: str) -> str:
-    """One unlogged inference."""
-    return f"{ROOT}.{tenant}.infer.{modality}.{encode(model)}"
+def infer(tenant: str, modality: str, model: str, worker: str = "") -> str:
+    """One unlogged inference, by any worker or by the one that is named."""
+    subject = f"{ROOT}.{tenant}.infer.{modality}.{encode(model)}"
+    return f"{subject}.{worker}" if worker else subject
 
 
 def model_changed(tenant: str, model: str) -> str:

@@ -1,7 +1,7 @@
 """The catalogue: which models and templates exist, what they take and give, and their sources."""
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +13,9 @@ from schemas.complaints import first_complaint
 from schemas.errors import InvalidArgument, NotFound
 from schemas.ids import ModelName, TemplateId
 from schemas.message import UserInput
-from schemas.tensors import DATATYPES, RANK_MAX
+from schemas.parity import Parity
+from schemas.signatures import CONTENTS, SIGNATURES, check_content, contents_of
+from schemas.tensors import DATATYPE_SIZES, DATATYPES, RANK_MAX
 
 
 Modality = Literal["text", "audio", "vision"]
@@ -21,6 +23,7 @@ ValueKind = Literal["text", "audio", "image", "json", "tensor"]
 
 TEMPLATE_CHARS_MAX = 16 * 1024
 NAME_CHARS_MAX = 128
+LABELS_MAX = 65_536
 
 
 class Port(UserInput):
@@ -37,8 +40,14 @@ class Port(UserInput):
         default=(1,), strict=False, max_length=RANK_MAX
     )
     """Open Inference shape; -1 is a dynamic dimension."""
+    content: Annotated[str, Field(json_schema_extra={"enum": ["", *CONTENTS]})] = ""
+    """What the numbers of a tensor mean, of `schemas.signatures`; a signature sets it."""
     required: bool = True
     """A run is refused when nothing can feed a required input."""
+    labels: tuple[Annotated[str, Field(max_length=NAME_CHARS_MAX)], ...] = Field(
+        default=(), strict=False, max_length=LABELS_MAX
+    )
+    """Names of an output's elements, by index; a classification says them."""
     description: str = ""
 
     @field_validator("datatype")
@@ -48,10 +57,25 @@ class Port(UserInput):
             raise ValueError(f"unknown datatype; use one of {', '.join(DATATYPES)}")
         return datatype
 
+    @model_validator(mode="after")
+    def _content_fits(self) -> "Port":
+        if self.content:
+            check_content(self, self.content)
+        return self
+
     @property
     def tensor_name(self) -> str:
         """What the Open Inference Protocol calls it."""
         return self.tensor or self.name
+
+
+class StateSpec(UserInput):
+    """What one call leaves to the next one of the same sequence."""
+
+    input: str
+    """The input that takes it; zeros at the beginning."""
+    output: str
+    """The output that gives it."""
 
 
 class ModelSpec(UserInput):
@@ -64,6 +88,8 @@ class ModelSpec(UserInput):
     outputs: tuple[Port, ...] = Field(strict=False)
     source: str | None = None
     """Where the weights are: a path below the models directory, or None when a library has them."""
+    signature: Annotated[str, Field(json_schema_extra={"enum": ["", *SIGNATURES]})] = ""
+    """A signature of the library that its inputs and outputs keep."""
     version: str = "1"
     fallback: ModelName | None = None
     """A model of the same signature that may serve in development when the weights are absent."""
@@ -78,9 +104,30 @@ class ModelSpec(UserInput):
     preload: bool = False
     """Load it when a worker starts: its card then says whether it really runs, and the first
     request does not wait."""
+    state: tuple[StateSpec, ...] = Field(default=(), strict=False)
+    """Inputs and outputs that are a sequence's state; clients of the Open Inference Protocol see
+    neither."""
+    streams: bool = False
+    """Whether its engine can give an answer in parts."""
     max_batch_size: int = Field(default=0, ge=0, le=65536)
     """Rows that one call of the engine may have: then the first dimension of every input and output
     is -1, and requests that wait are computed together. 0: one request, one call."""
+
+    parity: Parity | None = None
+    """How far it is from the model it was converted or quantised from."""
+
+    @model_validator(mode="after")
+    def _keeps_its_signature(self) -> "ModelSpec":
+        if not self.signature:
+            return self
+        taken, given = contents_of(self.signature, self.inputs, self.outputs)
+        for side, contents in (("inputs", taken), ("outputs", given)):
+            ports = tuple(
+                _with_content(port, contents.get(port.name, ""), self.signature)
+                for port in getattr(self, side)
+            )
+            object.__setattr__(self, side, ports)  # it is being made: nobody has it yet
+        return self
 
     @model_validator(mode="after")
     def _rows_come_first(self) -> "ModelSpec":
@@ -91,6 +138,41 @@ class ModelSpec(UserInput):
                     "is a tensor whose first dimension is -1"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _states_fit(self) -> "ModelSpec":
+        inputs = {port.name: port for port in self.inputs}
+        outputs = {port.name: port for port in self.outputs}
+        for state in self.state:
+            taken, given = inputs.get(state.input), outputs.get(state.output)
+            if taken is None or given is None:
+                raise ValueError(f"state: no input '{state.input}' or no output '{state.output}'")
+            kinds = {port.kind for port in (taken, given)}
+            if kinds != {"tensor"} or taken.datatype not in DATATYPE_SIZES:
+                raise ValueError(f"state: '{state.input}' and '{state.output}' must be numbers")
+            if (taken.datatype, taken.shape) != (given.datatype, given.shape):
+                raise ValueError(f"state: '{state.input}' and '{state.output}' differ")
+            if any(size < 0 for size in taken.shape[1:]):
+                raise ValueError(f"state: of '{state.input}' only the first dimension may be -1")
+        return self
+
+    @cached_property
+    def asked(self) -> tuple[Port, ...]:
+        """The inputs that a client sends: all but a sequence's state."""
+        states = {state.input for state in self.state}
+        return tuple(port for port in self.inputs if port.name not in states)
+
+    @cached_property
+    def given(self) -> tuple[Port, ...]:
+        """The outputs that a client gets: all but a sequence's state."""
+        states = {state.output for state in self.state}
+        return tuple(port for port in self.outputs if port.name not in states)
+
+
+def _with_content(port: Port, content: str, signature: str) -> Port:
+    if port.content and content and port.content != content:
+        raise ValueError(f"'{port.name}' of {signature} holds {content}, not {port.content}")
+    return port.model_copy(update={"content": content}) if content else port
 
 
 class TemplateSpec(UserInput):
@@ -151,7 +233,10 @@ class Catalogue(UserInput):
 
 def signature(spec: ModelSpec) -> tuple[object, ...]:
     """Return what two models must share so that one may serve for the other."""
-    ports = [(port.name, port.kind, port.required) for port in spec.inputs]
+    ports = [
+        (port.name, port.kind, port.required, port.content, port.shape if port.content else ())
+        for port in spec.inputs
+    ]
     return (spec.modality, tuple(ports), tuple((port.name, port.kind) for port in spec.outputs))
 
 

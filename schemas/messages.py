@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from schemas.errors import ClawdbotError, EngineFailed, InvalidArgument, by_code
 from schemas.message import Message, UserInput
-from schemas.plan import Binding
+from schemas.plan import Adaptation, Binding
 from schemas.values import Wire
 
 
@@ -38,8 +38,16 @@ class Header:
     """How long `call` and `infer` take before they answer 504, seconds."""
     PRIORITY = "Clawdbot-Priority"
     """Of an `infer`: high, normal or low."""
+    REQUEST_ID = "Clawdbot-Request-Id"
+    """Names an `infer`, so that it can be withdrawn."""
+    STREAM = "Clawdbot-Stream"
+    """`true`: an `infer` is answered in parts, as far as its model gives parts."""
+    PART = "Clawdbot-Part"
+    """The number of a part, from 1; the last answer has none."""
     ACCEPT = "Accept"
     """How `infer` answers: application/json, or application/msgpack, where bytes stay bytes."""
+    BUNDLE = "Clawdbot-Bundle"
+    """Marks a message of several requests, or of several answers."""
     CORRELATION_ID = "ce-correlationid"
     CE_ID = "ce-id"
     CE_TYPE = "ce-type"
@@ -111,6 +119,8 @@ class Task(Message):
     memo_s: float = 0.0
     """Take a result that is at most this old, seconds; 0 never."""
     correlation_id: str = ""
+    adapt: dict[str, Adaptation] = Field(default_factory=dict, exclude_if=not_)
+    """How inputs are made of the files that come."""
     behind: bool = Field(default=False, exclude_if=not_)
     """Whether the log may not know of it yet."""
     then: tuple[Following, ...] = Field(default=(), exclude_if=not_)

@@ -6,7 +6,7 @@ parameters and schedule_policy.
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from schemas.message import Message, UserInput
 from schemas.tensors import COUNT_MAX, RANK_MAX
@@ -102,6 +102,17 @@ class InferRequest(UserInput):
     inputs: list[InputTensor] = Field(max_length=TENSORS_MAX)
     outputs: list[RequestedOutput] = Field(default_factory=list, max_length=TENSORS_MAX)
     """All of them, when none is named."""
+
+
+class GenerateRequest(UserInput):
+    """Inputs as plain JSON; keys that are no input of the model are parameters."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str = Field(default="", max_length=ID_CHARS_MAX)
+    text_input: str | None = None
+    """The one text that the model needs, where its name is another."""
+    parameters: Parameters = Field(default_factory=dict)
 
 
 class OutputTensor(Message):

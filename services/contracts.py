@@ -82,13 +82,21 @@ CHANNELS = (
         pattern("infer", "modality", "model"),
         api.RunRequest,
         "Request and reply, services clawdbot-worker-<modality>. One inference that no log keeps; "
-        "no responders or 503 when nobody has room.",
+        "no responders or 503 when nobody has room. With Clawdbot-Stream: true the answer comes in "
+        "parts, numbered by Clawdbot-Part; the last message has no number.",
     ),
     Channel(
         "infer-reply",
         pattern("infer", "modality", "model") + ".reply",
         Inference,
         "The answer to infer, on the requester's own inbox.",
+    ),
+    Channel(
+        "withdraw",
+        pattern("withdraw", "request_id"),
+        bytes,
+        "Any client -> every worker, core NATS. The infer with this Clawdbot-Request-Id is not "
+        "waited for any more: it leaves the line, or is stopped.",
     ),
     Channel(
         "task",

@@ -1,7 +1,9 @@
-"""Asks services that answer over core NATS: one message there, one back."""
+"""Asks services that answer over core NATS; many at once go in few messages."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
 
 import orjson
 from nats.errors import Error as NatsError
@@ -18,12 +20,67 @@ from schemas.errors import (
     ModelUnavailable,
     by_code,
 )
+from schemas.ids import new_id
+from schemas.messages import Header
+from services.bundles import HEAD, HEADERS_BYTES, Item, bundles, pack, unpack
 from services.errors import STATUS, BodyTooLarge
+from services.hearing import Heard
 from services.runtime import Bus
 
 
+AHEAD = 2
+"""Messages that one who answers may have: one at work, and the next."""
+HOLD_S = 0.005
+"""Longest wait behind so many."""
 _NO_RESPONDERS = b"NATS/1.0 503"
 _TOO_LARGE = "413"
+
+
+class NobodyServes(ModelUnavailable):
+    """Nobody serves a subject: the request reached nobody."""
+
+    def __init__(self) -> None:
+        super().__init__("no worker is there that serves this; try again later")
+
+
+@dataclass(eq=False)
+class _Sent:
+    """A message of one request or more."""
+
+    lane: "_Lane"
+    left: int
+    """Requests without an answer."""
+
+
+@dataclass(eq=False)
+class _Asked:
+    """A request under way."""
+
+    item: Item
+    answer: "asyncio.Future[Item]"
+    sent: _Sent | None = None
+
+
+@dataclass(eq=False)
+class _Lane:
+    """The requests to one subject that go together, by turns of the loop and by answers.
+
+    While few messages are unanswered, what is asked in one turn leaves at its end. Behind more of
+    them it waits until one is answered, `HOLD_S` at most: whoever answers has enough to do, and
+    fewer and larger messages cost less.
+    """
+
+    subject: str
+    waiting: list[_Asked] = field(default_factory=list)
+    unanswered: int = 0
+    """Messages."""
+    timer: asyncio.Handle | None = None
+    """Of the next time that something is sent."""
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether who answers has enough to do."""
+        return self.unanswered >= AHEAD
 
 
 class Requests:
@@ -38,17 +95,35 @@ class Requests:
         self._inbox = bus.nc.new_inbox()
         self._express: Express | None = None
         self._opening = asyncio.Lock()
-        self._waiting: dict[str, asyncio.Future[Frame]] = {}
+        self._own = new_id()
+        self._named = 0
+        self._under_way: dict[str, _Asked] = {}
+        self._hearing: dict[str, Heard] = {}
+        """What many answers are expected to."""
+        self._lanes: dict[str, _Lane] = {}
         self._asked = 0
         bus.when_lost(self._lost)
 
     async def ask(
-        self, subject: str, data: bytes, headers: Mapping[str, str], timeout_s: float
+        self,
+        subject: str,
+        data: bytes,
+        headers: Mapping[str, str],
+        timeout_s: float,
+        *,
+        together: bool = False,
     ) -> bytes:
         """Return the answer of whoever serves a subject.
 
+        Args:
+            subject: Where to.
+            data: The body.
+            headers: The headers.
+            timeout_s: Longest wait.
+            together: Whether it may share a message with others to the same subject.
+
         Raises:
-            ModelUnavailable: Nobody serves it.
+            NobodyServes: Nobody does.
             BusUnavailable: The bus is away, or went away.
             BodyTooLarge: The message is larger than the bus takes.
             DeadlineExceeded: No answer came in time.
@@ -56,31 +131,101 @@ class Requests:
         """
         if not self._bus.connected:
             raise BusUnavailable("the bus is away; try again")
+        if self._express is None:
+            await self._open()
+        if len(data) + HEADERS_BYTES > self._bus.nc.max_payload:
+            raise self._too_large(data)
+        loop = asyncio.get_running_loop()
+        self._asked += 1
+        token = str(self._asked)
+        asked = _Asked(Item(token, dict(headers), data), loop.create_future())
+        self._under_way[token] = asked
+        timer = loop.call_later(timeout_s, _give_up, asked.answer, timeout_s)
+        self._put(subject, asked, together=together)
+        try:
+            answer = await asked.answer
+        finally:
+            timer.cancel()
+            del self._under_way[token]
+            self._over(asked)
+        _check(answer.headers, answer.body)
+        return answer.body
+
+    async def stream(
+        self, subject: str, data: bytes, headers: Mapping[str, str], timeout_s: float
+    ) -> AsyncGenerator[tuple[bytes, bool], None]:
+        """Yield the parts of an answer, and whether each is the last.
+
+        Raises:
+            NobodyServes, BodyTooLarge, DeadlineExceeded: As `ask`.
+            ResourceExhausted: The parts come faster than they are taken.
+            BusUnavailable: The bus is away, or went away.
+            ClawdbotError: The service's own error.
+        """
+        head = encode_head(headers)
+        try:
+            async with aclosing(self._frames(subject, data, head, timeout_s)) as frames:
+                async for frame in frames:
+                    if frame.head.startswith(_NO_RESPONDERS):
+                        raise NobodyServes
+                    said = decode_head(frame.head) if frame.head else {}
+                    _check(said, frame.data)
+                    is_last = Header.PART not in said
+                    yield frame.data, is_last
+                    if is_last:
+                        return
+        except MaxPayloadError as error:
+            raise self._too_large(data) from error
+        except NatsError as error:
+            raise BusUnavailable("the bus is away; try again") from error
+        raise DeadlineExceeded(f"no answer came within {timeout_s:g} seconds")
+
+    def new_name(self) -> str:
+        """Return a name for a request, one subject token, that no other has."""
+        self._named += 1
+        return f"{self._own}-{self._named}"
+
+    def tell(self, subject: str) -> None:
+        """Say something to whoever listens, once anything was asked and while the bus is there."""
+        if self._bus.connected and self._express is not None:
+            with suppress(NatsError):
+                self._express.publish(subject, b"")
+
+    async def gather(
+        self, subject: str, silence_s: float, data: bytes = b"", head: bytes = b""
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the answers of all who serve a subject, until none came for so long.
+
+        Raises:
+            BusUnavailable: The bus is away, or went away.
+        """
+        async with aclosing(self._frames(subject, data, head, silence_s)) as frames:
+            async for frame in frames:
+                if frame.head.startswith(_NO_RESPONDERS):
+                    return
+                yield frame.data
+
+    async def _frames(
+        self, subject: str, data: bytes, head: bytes, silence_s: float
+    ) -> AsyncGenerator[Frame, None]:
+        """Publish, and yield whatever comes back."""
+        if not self._bus.connected:
+            raise BusUnavailable("the bus is away; try again")
         express = self._express or await self._open()
         self._asked += 1
         token = str(self._asked)
-        answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
-        self._waiting[token] = answer
+        heard = self._hearing[token] = Heard()
         try:
-            express.publish(subject, data, encode_head(headers), f"{self._inbox}.{token}")
-            async with asyncio.timeout(timeout_s):
-                frame = await answer
-        except MaxPayloadError as error:
-            most = self._bus.nc.max_payload
-            raise BodyTooLarge(
-                f"the inputs take {len(data)} bytes, a message holds {most}"
-            ) from error
-        except NatsError as error:
-            raise BusUnavailable("the bus is away; try again") from error
-        except TimeoutError as error:
-            raise DeadlineExceeded(f"no answer came within {timeout_s:g} seconds") from error
+            express.publish(subject, data, head, f"{self._inbox}.{token}")
+            while True:
+                try:
+                    async with asyncio.timeout(silence_s):
+                        frame = await heard.next()
+                except TimeoutError:
+                    return
+                yield frame
         finally:
-            self._waiting.pop(token, None)
-        if frame.head.startswith(_NO_RESPONDERS):
-            raise ModelUnavailable("no worker is there that serves this; try again later")
-        if frame.head:
-            _check(decode_head(frame.head), frame.data)
-        return frame.data
+            self._hearing.pop(token, None)
 
     async def _open(self) -> Express:
         async with self._opening:
@@ -90,16 +235,118 @@ class Requests:
                 self._express = express
             return self._express
 
+    def _too_large(self, data: bytes) -> BodyTooLarge:
+        most = self._bus.nc.max_payload
+        return BodyTooLarge(f"the inputs take {len(data)} bytes, a message holds {most}")
+
+    def _put(self, subject: str, asked: _Asked, *, together: bool) -> None:
+        """Send a request: alone, at the end of this turn, or behind those before it."""
+        if not together:
+            self._send(_Lane(subject), [asked])
+            return
+        lane = self._lanes.get(subject)
+        if lane is None:
+            lane = self._lanes[subject] = _Lane(subject)
+        lane.waiting.append(asked)
+        if lane.timer is None:
+            loop = asyncio.get_running_loop()
+            if lane.busy:
+                lane.timer = loop.call_later(HOLD_S, self._flush, lane)
+            else:
+                lane.timer = loop.call_soon(self._flush, lane)
+
+    def _flush(self, lane: _Lane) -> None:
+        """Send what waits."""
+        if lane.timer is not None:
+            lane.timer.cancel()
+            lane.timer = None
+        waiting = [asked for asked in lane.waiting if not asked.answer.done()]
+        lane.waiting.clear()
+        for together in bundles(waiting, _body_size):
+            self._send(lane, together)
+        if not lane.unanswered:
+            self._lanes.pop(lane.subject, None)
+
+    def _send(self, lane: _Lane, together: Sequence[_Asked]) -> None:
+        assert self._express is not None, "who asks has opened it"
+        sent = _Sent(lane, len(together))
+        lane.unanswered += 1
+        for asked in together:
+            asked.sent = sent
+        items = [asked.item for asked in together]
+        if len(items) == 1:
+            data, head = items[0].body, encode_head(items[0].headers)
+        else:
+            data, head = pack(items), HEAD
+        try:
+            self._express.publish(lane.subject, data, head, f"{self._inbox}.{items[0].token}")
+        except NatsError:
+            _fail(together, BusUnavailable("the bus is away; try again"))
+
     def _on_answer(self, frame: Frame) -> None:
-        answer = self._waiting.get(frame.subject.rpartition(".")[2])
-        if answer is not None and not answer.done():
-            answer.set_result(frame)
+        token = frame.subject.rpartition(".")[2]
+        heard = self._hearing.get(token)
+        if heard is not None:
+            heard.put(frame)
+        elif frame.head == HEAD:
+            for item in unpack(frame.data):
+                self._settle(item)
+        elif frame.head.startswith(_NO_RESPONDERS):
+            self._nobody(token)
+        else:
+            self._settle(Item(token, decode_head(frame.head) if frame.head else {}, frame.data))
+
+    def _settle(self, answer: Item) -> None:
+        asked = self._under_way.get(answer.token)
+        if asked is not None and not asked.answer.done():
+            asked.answer.set_result(answer)
+            self._over(asked)
+
+    def _over(self, asked: _Asked) -> None:
+        """Count a request that is over, and send what waited for the end of its message."""
+        sent, asked.sent = asked.sent, None
+        if sent is None:
+            return
+        sent.left -= 1
+        if sent.left:
+            return
+        lane = sent.lane
+        lane.unanswered -= 1
+        if lane.waiting:
+            if not lane.busy:
+                self._flush(lane)
+        elif not lane.unanswered:
+            self._lanes.pop(lane.subject, None)
+
+    def _nobody(self, token: str) -> None:
+        """Give up what went in a message that nobody took."""
+        first = self._under_way.get(token)
+        gone = [] if first is None else [first]
+        if first is not None and first.sent is not None:
+            gone = [asked for asked in self._under_way.values() if asked.sent is first.sent]
+        _fail(gone, NobodyServes())
 
     def _lost(self) -> None:
         """Give up what was asked: the answers go to a connection that is no more."""
-        for answer in self._waiting.values():
-            if not answer.done():
-                answer.set_exception(BusUnavailable("the bus went away meanwhile; try again"))
+        gone = BusUnavailable("the bus went away meanwhile; try again")
+        _fail(self._under_way.values(), gone)
+        for heard in self._hearing.values():
+            heard.end(gone)
+
+
+def _body_size(asked: _Asked) -> int:
+    return len(asked.item.body)
+
+
+def _fail(asked: Iterable[_Asked], error: ClawdbotError) -> None:
+    for item in asked:
+        if not item.answer.done():
+            item.answer.set_exception(error)
+
+
+def _give_up(answer: "asyncio.Future[Item]", timeout_s: float) -> None:
+    if not answer.done():
+        answer.set_exception(DeadlineExceeded(f"no answer came within {timeout_s:g} seconds"))
 
 
 def _check(headers: Mapping[str, str], data: bytes) -> None:

@@ -50,6 +50,8 @@ SWEEP_SECONDS = Histogram(
     buckets=(0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800),
 )
 
+SILENCED: set[str] = set()
+"""Levels that are not written now."""
 get_logger = structlog.get_logger
 
 
@@ -77,6 +79,7 @@ def configure(service: str, log_format: str = "auto") -> None:
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
+        _audible,
         structlog.processors.TimeStamper(fmt="iso"),
     ]
     if console:
@@ -123,6 +126,13 @@ def child_traceparent(parent: str | None) -> str:
     parts = (parent or "").split("-")
     trace = parts[1] if len(parts) == 4 and len(parts[1]) == 32 else secrets.token_hex(16)  # noqa: PLR2004
     return f"00-{trace}-{secrets.token_hex(8)}-01"
+
+
+def _audible(_: Any, __: str, event: Any) -> Any:
+    """Drop a line of a level that is silenced."""
+    if event["level"] in SILENCED:
+        raise structlog.DropEvent
+    return event
 
 
 def _dump(document: Any, **_: Any) -> bytes:

@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import nats
 import pytest
 from nats.aio.client import Client as Nats
@@ -12,6 +13,8 @@ from tests.support.nats import NatsServer, server_binary
 
 
 SEEDS_DEFAULT = 100
+hypothesis.settings.register_profile("shared", deadline=None)  # others have these cores too
+hypothesis.settings.load_profile("shared")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,16 +10,24 @@ from pydantic.json_schema import models_json_schema
 
 from schemas.api import RunRequest
 from schemas.forks import Fork
+from schemas.inference_management import LogSettings, RegionRequest, TraceSettings
 from schemas.messages import Control
-from schemas.open_inference import IndexRequest, InferRequest, RepositoryRequest
+from schemas.open_inference import (
+    GenerateRequest,
+    IndexRequest,
+    InferRequest,
+    RepositoryRequest,
+)
 from schemas.repository import ModelControl, Push
 from schemas.workflow import Deployment
 from services.gateway import errors
 from services.gateway.routes import (
     Parts,
     blobs,
+    generate,
     health,
     inference,
+    management,
     model_repository,
     repository,
     runs,
@@ -39,28 +47,9 @@ base64 data; an uploaded blob is `{"$blob": {"media_type", "size_bytes", "sha256
 `{"error": {"code", "message", "field", "retryable", "request_id"}}`; below /v2, the Open Inference
 Protocol, it is `{"error": "<message>"}`.
 """
-_MODULES = (
-    workflows,
-    repository,
-    runs,
-    travel,
-    statistics,
-    blobs,
-    inference,
-    model_repository,
-    health,
-)
-_BODIES = (
-    Deployment,
-    RunRequest,
-    Control,
-    Fork,
-    InferRequest,
-    IndexRequest,
-    RepositoryRequest,
-    Push,
-    ModelControl,
-)
+_BODIES = (Deployment, RunRequest, Control, Fork, InferRequest)
+_MANAGEMENT = (GenerateRequest, LogSettings, RegionRequest, TraceSettings)
+_REPOSITORY = (IndexRequest, RepositoryRequest, Push, ModelControl)
 
 
 def build_api(parts: Parts | None = None) -> FastAPI:
@@ -81,6 +70,8 @@ def build_api(parts: Parts | None = None) -> FastAPI:
         travel,
         statistics,
         blobs,
+        management,
+        generate,
         inference,
         model_repository,
         health,
@@ -102,7 +93,7 @@ def openapi_document(app: FastAPI | None = None) -> dict[str, Any]:
             routes=app.routes,
         )
         _, bodies = models_json_schema(
-            [(kind, "validation") for kind in _BODIES],
+            [(kind, "validation") for kind in (*_BODIES, *_MANAGEMENT, *_REPOSITORY)],
             ref_template="#/components/schemas/{model}",
         )
         document["components"]["schemas"] |= bodies["$defs"]

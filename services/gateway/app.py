@@ -1,6 +1,7 @@
 """The gateway's composition root."""
 
 import asyncio
+import random
 import socket
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -30,8 +31,13 @@ from services.gateway.admission import Admission
 from services.gateway.api import build_api
 from services.gateway.calls import Calls
 from services.gateway.deployments import Deployments
+from services.gateway.inference.balance import Balance
 from services.gateway.inference.lane import Lane
+from services.gateway.inference.regions import Regions
+from services.gateway.inference.sequences import Sequences
 from services.gateway.inference.service import Inferences
+from services.gateway.inference.statistics import Tallies
+from services.gateway.inference.workflows import WorkflowModels
 from services.gateway.middleware import Watch
 from services.gateway.model_store import ModelStore
 from services.gateway.protocol import bounded_http
@@ -78,10 +84,14 @@ class Gateway:
         rpc = _rpc(parts)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(index.follow(bus.nc, ready=caught_up))
-                group.create_task(_watch(bus, parts.waiters))
-                group.create_task(parts.models.follow(settings.repository_dir))
-                group.create_task(parts.submissions.admission.watch(bus))
+                for task in (
+                    index.follow(bus.nc, ready=caught_up),
+                    _watch(bus, parts.waiters),
+                    parts.models.follow(settings.repository_dir),
+                    parts.inferences.balance.watch(),
+                    parts.submissions.admission.watch(bus),
+                ):
+                    group.create_task(task)
                 await _hear_commits(bus, parts.waiters)
                 await self._serve_calls(bus, parts, group)
                 await caught_up.wait()
@@ -95,6 +105,7 @@ class Gateway:
         finally:
             if rpc is not None:
                 await rpc.close()
+            parts.regions.unregister()
             listener.close()
             index.close()
             statistics.close()
@@ -108,9 +119,20 @@ class Gateway:
         store = JetStreamEventStore(bus.nc, keys)
         blobs = JetStreamBlobStore(bus.nc, keys)
         catalogue, definitions = LiveCatalogue(settings.load_catalogue()), DefinitionStore(js)
-        directory = ModelDirectory(js)
-        repository = ModelRepository(bus.nc, keys)
+        directory, requests = ModelDirectory(js), Requests(bus)
         waiters = Waiters(store, clock, waits_max=settings.waits_max, recheck_s=settings.recheck_s)
+        submissions = Submissions(
+            bus,
+            store,
+            definitions,
+            catalogue,
+            blobs,
+            waiters,
+            Admission(settings.events_reserve),
+            clock,
+            begin_s=settings.begin_s,
+            request_s=settings.request_s_max,
+        )
         return Parts(
             settings=settings,
             bus=bus,
@@ -119,17 +141,7 @@ class Gateway:
             index=index,
             directory=directory,
             catalogue=catalogue,
-            models=ModelStore(
-                repository,
-                catalogue,
-                CatalogueWatch(bus, repository, catalogue),
-                definitions,
-                directory,
-                clock,
-                settings.data_dir / "pushes",
-                settings.model_bytes_max,
-                settings.push_bytes_max,
-            ),
+            models=_model_store(bus, keys, submissions, directory, settings),
             deployments=Deployments(
                 definitions,
                 Schedules(js),
@@ -138,22 +150,17 @@ class Gateway:
                 clock,
                 allow_fallback=settings.allow_fallback,
             ),
-            submissions=Submissions(
-                bus,
-                store,
-                definitions,
-                catalogue,
-                blobs,
-                waiters,
-                Admission(settings.events_reserve),
-                clock,
-                begin_s=settings.begin_s,
-                request_s=settings.request_s_max,
-            ),
+            submissions=submissions,
             waiters=waiters,
             clock=clock,
             projector=projector,
-            inferences=Inferences(catalogue, directory, Requests(bus), clock, settings.wait_s_max),
+            inferences=_inferences(settings, submissions, directory, requests),
+            tallies=Tallies(requests, directory, clock, settings.request_s_max),
+            regions=Regions(
+                allowed=settings.shared_memory,
+                prefix=settings.shared_memory_prefix,
+                bytes_max=settings.shared_memory_bytes_max,
+            ),
         )
 
     async def _serve_calls(self, bus: Bus, parts: Parts, group: asyncio.TaskGroup) -> None:
@@ -167,6 +174,54 @@ class Gateway:
             in_flight_max=self.settings.waits_max,
         )
         await micro.serve(bus.nc, group, endpoint, self.settings.instance)
+
+
+def _inferences(
+    settings: GatewaySettings,
+    submissions: Submissions,
+    directory: ModelDirectory,
+    requests: Requests,
+) -> Inferences:
+    clock, catalogue = submissions.clock, submissions.catalogue
+    wait_s, chance = settings.call_wait_s, random.Random()  # noqa: S311 - no secret
+    workflows = WorkflowModels(submissions, catalogue, submissions.blobs, wait_s)
+    sequences = Sequences(
+        clock,
+        idle_s=settings.sequence_idle_s,
+        count_max=settings.sequences_max,
+        bytes_max=settings.sequence_bytes_max,
+    )
+    return Inferences(
+        catalogue=catalogue,
+        directory=directory,
+        requests=requests,
+        clock=clock,
+        sequences=sequences,
+        workflows=workflows,
+        balance=Balance(directory, clock, chance, wanted=settings.balance),
+        wait_s_max=settings.wait_s_max,
+    )
+
+
+def _model_store(
+    bus: Bus,
+    keys: JetStreamKeyRing,
+    submissions: Submissions,
+    directory: ModelDirectory,
+    settings: GatewaySettings,
+) -> ModelStore:
+    repository, live = ModelRepository(bus.nc, keys), submissions.catalogue
+    return ModelStore(
+        repository,
+        live,
+        CatalogueWatch(bus, repository, live),
+        submissions.definitions,
+        directory,
+        submissions.clock,
+        settings.data_dir / "pushes",
+        settings.model_bytes_max,
+        settings.push_bytes_max,
+    )
 
 
 def _rpc(parts: Parts) -> "InferenceServer | None":

@@ -79,10 +79,11 @@ def _reply(ended: Ended) -> Reply:
     headers = {Header.RUN_ID: ended.run_id, Header.STATUS: ended.status}
     if ended.status == "completed":
         return Reply(orjson.dumps(ended.outputs), headers)
-    return Reply(b"", headers, _error(ended))
+    return Reply(b"", headers, error_of(ended))
 
 
-def _error(ended: Ended) -> ClawdbotError:
+def error_of(ended: Ended) -> ClawdbotError:
+    """Return why a run that was waited for gave nothing."""
     if ended.error is None:
         text = f"run {ended.run_id} is still {ended.status}; it goes on"
         return DeadlineExceeded(text, run_id=ended.run_id)

@@ -6,10 +6,13 @@ ends.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from services.gateway.departures import DEPARTURES
 
 
 HEAD_BYTES_MAX = 64 * 1024
@@ -28,6 +31,14 @@ class BoundedHttp(HttpToolsProtocol):
         self._turned = False
         self._head_bytes = 0
         self._deadline: asyncio.TimerHandle | None = None
+        self._departures: set[Callable[[], None]] = set()
+
+    @override
+    def on_message_begin(self) -> None:
+        """Let whoever serves the request hear when the client goes."""
+        super().on_message_begin()
+        scope: Any = self.scope
+        scope[DEPARTURES] = self._departures
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -37,9 +48,11 @@ class BoundedHttp(HttpToolsProtocol):
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the deadline."""
+        """Forget the deadline, and call off what the client waited for."""
         self._stop_waiting()
         super().connection_lost(exc)
+        for leave in tuple(self._departures):
+            leave()
 
     @override
     def data_received(self, data: bytes) -> None:

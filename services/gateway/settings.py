@@ -57,3 +57,19 @@ class GatewaySettings(Settings):
     """How long a pushed version may take to be read back and looked through."""
     load_s_max: float = Field(default=60.0, gt=0, le=600)
     """How long `load` waits until a worker has the model."""
+    balance: bool = True
+    """Whether an inference goes to the worker that lately answers soonest; else NATS chooses one at
+    random."""
+    shared_memory: bool = False
+    """Whether clients on this machine may hand tensors over in system shared memory. Whoever
+    reaches the gateway then reads and writes the shared memory objects that its user may."""
+    shared_memory_prefix: str = Field(default="", max_length=128)
+    """What the keys of these objects begin with; others are refused."""
+    shared_memory_bytes_max: int = Field(default=BLOB_BYTES_MAX, ge=4096)
+    """Largest region of shared memory."""
+    sequence_idle_s: float = Field(default=60.0, gt=0, le=86400)
+    """How long a sequence of a stateful model may be idle before it is forgotten."""
+    sequences_max: int = Field(default=10_000, ge=1)
+    """Sequences whose state a gateway keeps; more are answered 429."""
+    sequence_bytes_max: int = Field(default=4 * BLOB_BYTES_MAX, ge=4096)
+    """Bytes of all their states."""

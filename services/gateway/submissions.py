@@ -198,7 +198,7 @@ class Submissions:
     async def _prepare(self, ask: Ask, read: Reader) -> Submission:
         _check_names(ask)
         async with self.bus.prompt(self.request_s):
-            deployed, ports = await self._deployed(ask.workflow)
+            deployed, ports = await self.deployed(ask.workflow)
         inputs = await read(deployed.plan, ports)
         await self._check_blobs(inputs)
         inputs = await spill(inputs, DEFAULT_TENANT, self.blobs)
@@ -235,7 +235,13 @@ class Submissions:
                         f"blob {sha256}, which the run cites, is gone; fork it earlier", field="at"
                     )
 
-    async def _deployed(self, name: str) -> tuple[DeployedWorkflow, Mapping[str, Port]]:
+    async def deployed(self, name: str) -> tuple[DeployedWorkflow, Mapping[str, Port]]:
+        """Return the newest version of a workflow, and the port that each of its inputs feeds.
+
+        Raises:
+            NotFound: No such workflow.
+            StoreUnavailable: The bus does not answer.
+        """
         now = self.clock.now()
         known = self._newest.get(name)
         if known is not None and 0 <= now - known[0] < NEWEST_S:

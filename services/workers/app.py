@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from events.blobs import JetStreamBlobStore
 from events.jetstream import read_subject
@@ -20,18 +22,31 @@ from services import micro
 from services.consumer import Consumer, Pull
 from services.repository import CatalogueWatch
 from services.runtime import Bus, SystemClock
+from services.settings import secret
 from services.telemetry import configure, get_logger, serve_metrics
 from services.workers.attempts import Attempts
-from services.workers.engines import ENGINE_NAMES
+from services.workers.batches import CALLS
+from services.workers.engines import ENGINE_NAMES, check_plugins, openai, providers, python
 from services.workers.handlers import Handlers, Means
 from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
 from services.workers.settings import WorkerSettings
 from services.workers.shelf import Cache, Shelf
+from services.workers.tally import Tally
 
 
 WATCH_INTERVAL_S = 0.5
 log = get_logger()
+
+
+@dataclass(frozen=True)
+class _Announced:
+    """What a worker says of itself on its card."""
+
+    worker: str
+    models: Models
+    shelf: Shelf
+    engines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,7 @@ class Worker:
         configure(self.service, settings.log_format)
         serve_metrics(settings.metrics_host, settings.metrics_port)
         worker = f"{self.service}-{new_id()[-8:]}"
+        engines = self._engines()
         live = LiveCatalogue(settings.load_catalogue())
         models = Models(
             live.base,
@@ -58,10 +74,7 @@ class Worker:
             settings.models_dir,
             allow_fallback=settings.allow_fallback,
             capacity=Capacity(settings.compute_threads, settings.batch_rows_max),
-            engine_settings={
-                "http": {"allow": settings.http_allow, "bytes_max": settings.http_bytes_max},
-                "onnx": {"bytes_max": settings.model_bytes_max},
-            },
+            engine_settings=engine_settings(settings),
         )
         attempts = Attempts(SystemClock())
         bus = await Bus.connect(settings.nats_url, self.service, settings.limits())
@@ -70,12 +83,14 @@ class Worker:
         await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
         blobs, clock = JetStreamBlobStore(bus.nc, keys), SystemClock()
         shelf, watch = self._shelf(bus, keys, live, models)
+        tally = Tally(worker, clock)
         means = Means(
             worker=worker,
             models=models,
             remembered=Remembered(JetStreamMemoStore(bus.nc, keys), blobs, models, clock),
             blobs=blobs,
             attempts=attempts,
+            tally=tally,
             clock=clock,
             chain_s=settings.chain_ms / 1000,
             at_hand=shelf.at_hand,
@@ -84,19 +99,19 @@ class Worker:
         directory = ModelDirectory(bus.nc.jetstream())
         try:
             await bus.patiently(lambda: self._ensure_consumers(bus))
-            await bus.nc.subscribe(every("cancel", "*"), cb=handlers.cancel)
-            await bus.patiently(lambda: self._catch_up(bus, attempts))
+            await self._hear(bus, handlers, attempts)
             await watch.begin()
             async with asyncio.TaskGroup() as group:
-                await self._serve_infer(bus, handlers, group)
-                group.create_task(self._watch(bus))
-                group.create_task(watch.run())
-                group.create_task(shelf.keep(watch.listen()))
-                group.create_task(self._announce(directory, worker, models, shelf))
-                for lane in LANES:
-                    pull = self._pull(lane)
-                    consumer = Consumer(bus.nc, pull, handlers.task, handlers.exhausted)
-                    group.create_task(consumer.run())
+                await self._serve_infer(bus, handlers, tally, group, worker)
+                announced = _Announced(worker, models, shelf, engines)
+                for task in (
+                    self._watch(bus),
+                    watch.run(),
+                    shelf.keep(watch.listen()),
+                    self._announce(directory, announced),
+                    *self._pulling(bus, handlers),
+                ):
+                    group.create_task(task)
                 log.info("ready", worker=worker)
         finally:
             models.close()
@@ -114,7 +129,9 @@ class Worker:
         shelf = Shelf(live, repository, models, settings.modality, cache)
         return shelf, CatalogueWatch(bus, repository, live)
 
-    async def _serve_infer(self, bus: Bus, handlers: Handlers, group: asyncio.TaskGroup) -> None:
+    async def _serve_infer(
+        self, bus: Bus, handlers: Handlers, tally: Tally, group: asyncio.TaskGroup, worker: str
+    ) -> None:
         endpoint = micro.Endpoint(
             service=self.service,
             name="infer",
@@ -122,6 +139,8 @@ class Worker:
             description=f"unlogged inference, {self.settings.modality}",
             answer=handlers.infer,
             in_flight_max=self.settings.infer_queue_max,
+            also=every("infer", f"{self.settings.modality}.*.{worker}"),
+            figures=lambda: tally.document(CALLS),
         )
         await micro.serve(bus.nc, group, endpoint, self.settings.instance)
 
@@ -130,6 +149,25 @@ class Worker:
         for lane in sorted(LANES, key=lambda lane: lane != DEFAULT_LANE):  # it once had them all
             subject = every("task", f"{settings.modality}.{settings.pool}.{lane}.*")
             await bus.ensure_consumer(TASKS, self._pull(lane).consumer, subject)
+
+    def _pulling(self, bus: Bus, handlers: Handlers) -> Iterator[Coroutine[Any, Any, None]]:
+        """Yield what takes the tasks of each lane."""
+        for lane in LANES:
+            pull = self._pull(lane)
+            yield Consumer(bus.nc, pull, handlers.task, handlers.exhausted).run()
+
+    def _engines(self) -> tuple[str, ...]:
+        """Return which engines there are, of other packages too."""
+        brought = check_plugins()
+        if brought:
+            log.info("engines_of_packages", engines=brought)
+        return (*ENGINE_NAMES, *brought)
+
+    async def _hear(self, bus: Bus, handlers: Handlers, attempts: Attempts) -> None:
+        """Hear what is called off from now on, and what was before."""
+        await bus.nc.subscribe(every("cancel", "*"), cb=handlers.cancel)
+        await bus.nc.subscribe(every("withdraw", "*"), cb=handlers.withdraw)
+        await bus.patiently(lambda: self._catch_up(bus, attempts))
 
     async def _catch_up(self, bus: Bus, attempts: Attempts) -> None:
         """Hear what was called off while nobody listened."""
@@ -146,24 +184,18 @@ class Worker:
             except ClawdbotError as error:
                 log.info("consumer_postponed", error=error.message)
 
-    async def _announce(
-        self,
-        directory: ModelDirectory,
-        worker: str,
-        models: Models,
-        shelf: Shelf,
-    ) -> None:
+    async def _announce(self, directory: ModelDirectory, told: "_Announced") -> None:
         """Renew the card, now and then and when there is news."""
         clock = SystemClock()
-        await models.preload()
+        await told.models.preload()
         while True:
-            shelf.news.clear()
-            offers = await asyncio.to_thread(models.offers)
+            told.shelf.news.clear()
+            offers = await asyncio.to_thread(told.models.offers)
             card = WorkerCard(
-                worker=worker,
+                worker=told.worker,
                 modality=self.settings.modality,
-                offers=(*offers, *shelf.offers()),
-                engines=ENGINE_NAMES,
+                offers=(*offers, *told.shelf.offers()),
+                engines=told.engines,
                 at=clock.now(),
             )
             try:
@@ -172,7 +204,7 @@ class Worker:
                 log.info("announce_postponed", error=error.message)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.settings.announce_interval_s):
-                    await shelf.news.wait()
+                    await told.shelf.news.wait()
 
     def _pull(self, lane: str) -> Pull:
         settings = self.settings
@@ -185,6 +217,30 @@ class Worker:
             ack_wait_s=settings.ack_wait_s,
             max_deliver=settings.max_deliver,
         )
+
+
+def engine_settings(settings: WorkerSettings) -> dict[str, dict[str, Any]]:
+    """Return what the operator sets, by engine; no catalogue entry and no node changes it.
+
+    Raises:
+        FailedPrecondition: A setting is malformed; names its variable.
+    """
+    python.parse_allowed(settings.python_allow)
+    openai.parse_allowed(settings.openai_allow)
+    return {
+        "http": {"allow": settings.http_allow, "bytes_max": settings.http_bytes_max},
+        "onnx": {
+            "bytes_max": settings.model_bytes_max,
+            "operator_options": providers.read_operator(settings.onnx_provider_options),
+        },
+        "openai": {
+            "allow": settings.openai_allow,
+            "keys": openai.parse_keys(settings.openai_keys, secret),
+            "bytes_max": settings.http_bytes_max,
+        },
+        "torch": {"bytes_max": settings.model_bytes_max},
+        "python": {"allow": settings.python_allow},
+    }
 
 
 def build(settings: WorkerSettings) -> Worker:

@@ -15,13 +15,18 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from itertools import count
+from itertools import count as counting
 
 from schemas.errors import EngineFailed, ModelUnavailable
 from schemas.values import Value
 from services.telemetry import BATCH_SIZE
 from services.workers.engine import BatchEngine, Engine, Request
 
+
+Counts = dict[int, tuple[int, int]]
+"""By rows: calls of an engine that worked, and their nanoseconds."""
+CALLS: dict[str, Counts] = {}
+"""Of each model that was loaded in this process, as a metric: for its statistics."""
 
 Submit = Callable[..., "Future[list[Outcome]]"]
 """Has a function called in a thread."""
@@ -94,8 +99,9 @@ class Line:
         self._crew = crew
         self._rows_max = min(rows_max, engine.spec.max_batch_size or 1)
         self._sizes = BATCH_SIZE.labels(model)
+        self._counts = CALLS.setdefault(model, {})
         self._busy = False
-        self._serial = count()
+        self._serial = counting()
         self._lines: dict[Hashable, list[tuple[int, int, _Waiting]]] = {}
         """By batch key, each a heap of rank, order of arrival and request."""
 
@@ -133,7 +139,9 @@ class Line:
                 loop.call_soon_threadsafe(self._over, batch, started, job)
 
         try:
-            job = self._crew.submit(compute, self._engine, [item.request for item in batch])
+            rows = [item.rows for item in batch]
+            asked = [item.request for item in batch]
+            job = self._crew.submit(compute, self._engine, asked, rows, self._counts)
         except RuntimeError:  # the threads are shut down
             job = Future()
             job.cancel()
@@ -181,20 +189,39 @@ class Line:
                 item.answer.set_result(done)
 
 
-def compute(engine: Engine, requests: Sequence[Request]) -> list[Outcome]:
+def compute(
+    engine: Engine, requests: Sequence[Request], rows: Sequence[int], counts: Counts
+) -> list[Outcome]:
     """Compute a batch in this thread; where it fails, halve it until it is clear who is to blame.
+
+    Args:
+        engine: Computes.
+        requests: What is asked.
+        rows: How many rows each has.
+        counts: Where calls that worked are counted.
 
     Returns:
         For each request, in order, its outputs or its error.
     """
+    begun = time.perf_counter_ns()
     try:
         outputs = engine.infer(requests)
     except Exception as error:  # noqa: BLE001 - handed to the one who asked
         if len(requests) == 1:
             return [error]
         middle = len(requests) // 2
-        return compute(engine, requests[:middle]) + compute(engine, requests[middle:])
+        return [
+            *compute(engine, requests[:middle], rows[:middle], counts),
+            *compute(engine, requests[middle:], rows[middle:], counts),
+        ]
     if len(outputs) != len(requests):
         wrong = f"the engine gave {len(outputs)} answers to {len(requests)} requests"
         return [EngineFailed(wrong) for _ in requests]
+    count(counts, sum(rows), time.perf_counter_ns() - begun)
     return [Computed(found, len(requests)) for found in outputs]
+
+
+def count(counts: Counts, rows: int, ns: int) -> None:
+    """Count one more call; a model has one at a time."""
+    calls, total_ns = counts.get(rows, (0, 0))
+    counts[rows] = calls + 1, total_ns + ns

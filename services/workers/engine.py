@@ -25,6 +25,9 @@ class Request:
     is_stopped: Callable[[], bool] = _never
     """Tells whether nobody waits for the answer any more. An engine that works for long asks now
     and then, and raises `Cancelled`."""
+    emit: Callable[[Mapping[str, Value]], None] | None = None
+    """Takes a part of the answer, from any thread, where the caller wants it in parts. An engine
+    whose answer grows hands over what is new as it comes, and returns the whole in any case."""
 
 
 class AnyEngine:

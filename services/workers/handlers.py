@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import orjson
@@ -14,7 +14,7 @@ from events.paths import node_id_of
 from events.spill import fetch, spill
 from events.subjects import DEFAULT_LANE, LANES, RunKey, decode, lane_of, result, run_key
 from events.view import bound_inputs, missing_inputs
-from schemas.errors import ClawdbotError, DeadlineExceeded, InvalidArgument, NotFound
+from schemas.errors import ClawdbotError, InvalidArgument, NotFound
 from schemas.ids import new_id
 from schemas.messages import (
     Abandoned,
@@ -27,16 +27,20 @@ from schemas.messages import (
     pack,
     unpack,
 )
+from schemas.plan import Adaptation, adaptations
 from schemas.submission import MSGPACK, check_names, read_inference
-from schemas.values import Wire, to_json, to_wire
+from schemas.values import Value, Wire, to_json, to_wire
 from services.consumer import NOT_ITS_FAULT
 from services.micro import Asked, Reply
 from services.runtime import Clock, Delivery, Outgoing
 from services.telemetry import STOPPED, get_logger
+from services.workers.adapters import adapted
 from services.workers.attempts import Attempts, Stopped
 from services.workers.engine import Request
 from services.workers.models import Answer, Models
 from services.workers.remembered import Remembered
+from services.workers.tally import Counted, Tally
+from services.workers.unlogged import Parts, Unlogged
 
 
 log = get_logger()
@@ -65,6 +69,8 @@ class Means:
     blobs: BlobStore
     attempts: Attempts
     """What is under way, and what nobody waits for."""
+    tally: Tally
+    """What was computed, for the statistics."""
     clock: Clock
     chain_s: float = 0.0
     """How long to go on after a task with what comes next; 0 never."""
@@ -80,6 +86,9 @@ class InferAsk:
     timeout_s: float | None
     packed: bool
     """Whether the answer is MessagePack."""
+    request_id: str
+    """By what it may be withdrawn."""
+    in_parts: bool
 
     @classmethod
     def of(cls, headers: Mapping[str, str]) -> "InferAsk":
@@ -99,7 +108,32 @@ class InferAsk:
                 timeout_s = 0.0
             if not 0 < timeout_s < math.inf:
                 raise InvalidArgument("send seconds, above 0", field=Header.TIMEOUT_S)
-        return cls(LANES.index(lane), timeout_s, headers.get(Header.ACCEPT, "") == MSGPACK)
+        return cls(
+            rank=LANES.index(lane),
+            timeout_s=timeout_s,
+            packed=headers.get(Header.ACCEPT, "") == MSGPACK,
+            request_id=headers.get(Header.REQUEST_ID, ""),
+            in_parts=headers.get(Header.STREAM, "") == "true",
+        )
+
+    def body(self, outputs: Mapping[str, Value], model: str) -> bytes:
+        """Return an answer, or a part of one, as the caller wants it."""
+        wire = {name: to_wire(value) for name, value in outputs.items()}
+        if self.packed:
+            return pack(Inference(outputs=wire, model=model))
+        return orjson.dumps(Inference(outputs=to_json(wire), model=model).model_dump())
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Which model is asked, with what."""
+
+    tenant: str
+    model: str
+    inputs: Wire
+    rank: int
+    adapt: Mapping[str, Adaptation] = field(default_factory=dict)
+    """What is done to inputs before."""
 
 
 class Handlers:
@@ -107,6 +141,7 @@ class Handlers:
 
     def __init__(self, means: Means) -> None:
         self._means = means
+        self._unlogged = Unlogged()
         self._clock = means.clock
 
     async def task(self, delivery: Delivery) -> Sequence[Outgoing]:
@@ -151,6 +186,7 @@ class Handlers:
                         "model": node.model,
                         "params": node.params,
                         "inputs": inputs,
+                        "adapt": adaptations(node.bindings),
                         "deadline": now + node.timeout_s,
                     }
                 )
@@ -179,9 +215,11 @@ class Handlers:
                     memo = {"model": known.model, "memo_of": known.source}
                     return self._blank(task).model_copy(update={"outputs": known.outputs, **memo})
                 request = Request({}, task.params, _work_key(task), stopped.is_set)
-                answer = await self._infer(task.tenant, task.model, task.inputs, request, rank)
-                outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
-                outputs = await spill(outputs, task.tenant, self._means.blobs)
+                with self._means.tally.inference(task.model) as counted:
+                    wanted = _Wanted(task.tenant, task.model, task.inputs, rank, task.adapt)
+                    answer = await self._infer(wanted, request, counted)
+                    outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
+                    outputs = await spill(outputs, task.tenant, self._means.blobs)
                 await self._means.remembered.keep(task, outputs, answer.model)
         except NOT_ITS_FAULT:
             raise
@@ -209,42 +247,58 @@ class Handlers:
         """Answer one unlogged inference with `{"outputs": {...}, "model": ...}`.
 
         The body is `{"inputs": {...}}`, or one raw input of the content type the headers say; the
-        answer is MessagePack for who accepts that, else JSON.
+        answer is MessagePack for who accepts that, else JSON. With `Clawdbot-Stream` parts of it
+        are sent before, and the answer that ends them has no outputs.
 
         Raises:
             InvalidArgument: The body is malformed, or an input or a header is.
             NotFound: No such model here.
             ModelUnavailable: It cannot run here.
             DeadlineExceeded: It took longer than the caller waits; in line it is not computed.
+            Cancelled: It was withdrawn.
         """
         tokens = asked.subject.split(".")
         ask = InferAsk.of(asked.headers)
         key = asked.headers.get(Header.CORRELATION_ID) or new_id()
-        model = await self._means.at_hand(decode(tokens[-1]), key)
+        model = await self._means.at_hand(decode(tokens[5]), key)
         known = self._means.models.inputs(model)
         inputs, given = read_inference(asked.body, asked.headers, known)
-        request = Request({}, self._means.models.params(model, given))
+        params = self._means.models.params(model, given)
         check_names(inputs, known, "model")
-        scope = asyncio.timeout(ask.timeout_s)
-        try:
-            async with scope:
-                answer = await self._infer(tokens[2], model, inputs, request, ask.rank)
-        except TimeoutError as error:
-            if not scope.expired():
-                raise
-            text = f"'{model}' did not answer within {ask.timeout_s:g} seconds"
-            raise DeadlineExceeded(text) from error
-        asked.facts.update(
-            model=answer.model,
-            wait_ms=round(answer.wait_ms, 3),
-            compute_ms=round(answer.compute_ms, 3),
-            batch_size=answer.batch_size,
-        )
-        outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
-        if ask.packed:
-            return Reply(pack(Inference(outputs=outputs, model=answer.model)))
-        found = Inference(outputs=to_json(outputs), model=answer.model)
-        return Reply(orjson.dumps(found.model_dump()))
+        wanted = _Wanted(tokens[2], model, inputs, ask.rank)
+        with self._means.tally.inference(model) as counted:
+            waiting = self._unlogged.under_way(ask.request_id, ask.timeout_s, model)
+            async with waiting as sign:
+                request = Request({}, params, is_stopped=sign.is_set)
+                if ask.in_parts:
+                    answer, parts = await self._in_parts(wanted, request, counted, asked, ask)
+                else:
+                    answer, parts = await self._infer(wanted, request, counted), 0
+            asked.facts.update(
+                model=answer.model,
+                wait_ms=round(answer.wait_ms, 3),
+                compute_ms=round(answer.compute_ms, 3),
+                batch_size=answer.batch_size,
+            )
+            return Reply(ask.body({} if parts else answer.outputs, answer.model))
+
+    async def _in_parts(
+        self, wanted: "_Wanted", request: Request, counted: Counted, asked: Asked, ask: InferAsk
+    ) -> tuple[Answer, int]:
+        """Infer, and send parts of the answer as the engine gives them; return how many too."""
+
+        async def send(outputs: Mapping[str, Value], headers: dict[str, str]) -> None:
+            await asked.send(ask.body(outputs, wanted.model), headers)
+
+        parts = Parts(send)
+        async with parts.sending():
+            answer = await self._infer(wanted, replace(request, emit=parts.emit), counted)
+        asked.facts["parts"] = parts.sent
+        return answer, parts.sent
+
+    async def withdraw(self, message: Message) -> None:
+        """Stop an unlogged inference that nobody waits for any more."""
+        self._unlogged.withdraw(message.subject.rpartition(".")[2])
 
     async def cancel(self, message: Message) -> None:
         """Stop attempts that nobody waits for any more."""
@@ -255,14 +309,18 @@ class Handlers:
             return
         self._means.attempts.abandon(run_key(message.subject), abandoned)
 
-    async def _infer(
-        self, tenant: str, model: str, inputs: Wire, request: Request, rank: int = 0
-    ) -> Answer:
+    async def _infer(self, wanted: "_Wanted", request: Request, counted: Counted) -> Answer:
         try:
-            values = await fetch(inputs, tenant, self._means.blobs)
+            values = await fetch(wanted.inputs, wanted.tenant, self._means.blobs)
         except NotFound as error:
             raise InvalidArgument(error.message, field="inputs") from error
-        return await self._means.models.infer(model, replace(request, inputs=values), rank=rank)
+        counted.fetched()
+        if wanted.adapt:
+            values = await asyncio.to_thread(adapted, values, wanted.adapt)
+        asked = replace(request, inputs=values)
+        answer = await self._means.models.infer(wanted.model, asked, rank=wanted.rank)
+        counted.answered(answer)
+        return answer
 
     def _blank(self, task: Task, error: Fault | None = None) -> TaskResult:
         """Return a result without outputs."""

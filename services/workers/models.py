@@ -15,9 +15,9 @@ from schemas.catalogue import Catalogue, ModelSpec
 from schemas.errors import ClawdbotError, ModelUnavailable, NotFound
 from schemas.values import Value
 from services.telemetry import get_logger
-from services.workers.batches import Computed, Crew, Line
+from services.workers.batches import CALLS, Computed, Crew, Line, count
 from services.workers.engine import AnyEngine, AsyncEngine, Engine, Request
-from services.workers.engines import engine_class
+from services.workers.engines import engine_of
 
 
 log = get_logger()
@@ -194,6 +194,8 @@ class Models:
                 raise AssertionError("an engine computes or waits")
         done = time.perf_counter()
         loaded.note(done - ready)
+        if loaded.line is None:
+            count(CALLS.setdefault(loaded.name, {}), 1, round((done - ready) * 1e9))
         return Answer(
             computed.outputs,
             loaded.name,
@@ -278,7 +280,7 @@ class Models:
         fixed = self._engine_settings.get(spec.engine)
         if fixed is not None:
             spec = spec.model_copy(update={"params": {**spec.params, **fixed}})
-        return engine_class(spec.engine)(spec, self._folders.get(name, self._models_dir))
+        return engine_of(spec, self._folders.get(name, self._models_dir))
 
     async def _off_loop(self, call: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)

@@ -18,7 +18,6 @@ from schemas.live_catalogue import LiveCatalogue, spec_of
 from schemas.repository import AT, ModelVersion, split
 from services.runtime import SystemClock
 from services.telemetry import get_logger
-from services.workers.engines import engine_class
 from services.workers.models import Models
 
 
@@ -164,7 +163,6 @@ class Shelf:
             return
         async with self._locks[version.digest]:
             try:
-                engine_class(version.spec.engine)
                 await self._fetch(version, folder)
             except NotFound as error:
                 raise ModelUnavailable(f"'{name}' cannot run here: {error.message}") from error

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
+from tests.support.inference import Served, serve
 from tests.support.mesh import Mesh
 from tests.support.nats import NatsServer, server_binary
 
 
 MASTER_TEXT = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 GATEWAYS = ("gateway-0", "gateway-1")
+SHARED_MEMORY = {"shared_memory": "true", "shared_memory_prefix": "clawdbot-test-"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         )
         mesh.add_core(modalities=("text", "audio", "vision"))
         for name in GATEWAYS:
-            mesh.add(name, "services.gateway", http_port="0", heartbeat_s="0.2")
+            mesh.add(
+                name,
+                "services.gateway",
+                http_port="0",
+                heartbeat_s="0.2",
+                grpc_port="0",
+                **SHARED_MEMORY,
+            )
         try:
             mesh.start()
             yield Running(mesh, server)
@@ -52,3 +61,13 @@ def http(running: Running) -> Iterator[httpx.Client]:
     """Return a client of the first gateway."""
     with httpx.Client(base_url=running.url(), timeout=30) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Serve the tiny models beside some that ship with clawdbot."""
+    if server_binary() is None:
+        pytest.skip("there is no nats-server here")
+    folder = tmp_path_factory.mktemp("served")
+    with NatsServer(folder) as server, serve(server, folder) as served:
+        yield served

@@ -18,19 +18,12 @@ import tritonclient.http.aio as triton_aio
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from tests.support.inference import BODY_BYTES_MAX, DTYPES, Served, blocks, serve
-from tests.support.nats import NatsServer
+from services.gateway.inference.service import extensions
+from tests.support.inference import BODY_BYTES_MAX, DTYPES, Served, blocks
 
 
 pytestmark = pytest.mark.nats
 JSON_BYTES = "Inference-Header-Content-Length"
-
-
-@pytest.fixture(scope="module")
-def served(nats_server: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Serve the tiny models beside some that ship with clawdbot."""
-    with serve(nats_server, tmp_path_factory.mktemp("served")) as served:
-        yield served
 
 
 @pytest.fixture
@@ -61,10 +54,7 @@ def test_who_is_there(client: triton.InferenceServerClient) -> None:
     assert client.is_server_live()
     assert client.is_server_ready()
     metadata = client.get_server_metadata()
-    assert (
-        "clawdbot",
-        ["binary_tensor_data", "model_repository", "parameters", "schedule_policy"],
-    ) == (
+    assert ("clawdbot", list(extensions(shared_memory=True))) == (
         metadata["name"],
         metadata["extensions"],
     )
@@ -314,17 +304,74 @@ BAD: list[tuple[str, Any, int, str]] = [
     ("an unknown output", change("outputs", [{"name": "Z"}]), 400, "unknown output 'Z'"),
     ("an output twice", change("outputs", [{"name": "SUM"}] * 2), 400, "asked for twice"),
     (
-        "classification",
-        change("outputs", [{"name": "SUM", "parameters": {"classification": 2}}]),
-        501,
-        "not supported",
+        "classes that are no number",
+        change("outputs", [{"name": "SUM", "parameters": {"classification": "2"}}]),
+        400,
+        "output 'SUM': 'classification' must be a whole number",
     ),
-    ("a sequence", change("parameters", {"sequence_id": 7}), 501, "'sequence_id' is not supported"),
+    ("a sequence", change("parameters", {"sequence_id": 7}), 400, "this model keeps no state"),
+    ("a sequence that is none", change("parameters", {"sequence_id": 1.5}), 400, "'sequence_id'"),
     (
-        "shared memory",
+        "the start of no sequence",
+        change("parameters", {"sequence_start": True}),
+        400,
+        "a sequence needs a 'sequence_id'",
+    ),
+    ("a start that is none", change("parameters", {"sequence_start": 1}), 400, "true or false"),
+    (
+        "a region that is not there",
+        change(
+            "inputs.0",
+            {
+                "name": "A",
+                "shape": [1, 3],
+                "datatype": "FP32",
+                "parameters": {"shared_memory_region": "r", "shared_memory_byte_size": 12},
+            },
+        ),
+        404,
+        "no shared memory region 'r'",
+    ),
+    (
+        "a region and data",
+        change("inputs.0.parameters", {"shared_memory_region": "r", "shared_memory_byte_size": 12}),
+        400,
+        "not two of them",
+    ),
+    (
+        "a region without a size",
         change("inputs.0.parameters", {"shared_memory_region": "r"}),
-        501,
-        "not supported",
+        400,
+        "'shared_memory_byte_size'",
+    ),
+    (
+        "a size without a region",
+        change("inputs.0.parameters", {"shared_memory_byte_size": 12}),
+        400,
+        "'shared_memory_region'",
+    ),
+    (
+        "a region before its begin",
+        change(
+            "inputs.0.parameters",
+            {"shared_memory_region": "r", "shared_memory_byte_size": 1, "shared_memory_offset": -1},
+        ),
+        400,
+        "'shared_memory_offset'",
+    ),
+    (
+        "an output into no region",
+        change(
+            "outputs",
+            [
+                {
+                    "name": "SUM",
+                    "parameters": {"shared_memory_region": "r", "shared_memory_byte_size": 12},
+                }
+            ],
+        ),
+        404,
+        "no shared memory region 'r'",
     ),
     ("a priority that is none", change("parameters", {"priority": -1}), 400, "'priority'"),
     ("a timeout that is none", change("parameters", {"timeout": "soon"}), 400, "'timeout'"),
@@ -524,7 +571,7 @@ def test_the_guide_works_as_it_stands(served: Served, http: httpx.Client) -> Non
         timeout=60,
     )
     assert "[0 2]" == done.stdout.strip()
-    [command] = [block for block in blocks("text") if "curl" in block]
+    command = next(block for block in blocks("text") if "/infer" in block)
     answer = http.post("/v2/models/iris/infer", content=command.split("'")[1])
     [output] = answer.json()["outputs"]
     assert ("probabilities", [1, 3]) == (output["name"], output["shape"])

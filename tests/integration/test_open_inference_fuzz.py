@@ -4,13 +4,11 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.inference import Served, serve
-from tests.support.nats import NatsServer
+from tests.support.inference import Served
 
 
 pytestmark = pytest.mark.nats
@@ -29,13 +27,6 @@ WORDS = (
     b"null",
     b"18446744073709551616",
 )
-
-
-@pytest.fixture(scope="module")
-def served(nats_server: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Serve the tiny models."""
-    with serve(nats_server, tmp_path_factory.mktemp("served")) as served:
-        yield served
 
 
 def healthy(chance: random.Random) -> tuple[str, bytes, int]:

@@ -17,7 +17,7 @@ from tests.integration.conftest import Running
 pytestmark = pytest.mark.nats
 CASES_MIN = 300
 PROFILE = settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],

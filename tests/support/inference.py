@@ -50,6 +50,7 @@ class Served:
     """Of HTTP."""
     grpc: str
     """Of gRPC."""
+    nats_url: str
 
 
 @contextmanager
@@ -59,7 +60,7 @@ def serve(nats_server: NatsServer, folder: Path) -> Iterator[Served]:
     entries = onnx_models.entries(folder / "models")
     entries |= yaml.safe_load(blocks("text")[0])["models"]
     onnx_models.save(onnx_models.iris(), folder / "models" / "iris" / "1.onnx")
-    kept = ("template", "echo", "intent-small", "embedding-small")
+    kept = ("template", "echo", "repeat", "intent-small", "embedding-small")
     entries |= {name: shipped[name] for name in kept}
     catalogue = folder / "catalogue.yaml"
     catalogue.write_text(yaml.safe_dump({"models": entries}), encoding="utf-8")
@@ -76,11 +77,14 @@ def serve(nats_server: NatsServer, folder: Path) -> Iterator[Served]:
         http_port="0",
         grpc_port="0",
         body_bytes_max=str(BODY_BYTES_MAX),
+        shared_memory="true",
+        shared_memory_prefix="clawdbot-test-",
     )
     mesh.start()
     try:
         fact = mesh.services["gateway"].fact
         ports = [fact(event, "port") for event in ("listening", "grpc_listening")]
-        yield Served(mesh, *(f"127.0.0.1:{port}" for port in ports))
+        http, grpc = (f"127.0.0.1:{port}" for port in ports)
+        yield Served(mesh, http, grpc, nats_server.url)
     finally:
         mesh.stop()

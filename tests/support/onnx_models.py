@@ -71,6 +71,16 @@ def picky() -> Any:
     return model([node], ports, {"VALUE": ("INT64", ("n", 1))}, [table])
 
 
+def adding() -> Any:
+    """Return a model with a state [n, 2]: SUM = TOTAL_OUT = TOTAL + X."""
+    shape = ("FP32", ("n", 2))
+    nodes = [
+        helper.make_node("Add", ["TOTAL", "X"], ["TOTAL_OUT"]),
+        helper.make_node("Identity", ["TOTAL_OUT"], ["SUM"]),
+    ]
+    return model(nodes, {"X": shape, "TOTAL": shape}, {"SUM": shape, "TOTAL_OUT": shape})
+
+
 def iris() -> Any:
     """Return the model of docs/inference.md: X [n, 4] to probabilities [n, 3]."""
     rows = [[1.0, 0.0, 0.0], [0.5, 0.0, 0.0], [-2.0, 0.0, 1.0], [-2.0, 0.0, 1.0]]
@@ -120,6 +130,7 @@ def entries(folder: Path) -> dict[str, dict[str, Any]]:
     """Write every tiny model below a folder, and return their catalogue entries."""
     save(doubling(), folder / "doubling.onnx")
     save(picky(), folder / "picky" / "1.onnx")
+    save(adding(), folder / "adding.onnx")
     rows = [-1, 3]
     found = {
         "doubling": entry(
@@ -134,6 +145,13 @@ def entries(folder: Path) -> dict[str, dict[str, Any]]:
             [port("INDEX", "INT64", [-1, 1])],
             [port("VALUE", "INT64", [-1, 1])],
             max_batch_size=16,
+        ),
+        "adding": entry(
+            "adding.onnx",
+            [port("X", "FP32", [-1, 2]), port("TOTAL", "FP32", [-1, 2])],
+            [port("SUM", "FP32", [-1, 2]), port("TOTAL_OUT", "FP32", [-1, 2])],
+            max_batch_size=8,
+            state=[{"input": "total", "output": "total_out"}],
         ),
         "absent": entry("absent.onnx", [port("X", "FP32", [2])], [port("Y", "FP32", [2])]),
     }

@@ -10,15 +10,26 @@ from schemas.catalogue import Port
 from schemas.errors import EngineFailed, InvalidArgument
 from schemas.values import Binary, Tensor, Value
 from services.gateway.inference import elements
-from services.gateway.inference.asks import Wanted
+from services.gateway.inference.asks import Wanted, about
+from services.gateway.inference.classes import classified
+from services.gateway.inference.regions import NONE, Regions
 
 
-def tensor_of(outputs: Mapping[str, Value], port: Port) -> Tensor:
-    """Return an output as the tensor that the protocol makes of it.
+def tensor_of(outputs: Mapping[str, Value], wanted: Wanted) -> Tensor:
+    """Return an output as it is wanted: as a tensor, or the classes of one.
 
     Raises:
         EngineFailed: The model did not give it.
+        InvalidArgument: It has no classes.
     """
+    found = _whole(outputs, wanted.port)
+    if not wanted.classes:
+        return found
+    with about(wanted.port.tensor_name, "output"):
+        return classified(found, wanted.port, wanted.classes, rows=wanted.rows)
+
+
+def _whole(outputs: Mapping[str, Value], port: Port) -> Tensor:
     if port.name not in outputs:
         raise EngineFailed(f"the model gave no '{port.tensor_name}'")
     value = outputs[port.name]
@@ -34,7 +45,10 @@ def tensor_of(outputs: Mapping[str, Value], port: Port) -> Tensor:
 
 
 def encode(
-    head: Mapping[str, Any], wanted: Sequence[Wanted], outputs: Mapping[str, Value]
+    head: Mapping[str, Any],
+    wanted: Sequence[Wanted],
+    outputs: Mapping[str, Value],
+    regions: Regions = NONE,
 ) -> tuple[bytes, int | None]:
     """Return a body, and how much of it is JSON; None when all of it is.
 
@@ -42,20 +56,23 @@ def encode(
         head: The answer's fields besides the outputs.
         wanted: Which outputs, in which order and form.
         outputs: What the model gave, by port.
+        regions: Where outputs go that are wanted in shared memory.
 
     Raises:
-        InvalidArgument: JSON cannot say an output.
+        InvalidArgument: JSON cannot say an output, or it does not fit into its region.
     """
     described: list[dict[str, Any]] = []
     blobs: list[bytes] = []
     for item in wanted:
-        tensor, name = tensor_of(outputs, item.port), item.port.tensor_name
+        tensor, name = tensor_of(outputs, item), item.port.tensor_name
         entry: dict[str, Any] = {
             "name": name,
             "datatype": tensor.datatype,
             "shape": list(tensor.shape),
         }
-        if item.binary:
+        if item.place is not None:
+            entry["parameters"] = put(tensor, item, regions)
+        elif item.binary:
             entry["parameters"] = {"binary_data_size": len(tensor.data)}
             blobs.append(tensor.data)
         else:
@@ -65,6 +82,19 @@ def encode(
                 raise InvalidArgument(f"output '{name}': {error.message}") from error
         described.append(entry)
     text = orjson.dumps({**head, "outputs": described})
-    if not any(item.binary for item in wanted):
+    if not any(item.binary and item.place is None for item in wanted):
         return text, None
     return b"".join([text, *blobs]), len(text)
+
+
+def put(tensor: Tensor, wanted: Wanted, regions: Regions) -> dict[str, Any]:
+    """Put an output into shared memory; return the parameters that say so.
+
+    Raises:
+        InvalidArgument: It does not fit.
+        NotFound: The region is gone.
+    """
+    assert wanted.place is not None, "it is wanted in shared memory"
+    with about(wanted.port.tensor_name, "output"):
+        regions.write(wanted.place, tensor.data)
+    return wanted.place.parameters(len(tensor.data))

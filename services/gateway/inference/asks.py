@@ -11,15 +11,14 @@ from pydantic import ValidationError
 from schemas import tensors
 from schemas.catalogue import ModelSpec, Port
 from schemas.errors import InvalidArgument
-from schemas.open_inference import InferRequest, InputTensor, RequestedOutput
+from schemas.open_inference import ID_CHARS_MAX, InferRequest, InputTensor, RequestedOutput
 from schemas.values import OCTETS, Binary, Tensor, Value
 from schemas.workflow import invalid
-from services.errors import Unsupported
 from services.gateway.inference import elements
+from services.gateway.inference.regions import NONE, Place, Regions, take_place
 
 
 _LANES = {0: "normal", 1: "high", 2: "normal"}
-_UNSUPPORTED = ("sequence_", "shared_memory_", "classification")
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,21 @@ class Wanted:
 
     port: Port
     binary: bool
+    classes: int = 0
+    """So many of its largest elements in its place; 0: the output itself."""
+    rows: bool = False
+    """Whether its first dimension counts rows."""
+    place: Place | None = None
+    """In shared memory instead of the answer."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where in which sequence a request is."""
+
+    sequence: str
+    is_start: bool
+    is_end: bool
 
 
 @dataclass(frozen=True)
@@ -41,21 +55,26 @@ class InferAsk:
     lane: str = "normal"
     timeout_s: float = 0.0
     """0: as the model says."""
+    step: Step | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     """For the engine."""
 
 
-def parse(body: bytes, json_bytes: int | None, spec: ModelSpec) -> InferAsk:
+def parse(
+    body: bytes, json_bytes: int | None, spec: ModelSpec, regions: Regions = NONE
+) -> InferAsk:
     """Read the body of a request.
 
     Args:
         body: JSON, and behind it the binary data.
         json_bytes: How much of it is JSON; None all of it, 0: it is the one input's data.
         spec: The model.
+        regions: Where inputs in shared memory are.
 
     Raises:
         InvalidArgument: Names the tensor and what is wrong with it.
-        Unsupported: An extension that is not offered.
+        NotFound: A region is not registered.
+        Unsupported: Shared memory is not allowed here.
     """
     if json_bytes == 0:
         return _raw(body, spec)
@@ -66,7 +85,7 @@ def parse(body: bytes, json_bytes: int | None, spec: ModelSpec) -> InferAsk:
         )
     request = _load(body if json_bytes is None else body[:json_bytes])
     blobs = _Blobs(b"" if json_bytes is None else body[json_bytes:])
-    found = [(item, _tensor(item, blobs)) for item in request.inputs]
+    found = [(item, _tensor(item, blobs, regions)) for item in request.inputs]
     blobs.close()
     return ask_of(
         spec,
@@ -80,22 +99,44 @@ def ask_of(spec: ModelSpec, found: Sequence[tuple[str, Tensor]], request: InferR
 
     Raises:
         InvalidArgument: Names the tensor, or the parameter.
-        Unsupported: An extension that is not offered.
     """
     own = dict(request.parameters)
     all_binary = _flag(own, "binary_data_output", "parameters")
-    lane = _LANES.get(_count(own, "priority"), "low")
-    timeout_s = _count(own, "timeout") / 1e6
-    own.pop("headers", None)
-    refuse_unsupported(own, "parameters")
+    said = ask_params(own)
     return InferAsk(
         inputs=bind(spec, found),
         outputs=_wanted(spec, request.outputs, all_binary=all_binary),
         id=request.id,
-        lane=lane,
-        timeout_s=timeout_s,
-        params=own,
+        **said,
     )
+
+
+def ask_params(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return lane, time and the engine's parameters that a request's parameters say.
+
+    Raises:
+        InvalidArgument: Names the parameter.
+    """
+    own = dict(given)
+    lane = _LANES.get(_count(own, "priority"), "low")
+    timeout_s = _count(own, "timeout") / 1e6
+    step = _step(own)
+    own = {name: own[name] for name in own if name != "headers" and not name.startswith("triton_")}
+    return {"lane": lane, "timeout_s": timeout_s, "step": step, "params": own}
+
+
+def _step(params: dict[str, Any]) -> Step | None:
+    """Take the sequence out of parameters; 0 and the empty text are none."""
+    is_start = _flag(params, "sequence_start", "parameters")
+    is_end = _flag(params, "sequence_end", "parameters")
+    sequence = params.pop("sequence_id", 0)
+    if type(sequence) not in {int, str} or len(str(sequence)) > ID_CHARS_MAX:
+        raise InvalidArgument("parameters: 'sequence_id' must be a number or a short text")
+    if sequence:
+        return Step(str(sequence), is_start, is_end)
+    if is_start or is_end:
+        raise InvalidArgument("parameters: a sequence needs a 'sequence_id', not 0")
+    return None
 
 
 def bind(spec: ModelSpec, found: Sequence[tuple[str, Tensor]]) -> dict[str, Value]:
@@ -104,7 +145,7 @@ def bind(spec: ModelSpec, found: Sequence[tuple[str, Tensor]]) -> dict[str, Valu
     Raises:
         InvalidArgument: A tensor that is unknown, there twice, missing, or not as declared.
     """
-    ports = {port.tensor_name: port for port in spec.inputs}
+    ports = {port.tensor_name: port for port in spec.asked}
     inputs: dict[str, Value] = {}
     for name, tensor in found:
         port = ports.get(name)
@@ -114,10 +155,19 @@ def bind(spec: ModelSpec, found: Sequence[tuple[str, Tensor]]) -> dict[str, Valu
         if port.name in inputs:
             raise InvalidArgument(f"the input '{name}' is there twice")
         inputs[port.name] = _value(tensor, port)
+    check_whole(inputs, ports)
+    return inputs
+
+
+def check_whole(inputs: Mapping[str, Value], ports: Mapping[str, Port]) -> None:
+    """Refuse the lack of an input that is needed.
+
+    Raises:
+        InvalidArgument: Names it.
+    """
     for name, port in ports.items():
         if port.required and port.name not in inputs:
             raise InvalidArgument(f"the input '{name}' is missing")
-    return inputs
 
 
 class _Blobs:
@@ -155,11 +205,14 @@ def _load(text: bytes) -> InferRequest:
         raise invalid(error) from error
 
 
-def _tensor(item: InputTensor, blobs: _Blobs) -> Tensor:
+def _tensor(item: InputTensor, blobs: _Blobs, regions: Regions) -> Tensor:
     params = dict(item.parameters)
     with about(item.name):
-        size = params.pop("binary_data_size", None)
-        refuse_unsupported(params, "parameters")
+        size, place = params.pop("binary_data_size", None), take_place(params)
+        if place is not None:
+            if item.data is not None or size is not None:
+                raise InvalidArgument("send data, binary_data_size or a region, not two of them")
+            return placed(item.datatype, item.shape, place, regions)
         if size is None:
             return elements.from_json(item.datatype, item.shape, item.data)
         if item.data is not None:
@@ -171,11 +224,37 @@ def _tensor(item: InputTensor, blobs: _Blobs) -> Tensor:
         return found
 
 
-class about:  # noqa: N801 - reads as a word of the sentence
-    """Says of which input an error is."""
+def placed(datatype: str, shape: Sequence[int], place: Place, regions: Regions) -> Tensor:
+    """Return a tensor that is in shared memory.
 
-    def __init__(self, name: str) -> None:
+    Raises:
+        InvalidArgument: It does not fill its shape, or reaches past its region.
+        NotFound: The region is not registered.
+        Unsupported: Shared memory is not allowed here.
+    """
+    found = Tensor(datatype=datatype, shape=tuple(shape), data=regions.read(place))
+    found.check()
+    return found
+
+
+def check_places(ask: InferAsk, regions: Regions) -> None:
+    """Refuse outputs that are wanted where nothing is, before they are computed.
+
+    Raises:
+        NotFound: The region is not registered.
+        Unsupported: Shared memory is not allowed here.
+    """
+    for item in ask.outputs:
+        if item.place is not None:
+            regions.check(item.place.region)
+
+
+class about:  # noqa: N801 - reads as a word of the sentence
+    """Says of which tensor an error is."""
+
+    def __init__(self, name: str, side: str = "input") -> None:
         self._name = name
+        self._side = side
 
     def __enter__(self) -> None:
         """Begin."""
@@ -183,7 +262,7 @@ class about:  # noqa: N801 - reads as a word of the sentence
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Put the name before the message."""
         if isinstance(error, InvalidArgument):
-            raise type(error)(f"input '{self._name[:128]}': {error.message}") from error
+            raise type(error)(f"{self._side} '{self._name[:128]}': {error.message}") from error
 
 
 def _value(tensor: Tensor, port: Port) -> Value:
@@ -213,9 +292,9 @@ def _value(tensor: Tensor, port: Port) -> Value:
 def _wanted(
     spec: ModelSpec, requested: Sequence[RequestedOutput], *, all_binary: bool
 ) -> tuple[Wanted, ...]:
-    ports = {port.tensor_name: port for port in spec.outputs}
+    ports = {port.tensor_name: port for port in spec.given}
     if not requested:
-        return tuple(Wanted(port, all_binary) for port in spec.outputs)
+        return tuple(Wanted(port, all_binary) for port in spec.given)
     found: dict[str, Wanted] = {}
     for item in requested:
         if item.name not in ports:
@@ -226,16 +305,19 @@ def _wanted(
         params = dict(item.parameters)
         where = f"output '{item.name}'"
         binary = _flag(params, "binary_data", where, default=all_binary)
-        refuse_unsupported(params, where)
-        found[item.name] = Wanted(ports[item.name], binary)
+        classes = _count(params, "classification", where)
+        with about(item.name, "output"):
+            place = take_place(params)
+        rows = bool(spec.max_batch_size)
+        found[item.name] = Wanted(ports[item.name], binary, classes, rows, place)
     return tuple(found.values())
 
 
 def _raw(body: bytes, spec: ModelSpec) -> InferAsk:
     """Take the whole body for the data of the one input."""
-    if len(spec.inputs) != 1:
+    if len(spec.asked) != 1:
         raise InvalidArgument("a raw body needs a model of one input; name the inputs in JSON")
-    [port] = spec.inputs
+    [port] = spec.asked
     with about(port.tensor_name):
         tensor = Tensor(
             datatype=port.datatype,
@@ -243,7 +325,7 @@ def _raw(body: bytes, spec: ModelSpec) -> InferAsk:
             data=tensors.pack([body]) if port.datatype == tensors.BYTES else body,
         )
         tensor.check()
-    outputs = tuple(Wanted(item, binary=True) for item in spec.outputs)
+    outputs = tuple(Wanted(item, binary=True) for item in spec.given)
     return InferAsk(inputs=bind(spec, [(port.tensor_name, tensor)]), outputs=outputs)
 
 
@@ -260,17 +342,6 @@ def _shape(port: Port, size_bytes: int, *, rows: bool) -> Iterator[int]:
         yield size_bytes // known if item < 0 and known else max(item, 0)
 
 
-def refuse_unsupported(params: Mapping[str, Any], where: str) -> None:
-    """Refuse parameters of extensions that are not offered.
-
-    Raises:
-        Unsupported: Names the parameter.
-    """
-    for name in params:
-        if name.startswith(_UNSUPPORTED):
-            raise Unsupported(f"{where}: '{name[:128]}' is not supported here")
-
-
 def _flag(params: dict[str, Any], name: str, where: str, *, default: bool = False) -> bool:
     value = params.pop(name, default)
     if not isinstance(value, bool):
@@ -278,8 +349,8 @@ def _flag(params: dict[str, Any], name: str, where: str, *, default: bool = Fals
     return value
 
 
-def _count(params: dict[str, Any], name: str) -> int:
+def _count(params: dict[str, Any], name: str, where: str = "parameters") -> int:
     value = params.pop(name, 0)
     if type(value) is not int or value < 0:
-        raise InvalidArgument(f"parameters: '{name}' must be a whole number, 0 or more")
+        raise InvalidArgument(f"{where}: '{name}' must be a whole number, 0 or more")
     return value

@@ -12,7 +12,7 @@ from schemas.errors import InvalidArgument
 from schemas.values import Tensor
 
 
-_CODES = {
+NUMBERS = {
     "UINT8": "B",
     "UINT16": "H",
     "UINT32": "I",
@@ -29,7 +29,7 @@ _BINARY_ONLY = {"FP16", "BF16"}
 _KINDS: dict[str, tuple[set[type], str]] = {
     "BOOL": ({bool}, "true and false"),
     "BYTES": ({str}, "strings"),
-    **dict.fromkeys(_CODES, ({int}, "whole numbers")),
+    **dict.fromkeys(NUMBERS, ({int}, "whole numbers")),
     **dict.fromkeys(_FLOATS, ({int, float}, "numbers")),
 }
 
@@ -74,7 +74,7 @@ def to_json(tensor: Tensor) -> list[Any]:
             ]
         except UnicodeDecodeError as error:
             raise InvalidArgument("an element is not UTF-8; ask for binary_data") from error
-    numbers = array(_CODES[datatype])
+    numbers = array(NUMBERS[datatype])
     numbers.frombytes(data)
     if sys.byteorder == "big":
         numbers.byteswap()
@@ -110,7 +110,7 @@ def pack(datatype: str, flat: list[Any]) -> bytes:
     if datatype == "BOOL":
         return bytes(flat)
     try:
-        numbers = array(_CODES[datatype], flat)
+        numbers = array(NUMBERS[datatype], flat)
     except OverflowError as error:
         raise InvalidArgument(f"an element is out of the range of {datatype}") from error
     if sys.byteorder == "big":

@@ -12,6 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from services.gateway.departures import called_off_when_gone
+
 
 Infer = Callable[[Request, str, str | None], Awaitable[Response]]
 """Answers an inference, by model and version."""
@@ -35,7 +37,8 @@ class Lane:
         if target is None:
             await self.app(scope, receive, send)
             return
-        response = await self.infer(Request(scope, receive), *target)
+        with called_off_when_gone(scope):
+            response = await self.infer(Request(scope, receive), *target)
         await response(scope, receive, send)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from services.gateway.inference.protobuf_management import ENUMS, MANAGEMENT
+
 
 SERVICE = "inference.GRPCInferenceService"
 HEALTH = "grpc.health.v1.Health"
@@ -93,6 +95,7 @@ _INFERENCE: dict[str, tuple[str, ...]] = {
         "ModelInferResponse.InferOutputTensor[] outputs 5",
         "bytes[] raw_output_contents 6",
     ),
+    "ModelStreamInferResponse": ("string error_message 1", "ModelInferResponse infer_response 2"),
     "ModelInferResponse.InferOutputTensor": (
         "string name 1",
         "string datatype 2",
@@ -145,10 +148,17 @@ def message(name: str) -> Any:
 @cache
 def _pool() -> Any:
     pool = descriptor_pool.DescriptorPool()
-    for package, table in (("inference", _INFERENCE), ("grpc.health.v1", _HEALTH)):
+    for package, table in (
+        ("inference", {**_INFERENCE, **MANAGEMENT}),
+        ("grpc.health.v1", _HEALTH),
+    ):
         file = descriptor_pb2.FileDescriptorProto(
             name=f"clawdbot/{package}.proto", package=package, syntax="proto3"
         )
+        for kind, words in ENUMS.items():
+            enum = file.enum_type.add(name=kind)
+            for number, word in enumerate(words):
+                enum.value.add(name=word, number=number)
         made: dict[str, Any] = {}
         for name, fields in table.items():
             outer, _, inner = name.rpartition(".")
@@ -180,6 +190,8 @@ def _add(proto: Any, text: str, owner: str, package: str) -> None:
         field.type, field.type_name = _Field.TYPE_MESSAGE, f"{owner}.{entry.name}"
     elif kind in _TYPES:
         field.type = _TYPES[kind]
+    elif kind in ENUMS:
+        field.type, field.type_name = _Field.TYPE_ENUM, f".{package}.{kind}"
     else:
         field.type, field.type_name = _Field.TYPE_MESSAGE, f".{package}.{kind}"
     if is_choice:

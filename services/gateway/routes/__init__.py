@@ -1,6 +1,6 @@
 """The HTTP API, one module for each kind of thing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
@@ -14,7 +14,10 @@ from schemas.api import ErrorBody
 from schemas.live_catalogue import LiveCatalogue
 from schemas.message import Message
 from services.gateway.deployments import Deployments
+from services.gateway.inference.regions import Regions
 from services.gateway.inference.service import Inferences
+from services.gateway.inference.statistics import Tallies
+from services.gateway.inference.watching import Traces
 from services.gateway.model_store import ModelStore
 from services.gateway.settings import GatewaySettings
 from services.gateway.submissions import Submissions
@@ -40,6 +43,9 @@ class Parts:
     clock: Clock
     projector: Projector
     inferences: Inferences
+    tallies: Tallies
+    regions: Regions
+    traces: Traces = field(default_factory=Traces)
 
 
 async def _parts(request: Request) -> Parts:  # a sync dependency would run in a thread

@@ -1,5 +1,6 @@
 """The Open Inference Protocol v2 over HTTP."""
 
+import time
 import zlib
 from typing import Any
 
@@ -19,6 +20,7 @@ from schemas.open_inference import (
 from schemas.values import OCTETS
 from services.errors import BodyTooLarge, UnsupportedMediaType
 from services.gateway.inference import answers, asks
+from services.gateway.inference.service import extensions
 from services.gateway.routes import Parts, Wanted, answer
 from services.gateway.routes.health import check_ready
 from services.micro import VERSION
@@ -26,8 +28,7 @@ from services.micro import VERSION
 
 JSON_BYTES = "Inference-Header-Content-Length"
 LENGTH_DIGITS_MAX = 12
-EXTENSIONS = ("binary_tensor_data", "model_repository", "parameters", "schedule_policy")
-_ERRORS: dict[int | str, dict[str, Any]] = {
+ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": InferenceError, "description": "The request cannot work; says why"},
     "501": {"model": InferenceError, "description": "An extension that is not offered"},
     "503": {"model": InferenceError, "description": "No worker can serve it now"},
@@ -43,13 +44,14 @@ _BODY: dict[str, Any] = {
 }
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
-router = APIRouter(prefix="/v2", tags=["inference"], responses=_ERRORS)
+router = APIRouter(prefix="/v2", tags=["inference"], responses=ERRORS)
 
 
 @router.get("", response_model=ServerMetadata)
-async def server_metadata() -> Response:
+async def server_metadata(parts: Wanted) -> Response:
     """Tell who answers, and which extensions of the protocol work."""
-    return answer(ServerMetadata(name="clawdbot", version=VERSION, extensions=EXTENSIONS))
+    offered = extensions(shared_memory=parts.regions.allowed)
+    return answer(ServerMetadata(name="clawdbot", version=VERSION, extensions=offered))
 
 
 @router.get("/health/live", response_model=Live)
@@ -68,13 +70,13 @@ async def server_ready(parts: Wanted) -> Response:
 @router.get("/models/{name}", response_model=ModelMetadata)
 async def model_metadata(parts: Wanted, name: str) -> Response:
     """Show a model's signature."""
-    return answer(parts.inferences.metadata(name, parts.inferences.model(name)))
+    return answer(parts.inferences.metadata(name, await parts.inferences.model(name)))
 
 
 @router.get("/models/{name}/versions/{version}", response_model=ModelMetadata)
 async def model_version_metadata(parts: Wanted, name: str, version: str) -> Response:
     """Show the signature of a model's version."""
-    return answer(parts.inferences.metadata(name, parts.inferences.model(name, version)))
+    return answer(parts.inferences.metadata(name, await parts.inferences.model(name, version)))
 
 
 @router.get("/models/{name}/ready", response_model=ModelReady)
@@ -104,8 +106,8 @@ async def model_version_infer(request: Request, parts: Wanted, name: str, versio
 
 
 async def _ready(parts: Parts, name: str, version: str | None) -> Response:
-    spec = parts.inferences.model(name, version)
     async with parts.bus.prompt(parts.settings.request_s_max):
+        spec = await parts.inferences.model(name, version)
         await parts.inferences.check_ready(name, spec)
     return answer(ModelReady(name=name))
 
@@ -116,24 +118,33 @@ async def infer(request: Request, parts: Parts, name: str, version: str | None) 
     Raises:
         ClawdbotError: It cannot be answered.
     """
-    spec = parts.inferences.model(name, version, request.state.correlation_id)
+    begun = time.perf_counter()
+    spec = await parts.inferences.model(name, version, request.state.correlation_id)
     body = unpacked(
         await request.body(),
         request.headers.get("content-encoding", ""),
         parts.settings.body_bytes_max,
     )
-    ask = asks.parse(body, json_bytes(request.headers.get(JSON_BYTES)), spec)
+    ask = asks.parse(body, json_bytes(request.headers.get(JSON_BYTES)), spec, parts.regions)
+    asks.check_places(ask, parts.regions)
     headers = {Header.CORRELATION_ID: request.state.correlation_id}
     if "traceparent" in request.headers:
         headers[Header.TRACEPARENT] = request.headers["traceparent"]
+    read = time.perf_counter()
     found = await parts.inferences.infer(name, spec, ask, headers)
+    asked = time.perf_counter()
     head: dict[str, Any] = {"model_name": name, "model_version": spec.version}
     if ask.id:
         head["id"] = ask.id
-    if found.model != name:
-        head["parameters"] = {"served_by": found.model}
-    content, json_size = answers.encode(head, ask.outputs, found.outputs)
+    said = found.parameters(name)
+    if said:
+        head["parameters"] = said
+        request.state.facts.update(said)
+    wanted = found.of(ask.outputs)
+    content, json_size = answers.encode(head, wanted, found.outputs, parts.regions)
     request.state.facts["model"] = found.model
+    times = {"read": read - begun, "ask": asked - read, "write": time.perf_counter() - asked}
+    parts.traces.note(name, request.state.request_id, times)
     return _packed(content, json_size, request.headers.get("accept-encoding", ""))
 
 

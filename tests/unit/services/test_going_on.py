@@ -16,6 +16,7 @@ from services.workers.attempts import Attempts
 from services.workers.handlers import Handlers, Means
 from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
+from services.workers.tally import Tally
 from tests.support.clock import ManualClock
 from tests.support.play import Play, graph, model
 
@@ -57,7 +58,9 @@ async def done(models: Models, chain_s: float, count: int = 1) -> TaskResult:
     clock = ManualClock(0.0)
     blobs = MemoryBlobStore()
     remembered = Remembered(MemoryMemoStore(), blobs, models, clock)
-    means = Means("w", models, remembered, blobs, Attempts(clock), clock, chain_s=chain_s)
+    means = Means(
+        "w", models, remembered, blobs, Attempts(clock), Tally("w", clock), clock, chain_s=chain_s
+    )
     subject = task_subject("default", "text", "default", "normal", "echo")
     [out] = await Handlers(means).task(Delivery(subject, pack(task()), {}, sequence=1, count=count))
     return unpack(TaskResult, out.data)

@@ -1,0 +1,78 @@
+"""Several requests, or several answers, in one message of the bus.
+
+What a process asks of the same service in one turn of its loop travels together, and so do the
+answers that are there in one turn: with many requests under way a message, its parsing and its
+system calls are shared by all in it; a request alone is a message as ever, and waits for nobody.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import ormsgpack
+
+from events.express import encode_head
+from schemas.errors import InvalidArgument
+from schemas.messages import Header
+
+
+T = TypeVar("T")
+
+ITEMS_MAX = 256
+"""Requests or answers of one bundle."""
+BYTES_MAX = 256 * 1024
+"""Bodies of one bundle; a larger one is alone."""
+HEADERS_BYTES = 4096
+"""Room for the headers of a request or an answer; the bus counts them as payload."""
+HEAD = encode_head({Header.BUNDLE: "1"})
+"""The headers of a message that is a bundle, and of no other."""
+
+
+class Item(NamedTuple):
+    """A request, or an answer."""
+
+    token: str
+    """Names a request to the one who asked."""
+    headers: dict[str, str]
+    body: bytes
+
+
+def bundles(items: Sequence[T], size: Callable[[T], int]) -> Iterator[Sequence[T]]:
+    """Yield what may travel together, in order; `size` gives the bytes of a body."""
+    begin = total = 0
+    for index, item in enumerate(items):
+        more = size(item)
+        if index > begin and (total + more > BYTES_MAX or index - begin == ITEMS_MAX):
+            yield items[begin:index]
+            begin, total = index, 0
+        total += more
+    if items:
+        yield items[begin:]
+
+
+def body_size(item: Item) -> int:
+    """Return the bytes of a body."""
+    return len(item.body)
+
+
+def pack(items: Sequence[Item]) -> bytes:
+    """Return the body of a bundle."""
+    return ormsgpack.packb([tuple(item) for item in items])
+
+
+def unpack(body: bytes) -> list[Item]:
+    """Read the body of a bundle.
+
+    Raises:
+        InvalidArgument: It is none.
+    """
+    try:
+        found: list[Any] = [Item(*item) for item in ormsgpack.unpackb(body)]
+    except (ormsgpack.MsgpackDecodeError, TypeError) as error:
+        raise InvalidArgument("the bundle is no list of token, headers and body") from error
+    if len(found) > ITEMS_MAX:
+        raise InvalidArgument(f"a bundle has at most {ITEMS_MAX} items, not {len(found)}")
+    for token, headers, data in found:
+        plain = isinstance(headers, dict) and all(type(value) is str for value in headers.values())
+        if not (type(token) is str and plain and type(data) is bytes):
+            raise InvalidArgument("an item of a bundle is a token, headers and a body")
+    return found

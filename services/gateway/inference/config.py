@@ -1,0 +1,77 @@
+"""A model's configuration, in the words of Triton's ModelConfig.
+
+Source: model_config.proto of Triton; perf_analyzer reads it.
+"""
+
+from pathlib import PurePosixPath
+from typing import Any
+
+from schemas.catalogue import ModelSpec, Port, StateSpec
+
+
+def data_type(datatype: str) -> str:
+    """Return what ModelConfig calls a datatype of the protocol."""
+    return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
+
+
+def model_config(name: str, spec: ModelSpec) -> dict[str, Any]:
+    """Return a model's configuration; with batches, the dimension of rows is not among `dims`."""
+    config: dict[str, Any] = {
+        "name": name,
+        "platform": f"clawdbot_{spec.engine}",
+        "backend": spec.engine,
+        "max_batch_size": spec.max_batch_size,
+        "input": [_input(port, spec) for port in spec.asked],
+        "output": [
+            {
+                "name": port.tensor_name,
+                "data_type": data_type(port.datatype),
+                "dims": _dims(port, spec),
+                "label_filename": "",
+                "is_shape_tensor": False,
+            }
+            for port in spec.given
+        ],
+        "default_model_filename": PurePosixPath(spec.source or "").name,
+        "model_transaction_policy": {"decoupled": spec.streams},
+        "response_cache": {"enable": False},
+    }
+    if spec.version.isdecimal():
+        config["version_policy"] = {"specific": {"versions": [int(spec.version)]}}
+    if spec.max_batch_size and not spec.state:
+        config["dynamic_batching"] = {
+            "max_queue_delay_microseconds": 0,  # nothing waits for company
+            "preserve_ordering": False,
+            "priority_levels": 3,
+            "default_priority_level": 2,
+        }
+    if spec.state:
+        config["sequence_batching"] = {"state": [_state(item, spec) for item in spec.state]}
+    return config
+
+
+def _state(state: StateSpec, spec: ModelSpec) -> dict[str, Any]:
+    ports = {port.name: port for port in (*spec.inputs, *spec.outputs)}
+    taken, given = ports[state.input], ports[state.output]
+    return {
+        "input_name": taken.tensor_name,
+        "output_name": given.tensor_name,
+        "data_type": data_type(taken.datatype),
+        "dims": _dims(taken, spec),
+    }
+
+
+def _input(port: Port, spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "name": port.tensor_name,
+        "data_type": data_type(port.datatype),
+        "format": "FORMAT_NONE",
+        "dims": _dims(port, spec),
+        "is_shape_tensor": False,
+        "allow_ragged_batch": False,
+        "optional": not port.required,
+    }
+
+
+def _dims(port: Port, spec: ModelSpec) -> list[int]:
+    return list(port.shape[1:] if spec.max_batch_size else port.shape)

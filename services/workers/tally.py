@@ -1,0 +1,138 @@
+"""What this process has computed, by model: the numbers behind the statistics of the mesh.
+
+Counted where the work is done, because only a worker knows how long a request waited and how large
+its batch was. A gateway adds up the tallies of all workers when somebody asks.
+
+Source: Triton's statistics extension of the Open Inference Protocol.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from services.runtime import Clock
+from services.workers.models import Answer
+
+
+@dataclass
+class Duration:
+    """How often something was done, and how long it took altogether."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: float) -> None:
+        """Count one more."""
+        self.count += 1
+        self.ns += max(0, round(ns))
+
+    def document(self) -> dict[str, int]:
+        """Return it as the protocol has it."""
+        return {"count": self.count, "ns": self.ns}
+
+
+PHASES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+
+
+@dataclass
+class _Figures:
+    """Those of one model."""
+
+    last_inference_ms: int = 0
+    requests: dict[str, Duration] = field(
+        default_factory=lambda: {phase: Duration() for phase in PHASES}
+    )
+
+
+class Tally:
+    """Counts the requests of each model.
+
+    Args:
+        worker: This process's name.
+        clock: Tells when a model was last asked.
+    """
+
+    def __init__(self, worker: str, clock: Clock) -> None:
+        self._worker = worker
+        self._clock = clock
+        self._figures: dict[str, _Figures] = {}
+        self.in_flight = 0
+        """Requests under way, waiting ones among them."""
+
+    def inference(self, model: str) -> "Counted":
+        """Return the count of one request; as a context it takes note of the end."""
+        return Counted(self, model)
+
+    def note(self, model: str, phases: Mapping[str, float]) -> None:
+        """Add nanoseconds to phases of a model."""
+        figures = self._figures.setdefault(model, _Figures())
+        figures.last_inference_ms = round(self._clock.now() * 1000)
+        for phase, ns in phases.items():
+            figures.requests[phase].add(ns)
+
+    def document(self, calls: Mapping[str, Mapping[int, tuple[int, int]]]) -> dict[str, Any]:
+        """Return all numbers, for `nats micro stats` and the gateways.
+
+        Args:
+            calls: By model and rows, how many calls of its engine there were, and their
+                nanoseconds.
+        """
+        models: dict[str, Any] = {}
+        for name in sorted(self._figures.keys() | calls.keys()):
+            figures = self._figures.get(name, _Figures())
+            models[name] = {
+                "last_inference": figures.last_inference_ms,
+                "requests": {key: item.document() for key, item in figures.requests.items()},
+                "calls": {
+                    str(rows): {"count": count, "ns": ns}
+                    for rows, (count, ns) in sorted(calls.get(name, {}).items())
+                },
+            }
+        return {"worker": self._worker, "in_flight": self.in_flight, "models": models}
+
+
+class Counted:
+    """One request under way.
+
+    Args:
+        tally: Takes the numbers.
+        model: What is asked for.
+    """
+
+    def __init__(self, tally: Tally, model: str) -> None:
+        self._tally = tally
+        self._model = model
+        self._begun = self._fetched = self._answered = 0
+        self._answer: Answer | None = None
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        self._tally.in_flight += 1
+        self._begun = time.perf_counter_ns()
+        return self
+
+    def fetched(self) -> None:
+        """Take note that the inputs are here."""
+        self._fetched = time.perf_counter_ns()
+
+    def answered(self, answer: Answer) -> None:
+        """Take note of what the model gave, and which one it was."""
+        self._answered, self._answer = time.perf_counter_ns(), answer
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Count it: an error, a cancellation too, is a failure."""
+        self._tally.in_flight -= 1
+        over = time.perf_counter_ns()
+        answer = self._answer
+        if error is not None or answer is None:
+            self._tally.note(self._model, {"fail": over - self._begun})
+            return
+        phases = {
+            "success": over - self._begun,
+            "queue": (answer.wait_ms + answer.load_ms) * 1e6,
+            "compute_input": self._fetched - self._begun,
+            "compute_infer": answer.compute_ms * 1e6,
+            "compute_output": over - self._answered,
+        }
+        self._tally.note(answer.model, phases)
