@@ -19,11 +19,13 @@ FILES_MAX = 256
 PATH_CHARS_MAX = 256
 PATH_DEPTH_MAX = 8
 TEXT_BYTES_MAX = 16 * 1024 * 1024
-"""Of a file that is neither ONNX nor safetensors."""
+"""Of a file that holds no weights."""
 SAFETENSORS_HEADER_BYTES_MAX = 16 * 1024 * 1024
 
 ONNX, SAFETENSORS = ".onnx", ".safetensors"
-WEIGHTS = (ONNX, SAFETENSORS)
+PROGRAM = ".pt2"
+"""Of torch.export: an archive that the engine `torch` takes apart, and the only one."""
+WEIGHTS = (ONNX, SAFETENSORS, PROGRAM)
 SUFFIXES = (
     *WEIGHTS,
     ".csv",
@@ -41,8 +43,9 @@ SUFFIXES = (
 )
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _LENGTH_BYTES = 8
+_ARCHIVE = b"PK\x03\x04"
 _MAGIC = {
-    b"PK\x03\x04": "an archive",
+    _ARCHIVE: "an archive",
     b"PK\x05\x06": "an archive",
     b"\x1f\x8b": "an archive",
     b"BZh9": "an archive",
@@ -124,6 +127,10 @@ def check_head(path: str, head: bytes) -> None:
     """
     if _PICKLE.match(head):
         raise InvalidArgument(f"'{path}' is a pickle, which runs code when it is read")
+    if path.lower().endswith(PROGRAM):
+        if not head.startswith(_ARCHIVE):
+            raise InvalidArgument(f"'{path}' is no program of torch.export")
+        return
     for magic, what in _MAGIC.items():
         if head.startswith(magic) and not path.lower().endswith(ONNX):
             raise InvalidArgument(f"'{path}' is {what}; a model's files are plain")

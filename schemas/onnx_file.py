@@ -15,7 +15,7 @@ from schemas.errors import InvalidArgument
 
 
 GRAPH_DEPTH_MAX = 64
-FIELDS_MAX = 1_000_000
+FIELDS_MAX = 500_000
 """Fields of all messages but the numbers inside tensors."""
 DIMENSION_MAX = 2**31 - 1
 RANK_MAX = 16

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
+from schemas.artefacts import PROGRAM
 from schemas.catalogue import Modality, ModelSpec, Port
 from schemas.errors import InvalidArgument
 from schemas.onnx_file import OnnxSummary, OnnxTensor
@@ -16,6 +17,7 @@ from schemas.workflow import invalid
 PORT_CHARS_MAX = 64
 SPEC_BYTES_MAX = 64 * 1024
 
+TORCH = "torch"
 UNPUSHED = {"http", "template"}
 """Engines that are parts of clawdbot itself."""
 ONNX_PARAMS = {"providers", "strict_provider", "threads"}
@@ -26,7 +28,8 @@ def digest_of(spec: ModelSpec, files: Sequence[ModelFile]) -> str:
     """Return what names a version's content: SHA-256 over its spec and its files' digests."""
     plain = spec.model_copy(update={"version": "1"})
     lines = [f"{item.path} {item.size_bytes} {item.sha256}" for item in files]
-    text = "\n".join([plain.model_dump_json(), *sorted(lines)])
+    document = plain.model_dump_json(exclude_defaults=True)  # later defaults change nothing
+    text = "\n".join([document, *sorted(lines)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -50,7 +53,12 @@ def check_spec(spec: ModelSpec, paths: Sequence[str]) -> None:
             f"the catalogue's operator sets '{beyond[0]}', a pushed model does not",
             field=f"spec.params.{beyond[0]}",
         )
-    source = spec.source
+    if spec.engine != TORCH and any(path.lower().endswith(PROGRAM) for path in paths):
+        raise InvalidArgument(f"only the engine {TORCH} reads {PROGRAM} files", field="files")
+    _check_source(spec.source, paths)
+
+
+def _check_source(source: str | None, paths: Sequence[str]) -> None:
     if not paths:
         if source:
             raise InvalidArgument("there are no files, so there is no source", field="spec.source")
@@ -68,7 +76,8 @@ def same_shape(before: ModelSpec, after: ModelSpec) -> bool:
 
     def ports(items: tuple[Port, ...]) -> list[tuple[object, ...]]:
         return [
-            (port.name, port.kind, port.required, port.datatype, len(port.shape)) for port in items
+            (port.name, port.kind, port.required, port.datatype, len(port.shape), port.content)
+            for port in items
         ]
 
     return (

@@ -177,7 +177,7 @@ CONTENTS: dict[str, tuple[str, bytes, str]] = {
     "a loop without end": ("m.onnx", endless_loop(), "it never ends"),
     "a function that calls itself": ("m.onnx", calling_itself(), "'F' calls itself without end"),
     "the same through a branch": ("m.onnx", calling_itself(through=True), "calls itself"),
-    "a million nodes": ("m.onnx", crowd(), "the graph is too large"),
+    "too many nodes": ("m.onnx", crowd(), "the graph is too large"),
     "three gigabytes, it says": ("m.onnx", overlong(), "it is damaged"),
     "cut off": ("m.onnx", onnx()[:-9], "it is damaged"),
     "nothing": ("m.onnx", b"", "holds no ONNX graph"),
@@ -196,6 +196,8 @@ CONTENTS: dict[str, tuple[str, bytes, str]] = {
     ),
     "an array of objects": ("m.txt", b"\x93NUMPY\x01\x00", "is a NumPy file"),
     "a program": ("m.txt", b"\x7fELF\x02", "is a program"),
+    "a program of torch that is none": ("m.pt2", b"\x80\x02.", "is a pickle"),
+    "another one": ("m.pt2", b"hello", "is no program of torch.export"),
     "an archive": ("m.json", archive({"../../evil": b"x"}), "is an archive"),
 }
 """By trick: the file's name, its content, and what is said of it."""

@@ -26,7 +26,7 @@ def test_a_hostile_file_is_refused(trick: str) -> None:
     begun = time.perf_counter()
     with pytest.raises(InvalidArgument, match=text):
         check_content(path, data)
-    assert time.perf_counter() - begun < 5
+    assert time.perf_counter() - begun < 10
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

@@ -230,6 +230,7 @@ def test_names_that_a_model_cannot_have(name: str) -> None:
         ({"source": "b.onnx"}, ["a.onnx"], "the source is one of the files"),
         ({"source": "../a.onnx"}, ["a.onnx"], "the source is one of the files"),
         ({"source": "a.onnx"}, [], "there are no files"),
+        ({"source": "a.pt2"}, ["a.pt2"], "only the engine torch"),
     ],
 )
 def test_specs_that_a_pushed_model_cannot_have(
