@@ -319,12 +319,7 @@ def offers_of(name: str, cards: Iterable[WorkerCard]) -> Iterator[ModelOffer]:
     for card in cards:
         for offer in card.offers:
             if offer.model == name:
-                yield ModelOffer(
-                    worker=card.worker,
-                    served_by=offer.served_by,
-                    available=offer.available,
-                    reason=offer.reason,
-                )
+                yield ModelOffer(worker=card.worker, **offer.model_dump(exclude={"model"}))
 
 
 def _with_version(record: ModelRecord, *, version: ModelVersion, push: Push) -> ModelRecord:

@@ -185,20 +185,19 @@ class Shelf:
                 log.warning("cache_damaged", digest=version.digest)
                 await asyncio.to_thread(shutil.rmtree, folder)
         if not there:
-            await asyncio.to_thread(self._make_room, version)
+            await self._make_room(version)
             with draft(self._cache.folder) as fresh:
                 await fetch(self._repository, DEFAULT_TENANT, version.files, fresh)
                 keep(fresh, folder)
         self._checked.add(version.digest)
 
-    def _make_room(self, version: ModelVersion) -> None:
+    async def _make_room(self, version: ModelVersion) -> None:
         """Delete what was not used for longest until a version fits.
 
         Raises:
             ModelUnavailable: It does not fit beside what is offered.
         """
-        versions = [item for one in self._live.records.values() for item in one.versions]
-        there = {item.digest: item for item in versions if self._cache.of(item).is_dir()}
+        there = await asyncio.to_thread(self._there)
         needed = {item.digest for one in self._live.records.values() for item in one.offered()}
         total = sum(item.size_bytes for item in there.values()) + version.size_bytes
         held = {item.digest: name for name, item in self._held.items()}
@@ -211,13 +210,18 @@ class Shelf:
             if digest in held:
                 self._models.withdraw(held[digest])
                 del self._held[held[digest]]
-            shutil.rmtree(self._cache.of(old), ignore_errors=True)
+            await asyncio.to_thread(shutil.rmtree, self._cache.of(old), True)
             total -= old.size_bytes
         if total > self._cache.bytes_max:
             raise ModelUnavailable(
                 f"the models' files take more than {self._cache.bytes_max} bytes here; "
                 "CLAWDBOT_MODEL_CACHE_BYTES_MAX is the limit"
             )
+
+    def _there(self) -> dict[str, ModelVersion]:
+        """Return the versions whose files are in the cache, by digest."""
+        versions = [item for one in self._live.records.values() for item in one.versions]
+        return {item.digest: item for item in versions if self._cache.of(item).is_dir()}
 
     def _tidy(self) -> None:
         """Delete what a process left that was killed, and what the repository has no more."""
