@@ -61,6 +61,8 @@ class WorkerCard(Message):
     worker: str
     modality: str
     offers: tuple[Offer, ...]
+    engines: tuple[str, ...] = ()
+    """Those that it has code for; empty of a worker from before it said so."""
     at: float
     machine: Machine | None = None
     held_bytes: int = 0

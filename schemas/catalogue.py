@@ -245,7 +245,7 @@ class Catalogue(UserInput):
         try:
             return self.models[name]
         except KeyError:
-            known = ", ".join(sorted(self.models))
+            known = ", ".join(sorted(name for name in self.models if "@" not in name))
             raise NotFound(f"no model named '{name}'; known: {known}", field=field) from None
 
     def having(self, models: Mapping[str, ModelSpec]) -> "Catalogue":

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from events.spill import fetch, spill
 from events.subjects import DEFAULT_LANE, LANES, RunKey, decode, lane_of, result, run_key
 from events.view import bound_inputs, missing_inputs
 from schemas.errors import ClawdbotError, InvalidArgument, NotFound
+from schemas.ids import new_id
 from schemas.messages import (
     Abandoned,
     Fault,
@@ -53,6 +54,10 @@ class Message(Protocol):
     data: bytes
 
 
+async def _as_named(name: str, _: str) -> str:
+    return name
+
+
 @dataclass(frozen=True)
 class Means:
     """What a worker works with."""
@@ -70,6 +75,8 @@ class Means:
     clock: Clock
     chain_s: float = 0.0
     """How long to go on after a task with what comes next; 0 never."""
+    at_hand: Callable[[str, str], Awaitable[str]] = _as_named
+    """Brings the version of a model here that a name and a key mean; returns its name."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +213,8 @@ class Handlers:
         """
         try:
             async with self._means.attempts.under_way(task) as stopped:
+                model = await self._means.at_hand(task.model, task.run_id)
+                task = task.model_copy(update={"model": model})
                 known = await self._means.remembered.find(task)
                 if known is not None:
                     memo = {"model": known.model, "memo_of": known.source}
@@ -264,9 +273,10 @@ class Handlers:
             Cancelled: It was withdrawn.
         """
         tokens = asked.subject.split(".")
-        model = decode(tokens[5])
-        known = self._means.models.inputs(model)
         ask = InferAsk.of(asked.headers)
+        key = asked.headers.get(Header.CORRELATION_ID) or new_id()
+        model = await self._means.at_hand(decode(tokens[5]), key)
+        known = self._means.models.inputs(model)
         inputs, given = read_inference(asked.body, asked.headers, known)
         params = self._means.models.params(model, given)
         check_names(inputs, known, "model")

@@ -39,6 +39,8 @@ class WorkerSettings(Settings):
     """Most bytes of an answer to an `http` node."""
     model_bytes_max: int = Field(default=MODEL_BYTES_MAX, ge=1024)
     """Largest model file that the engines `onnx` and `torch` load."""
+    model_cache_bytes_max: int = Field(default=16 * 1024 * MIB, ge=MIB)
+    """Most bytes of files of the model repository that are kept below the data directory."""
     onnx_provider_options: str = ""
     """JSON, options by name by execution provider, over those of catalogue entries."""
     openai_allow: str = ""

@@ -249,4 +249,16 @@ def spec(document: Mapping[str, Any]) -> ModelSpec:
     return ModelSpec.model_validate(document)
 
 
-__all__ = ["doubling", "entries", "entry", "identity", "model", "onnx", "picky", "port", "spec"]
+__all__ = [
+    "TensorProto",
+    "doubling",
+    "entries",
+    "entry",
+    "helper",
+    "identity",
+    "model",
+    "onnx",
+    "picky",
+    "port",
+    "spec",
+]
