@@ -10,7 +10,7 @@ NEW_ENOUGH = $(shell for p in $(PYTHON) python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test simulate test-faults soak check lint format types imports schemas schemas-check bench bench-engine bench-inference models compose-up compose-down test-compose clean
+.PHONY: help demo up test test-torch simulate test-faults soak check lint format types imports schemas schemas-check bench bench-engine bench-inference models compose-up compose-down test-compose clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ up: $(STAMP) ## start nats-server and every service on this machine
 
 test: $(STAMP) ## every test but the slow ones, under ten minutes
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not docker and not browser" $(ARGS)
+
+test-torch: $(STAMP) ## what needs torch and the converter: installs both, then runs those tests
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,models,convert,torch]'
+	$(BIN)/python -m pytest tests/unit/engines tests/unit/clawdbot/test_conversion.py tests/guides $(ARGS)
 
 simulate: $(STAMP) ## seeded simulation: make simulate SEEDS=10000 FIRST_SEED=0
 	$(BIN)/python -m tests.support.sim --first-seed $(FIRST_SEED) --seeds $(SEEDS) $(ARGS)
@@ -59,8 +63,9 @@ bench: $(STAMP) ## named scenarios, JSON lines out
 bench-engine: $(STAMP) ## the same workflow by clawdbot and by other engines, side by side
 	$(BIN)/python -m bench.rivals $(ARGS)
 
-bench-inference: $(STAMP) ## inference over HTTP beside onnxruntime in process
-	$(BIN)/python -m bench.inference $(ARGS)
+bench-inference: $(STAMP) ## inference over HTTP beside onnxruntime in process, and beside other servers
+	$(BIN)/python -m bench.inference
+	$(BIN)/python -m bench.serving $(ARGS)
 
 models: $(STAMP) ## train the small models that ship with clawdbot
 	$(BIN)/python -m models.train

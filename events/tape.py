@@ -25,6 +25,7 @@ from events.store import History
 from events.subjects import RunKey
 from schemas.api import EventView, ForkView, KeptView, NodeView, NodeViewStatus, RunView
 from schemas.errors import NotFound
+from schemas.plan import adaptations
 from schemas.values import Wire, to_json
 
 
@@ -218,9 +219,13 @@ def _node_view(state: RunState, path: str, facts: _Facts) -> NodeView:
     known = state.nodes.get(path)
     if known is not None and known.outputs is not None:
         shown["outputs"] = to_json(known.outputs)
-    model = state.planned(path).model
+    planned = state.planned(path)
     return NodeView(
-        id=path, status=facts.status, attempt=facts.attempt, **{"model": model, **shown}
+        id=path,
+        status=facts.status,
+        attempt=facts.attempt,
+        adapted={name: item.adapter for name, item in adaptations(planned.bindings).items()},
+        **{"model": planned.model, **shown},
     )
 
 

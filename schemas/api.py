@@ -1,5 +1,6 @@
 """What the HTTP API takes and gives; times are seconds since the epoch."""
 
+from operator import not_
 from typing import Any, Literal
 
 from pydantic import Field
@@ -7,6 +8,7 @@ from pydantic import Field
 from schemas.catalogue import Modality, ValueKind
 from schemas.message import Message, UserInput
 from schemas.messages import Fault, Timings
+from schemas.plan import Adaptation
 from schemas.workflow import Schedule, Trigger, WorkflowDefinition
 
 
@@ -71,6 +73,8 @@ class WorkflowView(Message):
     inputs: tuple[InputView, ...]
     outputs: tuple[str, ...]
     """The nodes whose outputs are the run's outputs."""
+    adapted: dict[str, Adaptation] = Field(default_factory=dict, exclude_if=not_)
+    """How inputs of nodes, `node.input`, are made of the files that come."""
     deployed_at: float
     definition: WorkflowDefinition
 
@@ -107,6 +111,8 @@ class NodeView(Message):
     attempt: int = 0
     model: str
     """The model that ran, or that is asked for."""
+    adapted: dict[str, str] = Field(default_factory=dict, exclude_if=not_)
+    """Inputs that an adapter makes of the files that come, and which."""
     worker: str | None = None
     scheduled_at: float | None = None
     finished_at: float | None = None

@@ -1,7 +1,8 @@
 """What a node can see, and where each of its inputs comes from.
 
 An input is fed by its explicit source; else by a direct predecessor's output of the same name, else
-of the same kind; else by the graph's own input of the same name. A graph inside a control node
+of the same kind; else by the graph's own input of the same name. What is known of both must fit
+(`schemas.edges`). A graph inside a control node
 sees its own nodes, then the nodes upstream of the control node, and so on outwards.
 """
 
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from schemas.catalogue import Catalogue, Port
+from schemas.edges import adaptation_of, is_made_of, mismatch
 from schemas.errors import InvalidArgument
 from schemas.expressions import parse
 from schemas.plan import RUN, RUN_INPUT, Binding
@@ -158,8 +160,28 @@ def bind(place: Place, ports: Iterable[Port]) -> dict[str, Binding]:
                 f'connect a node that does, or say where from in "inputs"',
                 field=f"{where}.inputs.{port.name}",
             )
-        bindings[port.name] = found or Binding(node=RUN_INPUT, output=port.name)
+        found = found or Binding(node=RUN_INPUT, output=port.name)
+        bindings[port.name] = _fitted(found, port, place)
     return bindings
+
+
+def _fitted(binding: Binding, port: Port, place: Place) -> Binding:
+    """Return a binding with what makes a file fit the input.
+
+    Raises:
+        InvalidArgument: What comes that way cannot go into it; names both.
+    """
+    for one in (binding, *binding.otherwise):
+        offers = None if one.expression else place.named.get(one.node)
+        offer = next((item for item in offers or () if item.name == one.output), None)
+        why = None if offer is None else mismatch(offer, port)
+        if why is not None:
+            raise InvalidArgument(
+                f"node '{place.node.id}': its input '{port.name}' does not fit "
+                f"{one.node}.{one.output}: {why}",
+                field=f"{place.where}.inputs.{port.name}",
+            )
+    return binding.model_copy(update={"adapt": adaptation_of(port)})
 
 
 def bind_explicit(place: Place, name: str) -> Binding | None:
@@ -192,6 +214,8 @@ def _find(port: Port, place: Place) -> Binding | None:
     offered = [(source, place.offers[source] or ()) for source in place.sources]
     fits: tuple[Callable[[Port], bool], ...] = (
         lambda offer: offer.name == port.name,
+        lambda offer: offer.kind == port.kind and mismatch(offer, port) is None,
+        lambda offer: is_made_of(offer, port),
         lambda offer: offer.kind == port.kind,
     )
     for fit in fits:

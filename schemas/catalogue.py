@@ -13,6 +13,8 @@ from schemas.complaints import first_complaint
 from schemas.errors import InvalidArgument, NotFound
 from schemas.ids import ModelName, TemplateId
 from schemas.message import UserInput
+from schemas.parity import Parity
+from schemas.signatures import CONTENTS, SIGNATURES, check_content, contents_of
 from schemas.tensors import DATATYPE_SIZES, DATATYPES, RANK_MAX
 
 
@@ -38,6 +40,8 @@ class Port(UserInput):
         default=(1,), strict=False, max_length=RANK_MAX
     )
     """Open Inference shape; -1 is a dynamic dimension."""
+    content: Annotated[str, Field(json_schema_extra={"enum": ["", *CONTENTS]})] = ""
+    """What the numbers of a tensor mean, of `schemas.signatures`; a signature sets it."""
     required: bool = True
     """A run is refused when nothing can feed a required input."""
     labels: tuple[Annotated[str, Field(max_length=NAME_CHARS_MAX)], ...] = Field(
@@ -52,6 +56,12 @@ class Port(UserInput):
         if datatype not in DATATYPES:
             raise ValueError(f"unknown datatype; use one of {', '.join(DATATYPES)}")
         return datatype
+
+    @model_validator(mode="after")
+    def _content_fits(self) -> "Port":
+        if self.content:
+            check_content(self, self.content)
+        return self
 
     @property
     def tensor_name(self) -> str:
@@ -78,6 +88,8 @@ class ModelSpec(UserInput):
     outputs: tuple[Port, ...] = Field(strict=False)
     source: str | None = None
     """Where the weights are: a path below the models directory, or None when a library has them."""
+    signature: Annotated[str, Field(json_schema_extra={"enum": ["", *SIGNATURES]})] = ""
+    """A signature of the library that its inputs and outputs keep."""
     version: str = "1"
     fallback: ModelName | None = None
     """A model of the same signature that may serve in development when the weights are absent."""
@@ -100,6 +112,22 @@ class ModelSpec(UserInput):
     max_batch_size: int = Field(default=0, ge=0, le=65536)
     """Rows that one call of the engine may have: then the first dimension of every input and output
     is -1, and requests that wait are computed together. 0: one request, one call."""
+
+    parity: Parity | None = None
+    """How far it is from the model it was converted or quantised from."""
+
+    @model_validator(mode="after")
+    def _keeps_its_signature(self) -> "ModelSpec":
+        if not self.signature:
+            return self
+        taken, given = contents_of(self.signature, self.inputs, self.outputs)
+        for side, contents in (("inputs", taken), ("outputs", given)):
+            ports = tuple(
+                _with_content(port, contents.get(port.name, ""), self.signature)
+                for port in getattr(self, side)
+            )
+            object.__setattr__(self, side, ports)  # it is being made: nobody has it yet
+        return self
 
     @model_validator(mode="after")
     def _rows_come_first(self) -> "ModelSpec":
@@ -139,6 +167,12 @@ class ModelSpec(UserInput):
         """The outputs that a client gets: all but a sequence's state."""
         states = {state.output for state in self.state}
         return tuple(port for port in self.outputs if port.name not in states)
+
+
+def _with_content(port: Port, content: str, signature: str) -> Port:
+    if port.content and content and port.content != content:
+        raise ValueError(f"'{port.name}' of {signature} holds {content}, not {port.content}")
+    return port.model_copy(update={"content": content}) if content else port
 
 
 class TemplateSpec(UserInput):
@@ -199,7 +233,10 @@ class Catalogue(UserInput):
 
 def signature(spec: ModelSpec) -> tuple[object, ...]:
     """Return what two models must share so that one may serve for the other."""
-    ports = [(port.name, port.kind, port.required) for port in spec.inputs]
+    ports = [
+        (port.name, port.kind, port.required, port.content, port.shape if port.content else ())
+        for port in spec.inputs
+    ]
     return (spec.modality, tuple(ports), tuple((port.name, port.kind) for port in spec.outputs))
 
 

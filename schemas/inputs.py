@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from schemas.catalogue import Catalogue, Port
 from schemas.expressions import parse
 from schemas.plan import RUN, RUN_INPUT, TEMPLATE_ENGINE, Binding, Plan, PlanNode
+from schemas.signatures import CONTENTS
 
 
 WHOLE_INPUT = Binding(node=RUN_INPUT, output="")
@@ -19,7 +20,10 @@ def input_ports(plan: Plan, catalogue: Catalogue) -> dict[str, Port]:
             continue
         ports = {port.name: port for port in spec.inputs}
         if feed.name in ports:
-            found.setdefault(feed.source, ports[feed.name])
+            port = ports[feed.name]
+            if feed.node.bindings[feed.name].adapt is not None:  # a file, or what is made of it
+                port = port.model_copy(update={"kind": CONTENTS[port.content].source})
+            found.setdefault(feed.source, port)
     return found
 
 

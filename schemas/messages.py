@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from schemas.errors import ClawdbotError, EngineFailed, InvalidArgument, by_code
 from schemas.message import Message, UserInput
-from schemas.plan import Binding
+from schemas.plan import Adaptation, Binding
 from schemas.values import Wire
 
 
@@ -119,6 +119,8 @@ class Task(Message):
     memo_s: float = 0.0
     """Take a result that is at most this old, seconds; 0 never."""
     correlation_id: str = ""
+    adapt: dict[str, Adaptation] = Field(default_factory=dict, exclude_if=not_)
+    """How inputs are made of the files that come."""
     behind: bool = Field(default=False, exclude_if=not_)
     """Whether the log may not know of it yet."""
     then: tuple[Following, ...] = Field(default=(), exclude_if=not_)

@@ -40,6 +40,14 @@ EXPAND_S = 30.0
 """Time for an attempt to compile the graph that a dynamic node was given."""
 
 
+class Adaptation(Message):
+    """How an input is made of a file, where a file comes: in the worker, before the engine."""
+
+    adapter: str
+    """Name and version: a version computes the same for ever."""
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
 class Binding(Message):
     """Where one input of a node comes from."""
 
@@ -51,6 +59,13 @@ class Binding(Message):
     """Computed instead, from everything the node can see."""
     otherwise: tuple["Binding", ...] = Field(default=(), exclude_if=not_)
     """Where from when that node was skipped."""
+    adapt: Adaptation | None = Field(default=None, exclude_if=not_)
+    """What is done to a file that comes this way."""
+
+
+def adaptations(bindings: Mapping[str, Binding]) -> dict[str, Adaptation]:
+    """Return how inputs are made of files, by input."""
+    return {name: item.adapt for name, item in bindings.items() if item.adapt is not None}
 
 
 class PlanEdge(Message):

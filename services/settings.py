@@ -1,6 +1,7 @@
 """What every service reads from the environment, once; the only reader of it."""
 
 import base64
+import os
 import secrets
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -101,6 +102,11 @@ class Settings(BaseSettings):
         finally:
             draft.unlink()
         return parse_master_key(path.read_text(encoding="ascii").strip())
+
+
+def secret(variable: str) -> str | None:
+    """Return what an environment variable holds that another setting names."""
+    return os.environ.get(variable)
 
 
 S = TypeVar("S", bound=Settings)

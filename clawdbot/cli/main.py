@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from clawdbot import doctor as examination
-from clawdbot.cli import controls, local, replay, runs, travel
+from clawdbot.cli import controls, conversions, local, replay, runs, travel
 from clawdbot.cli.options import Json, Url, guarded
 from clawdbot.cli.output import ExitCode, Screen, counted, fail
 from clawdbot.client import Client
@@ -58,6 +58,8 @@ def deploy(
                 continue
             nodes = counted(len(view.definition.nodes), "node")
             screen.print(f"{view.name} version {view.version}, {nodes}")
+            for place, item in view.adapted.items():
+                screen.print(f"{place}: a file is made into a tensor by {item.adapter}")
             for warning in view.warnings:
                 screen.note(f"warning: {warning}")
 
@@ -165,6 +167,8 @@ for command in (
     controls.skip,
     controls.retry,
     runs.stats,
+    conversions.convert,
+    conversions.quantize,
     models,
     doctor,
 ):

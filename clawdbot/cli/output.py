@@ -193,6 +193,13 @@ def nested(nodes: Sequence[NodeView]) -> Iterator[NodeView]:
     yield from steps("")
 
 
+def adapted_lines(run: RunView) -> Iterator[str]:
+    """Yield which inputs an adapter makes of the files that come."""
+    for node in run.nodes:
+        for name, adapter in node.adapted.items():
+            yield f"{node.id}.{name}: a file is made by {adapter}"
+
+
 def step_name(path: str) -> str:
     """Return a node's path as it stands below its control node: `  [3] ocr`."""
     scope = scope_of(path)

@@ -9,7 +9,16 @@ from rich.live import Live
 from rich.table import Table
 
 from clawdbot.cli.options import Json, Url, guarded
-from clawdbot.cli.output import ExitCode, Screen, brief, event_line, run_exit_code, run_table, when
+from clawdbot.cli.output import (
+    ExitCode,
+    Screen,
+    adapted_lines,
+    brief,
+    event_line,
+    run_exit_code,
+    run_table,
+    when,
+)
 from clawdbot.cli.values import bytes_of, inputs_of, targets_of, write_bytes
 from clawdbot.client import Client
 from clawdbot.results import Run, value_of
@@ -284,6 +293,8 @@ def show_run(screen: Screen, found: Run) -> None:
         screen.print(f"{found.workflow}: rejected")
     else:
         screen.print(run_table(found))
+        for line in adapted_lines(found):
+            screen.print(line)
     if found.error is not None:
         word = "because" if found.status == "rejected" else "failed"
         screen.print(f"{word}: {found.error.message}")
@@ -307,6 +318,8 @@ def _show_workflow(screen: Screen, view: WorkflowView, client: Client) -> None:
         screen.print(f"node {node.id}: {node.type} {brief(node.params)}")
     for edge in view.definition.edges:
         screen.print(f"edge {edge.source} -> {edge.target}")
+    for place, made in view.adapted.items():
+        screen.print(f"{place}: a file is made by {made.adapter} {brief(made.params)}")
     for warning in view.warnings:
         screen.note(f"warning: {warning}")
 

@@ -16,7 +16,7 @@ from schemas.errors import FailedPrecondition, InvalidArgument, NotFound
 from schemas.expressions import parse
 from schemas.ids import DEFAULT_TENANT
 from schemas.inputs import input_ports
-from schemas.plan import Plan, PlanNode
+from schemas.plan import Plan, PlanNode, adaptations
 from schemas.workflow import Deployment, WorkflowDefinition
 from services.runtime import Clock
 
@@ -97,6 +97,11 @@ class Deployments:
                 for name, required in deployed.plan.run_inputs().items()
             ),
             outputs=deployed.plan.outputs,
+            adapted={
+                f"{node.id}.{name}": item
+                for node in deployed.plan.worked_on()
+                for name, item in adaptations(node.bindings).items()
+            },
             deployed_at=deployed.deployed_at,
             definition=deployed.definition,
         )

@@ -8,6 +8,7 @@ from events.state import RunState
 from events.subjects import RunKey, result, task, topic
 from events.view import node_inputs
 from schemas.messages import Header, Task, TaskResult, pack
+from schemas.plan import adaptations
 from schemas.values import to_json
 from services.runtime import Outgoing
 
@@ -58,6 +59,7 @@ def task_of(key: RunKey, state: RunState, path: str, trace: str) -> Outgoing:
         scheduled_at=node.scheduled_at,
         deadline=node.deadline,
         memo_s=planned.memo_s,
+        adapt=adaptations(planned.bindings),
         correlation_id=state.correlation_id,
         behind=state.plan.mode != "strong",
         then=then,

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 from events.blobs import JetStreamBlobStore
 from events.jetstream import read_subject
@@ -16,9 +17,11 @@ from schemas.messages import Abandoned, unpack
 from services import micro
 from services.consumer import Consumer, Pull
 from services.runtime import Bus, SystemClock
+from services.settings import secret
 from services.telemetry import configure, get_logger, serve_metrics
 from services.workers.attempts import Attempts
 from services.workers.batches import CALLS
+from services.workers.engines import check_plugins, openai, providers, python
 from services.workers.handlers import Handlers, Means
 from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
@@ -47,16 +50,16 @@ class Worker:
         configure(self.service, settings.log_format)
         serve_metrics(settings.metrics_host, settings.metrics_port)
         worker = f"{self.service}-{new_id()[-8:]}"
+        brought = check_plugins()
+        if brought:
+            log.info("engines_of_packages", engines=brought)
         models = Models(
             settings.load_catalogue(),
             settings.modality,
             settings.models_dir,
             allow_fallback=settings.allow_fallback,
             capacity=Capacity(settings.compute_threads, settings.batch_rows_max),
-            engine_settings={
-                "http": {"allow": settings.http_allow, "bytes_max": settings.http_bytes_max},
-                "onnx": {"bytes_max": settings.model_bytes_max},
-            },
+            engine_settings=engine_settings(settings),
         )
         attempts = Attempts(SystemClock())
         bus = await Bus.connect(settings.nats_url, self.service, settings.limits())
@@ -160,6 +163,30 @@ class Worker:
             ack_wait_s=settings.ack_wait_s,
             max_deliver=settings.max_deliver,
         )
+
+
+def engine_settings(settings: WorkerSettings) -> dict[str, dict[str, Any]]:
+    """Return what the operator sets, by engine; no catalogue entry and no node changes it.
+
+    Raises:
+        FailedPrecondition: A setting is malformed; names its variable.
+    """
+    python.parse_allowed(settings.python_allow)
+    openai.parse_allowed(settings.openai_allow)
+    return {
+        "http": {"allow": settings.http_allow, "bytes_max": settings.http_bytes_max},
+        "onnx": {
+            "bytes_max": settings.model_bytes_max,
+            "operator_options": providers.read_operator(settings.onnx_provider_options),
+        },
+        "openai": {
+            "allow": settings.openai_allow,
+            "keys": openai.parse_keys(settings.openai_keys, secret),
+            "bytes_max": settings.http_bytes_max,
+        },
+        "torch": {"bytes_max": settings.model_bytes_max},
+        "python": {"allow": settings.python_allow},
+    }
 
 
 def build(settings: WorkerSettings) -> Worker:

@@ -1,9 +1,10 @@
 """Tasks in, results out."""
 
+import asyncio
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import orjson
@@ -25,12 +26,14 @@ from schemas.messages import (
     pack,
     unpack,
 )
+from schemas.plan import Adaptation, adaptations
 from schemas.submission import MSGPACK, check_names, read_inference
 from schemas.values import Value, Wire, to_json, to_wire
 from services.consumer import NOT_ITS_FAULT
 from services.micro import Asked, Reply
 from services.runtime import Clock, Delivery, Outgoing
 from services.telemetry import STOPPED, get_logger
+from services.workers.adapters import adapted
 from services.workers.attempts import Attempts, Stopped
 from services.workers.engine import Request
 from services.workers.models import Answer, Models
@@ -122,6 +125,8 @@ class _Wanted:
     model: str
     inputs: Wire
     rank: int
+    adapt: Mapping[str, Adaptation] = field(default_factory=dict)
+    """What is done to inputs before."""
 
 
 class Handlers:
@@ -174,6 +179,7 @@ class Handlers:
                         "model": node.model,
                         "params": node.params,
                         "inputs": inputs,
+                        "adapt": adaptations(node.bindings),
                         "deadline": now + node.timeout_s,
                     }
                 )
@@ -201,7 +207,7 @@ class Handlers:
                     return self._blank(task).model_copy(update={"outputs": known.outputs, **memo})
                 request = Request({}, task.params, _work_key(task), stopped.is_set)
                 with self._means.tally.inference(task.model) as counted:
-                    wanted = _Wanted(task.tenant, task.model, task.inputs, rank)
+                    wanted = _Wanted(task.tenant, task.model, task.inputs, rank, task.adapt)
                     answer = await self._infer(wanted, request, counted)
                     outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
                     outputs = await spill(outputs, task.tenant, self._means.blobs)
@@ -299,6 +305,8 @@ class Handlers:
         except NotFound as error:
             raise InvalidArgument(error.message, field="inputs") from error
         counted.fetched()
+        if wanted.adapt:
+            values = await asyncio.to_thread(adapted, values, wanted.adapt)
         asked = replace(request, inputs=values)
         answer = await self._means.models.infer(wanted.model, asked, rank=wanted.rank)
         counted.answered(answer)

@@ -17,7 +17,7 @@ from schemas.values import Value
 from services.telemetry import get_logger
 from services.workers.batches import CALLS, Computed, Crew, Line, count
 from services.workers.engine import AnyEngine, AsyncEngine, Engine, Request
-from services.workers.engines import engine_class
+from services.workers.engines import engine_of
 
 
 log = get_logger()
@@ -260,7 +260,7 @@ class Models:
         fixed = self._engine_settings.get(spec.engine)
         if fixed is not None:
             spec = spec.model_copy(update={"params": {**spec.params, **fixed}})
-        return engine_class(spec.engine)(spec, self._models_dir)
+        return engine_of(spec, self._models_dir)
 
     async def _off_loop(self, call: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)

@@ -63,7 +63,11 @@ class Remembered:
             log.info("memo_not_kept", run_id=task.run_id, error=error.message)
 
     def _digest(self, task: Task) -> str:
-        return memo_digest(self._models.fingerprint(task.model), task.params, task.inputs)
+        model = self._models.fingerprint(task.model)
+        params = dict(task.params)
+        if task.adapt:  # the same file is another input where it is made into something else
+            params["$adapt"] = {name: item.model_dump() for name, item in task.adapt.items()}
+        return memo_digest(model, params, task.inputs)
 
     async def _is_whole(self, tenant: str, outputs: Wire) -> bool:
         """Tell whether every blob is there still, and make sure that it stays for this run."""

@@ -31,7 +31,15 @@ class WorkerSettings(Settings):
     http_bytes_max: int = Field(default=8 * MIB, ge=1024, le=64 * MIB)
     """Most bytes of an answer to an `http` node."""
     model_bytes_max: int = Field(default=MODEL_BYTES_MAX, ge=1024)
-    """Largest model file that the `onnx` engine loads."""
+    """Largest model file that the engines `onnx` and `torch` load."""
+    onnx_provider_options: str = ""
+    """JSON, options by name by execution provider, over those of catalogue entries."""
+    openai_allow: str = ""
+    """Servers of the `openai` engine besides public ones: names and CIDR ranges, with commas."""
+    openai_keys: str = ""
+    """Which environment variable holds the key of which host: `HOST=VARIABLE`, with commas."""
+    python_allow: str = ""
+    """Modules that the `python` engine may call, with commas; each with what is inside it."""
     chain_ms: float = Field(default=20.0, ge=0, le=1000)
     """How long a worker goes on after a task with the nodes that come next; 0 never."""
     announce_interval_s: float = Field(default=10.0, gt=0, le=15)

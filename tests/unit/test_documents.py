@@ -14,6 +14,7 @@ from events.catalog import EVENT_TYPES
 from events.streams import StreamLimits, stream_configs
 from schemas.catalogue import load
 from schemas.messages import Header
+from schemas.signatures import CONTENTS, SIGNATURES
 from services import errors
 from services.gateway.api import openapi_document
 from tests.support import documents
@@ -153,3 +154,10 @@ def test_links_lead_somewhere(document: Path) -> None:
             if anchor not in {slug(heading) for heading in headings}:
                 broken.append(f"{target}#{anchor}")
     assert [] == broken
+
+
+def test_every_signature_and_content_is_documented() -> None:
+    """The library and its tables in docs/models.md name the same."""
+    rows = documents.table("docs/models.md", "Signatures")
+    assert list(SIGNATURES) == [row["signature"] for row in rows if "signature" in row]
+    assert list(CONTENTS) == [row["content"] for row in rows if "content" in row]

@@ -42,13 +42,15 @@ class Allowed:
     Args:
         hosts: Names as a URL has them.
         networks: Ranges.
+        setting: The variable that says so.
     """
 
     hosts: frozenset[str] = frozenset()
     networks: tuple[Network, ...] = field(default=())
+    setting: str = "CLAWDBOT_HTTP_ALLOW"
 
     @classmethod
-    def parse(cls, text: str) -> "Allowed":
+    def parse(cls, text: str, setting: str = "CLAWDBOT_HTTP_ALLOW") -> "Allowed":
         """Read names, addresses and CIDR ranges with commas between them.
 
         Raises:
@@ -63,10 +65,10 @@ class Allowed:
                 if not all(label.replace("-", "").isalnum() for label in item.split(".")):
                     raise FailedPrecondition(
                         f"'{item}' is neither a host name nor a CIDR range such as 10.0.0.0/8",
-                        field="CLAWDBOT_HTTP_ALLOW",
+                        field=setting,
                     ) from error
                 hosts.add(item)
-        return cls(frozenset(hosts), tuple(networks))
+        return cls(frozenset(hosts), tuple(networks), setting)
 
     def permits(self, host: str, address: Address) -> bool:
         """Tell whether an address behind a name may be reached."""
@@ -113,6 +115,6 @@ def check(host: str, addresses: Iterable[str], allowed: Allowed) -> None:
         if "%" in text or not allowed.permits(host, address):
             raise PermissionDenied(
                 f"'{host}' leads to {text}, which is not public; whoever runs the workers may "
-                f"allow it with CLAWDBOT_HTTP_ALLOW",
+                f"allow it with {allowed.setting}",
                 field="url",
             )

@@ -1,12 +1,12 @@
 """Calls an address outside, with httpx: an activity like any model's.
 
-Every call resolves the name, checks all its addresses (`addresses`), and connects to one of those.
-Redirects are followed here, one by one, each checked like the first. A connection serves one call.
+Redirects are followed here, one by one, each checked like the first; how a call goes out is in
+`calls`.
 """
 
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,12 @@ from schemas.structures import check_header
 from schemas.values import Binary, Value
 from services.workers.engine import AsyncEngine, Request
 from services.workers.engines import addresses
+from services.workers.engines.calls import MIB, RESPONSE_BYTES_MAX, Call, Caller, url_of
 from services.workers.engines.fields import missing_package
 
 
-MIB = 1024 * 1024
-RESPONSE_BYTES_MAX = 8 * MIB
-"""Where no setting says otherwise."""
 REQUEST_BYTES_MAX = 16 * MIB
 REDIRECTS_MAX = 5
-URL_CHARS_MAX = 8192
-CONNECT_S = 10.0
-SILENCE_S = 300.0
-"""Longest wait for the next bytes; the attempt's own time is mostly shorter."""
 REDIRECTS = {301, 302, 303, 307, 308}
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 """Statuses after which the same call may succeed."""
@@ -55,33 +49,24 @@ _SECRETS = ("authorization", "cookie", "proxy-authorization", "x-api-key")
 """Headers that another origin does not get."""
 
 
-@dataclass(frozen=True)
-class Call:
-    """One request, as it goes out."""
+def _redirected(call: Call, location: Any, status: int) -> Call:
+    """Return the call that follows a redirect. Source: RFC 9110, 15.4.
 
-    method: str
-    url: Any
-    headers: dict[str, str]
-    content: bytes | None
-
-    def redirected(self, location: Any, status: int) -> "Call":
-        """Return the call that follows a redirect. Source: RFC 9110, 15.4.
-
-        Raises:
-            PermissionDenied: From https to http.
-        """
-        if self.url.scheme == "https" and location.scheme != "https":
-            raise PermissionDenied("a redirect leads from https to http", field="url")
-        call = replace(self, url=location)
-        turns_to_get = status == 303 or (status in {301, 302} and self.method == "POST")  # noqa: PLR2004
-        if turns_to_get and self.method != "GET":
-            headers = {k: v for k, v in self.headers.items() if k.lower() != "content-type"}
-            call = replace(call, method="GET", content=None, headers=headers)
-        origins = [(url.scheme, url.host, url.port) for url in (self.url, location)]
-        if origins[0] != origins[1]:
-            kept = {k: v for k, v in call.headers.items() if k.lower() not in _SECRETS}
-            call = replace(call, headers=kept)
-        return call
+    Raises:
+        PermissionDenied: From https to http.
+    """
+    if call.url.scheme == "https" and location.scheme != "https":
+        raise PermissionDenied("a redirect leads from https to http", field="url")
+    origins = [(url.scheme, url.host, url.port) for url in (call.url, location)]
+    turns_to_get = status == 303 or (status in {301, 302} and call.method == "POST")  # noqa: PLR2004
+    call = replace(call, url=location)
+    if turns_to_get and call.method != "GET":
+        headers = {k: v for k, v in call.headers.items() if k.lower() != "content-type"}
+        call = replace(call, method="GET", content=None, headers=headers)
+    if origins[0] != origins[1]:
+        kept = {k: v for k, v in call.headers.items() if k.lower() not in _SECRETS}
+        call = replace(call, headers=kept)
+    return call
 
 
 class HttpEngine(AsyncEngine):
@@ -95,7 +80,7 @@ class HttpEngine(AsyncEngine):
         super().__init__(spec, models_dir)
         self._allowed = addresses.Allowed.parse(str(spec.params.get("allow", "")))
         self._bytes_max = int(spec.params.get("bytes_max", RESPONSE_BYTES_MAX))
-        self._tls: ssl.SSLContext
+        self._caller: Caller
 
     @override
     def missing(self) -> str | None:
@@ -103,79 +88,32 @@ class HttpEngine(AsyncEngine):
 
     @override
     def load(self) -> None:
-        self._tls = ssl.create_default_context()
+        self._caller = Caller(self._allowed, self._bytes_max, ssl.create_default_context())
 
     @override
     async def answer(self, request: Request) -> Mapping[str, Value]:
-        import httpx
-
         call = _call(request)
-        try:
-            for _ in range(REDIRECTS_MAX + 1):
-                status, headers, body = await self._once(call)
-                if status not in REDIRECTS or "location" not in headers:
-                    accepted = request.params.get("accept", ())
-                    return _outputs(status, headers, body, accepted)
-                call = call.redirected(_url(str(call.url.join(headers["location"]))), status)
-        except httpx.TimeoutException as error:
-            raise Unavailable(f"{call.url.host} did not answer in time") from error
-        except httpx.TransportError as error:
-            text = f"{call.url.host} cannot be reached: {str(error) or type(error).__name__}"
-            raise Unavailable(text) from error
-        except (httpx.InvalidURL, httpx.HTTPError, UnicodeError) as error:
-            raise InvalidArgument(f"the request cannot be sent: {error}", field="url") from error
+        for _ in range(REDIRECTS_MAX + 1):
+            status, headers, body = await self._caller.send(call)
+            if status not in REDIRECTS or "location" not in headers:
+                accepted = request.params.get("accept", ())
+                return _outputs(status, headers, body, accepted)
+            call = _redirected(call, url_of(_joined(call.url, headers["location"])), status)
         raise FailedPrecondition(f"more than {REDIRECTS_MAX} redirects", field="url")
 
-    async def _once(self, call: Call) -> tuple[int, Mapping[str, str], bytes]:
-        """Send one request to the first address that takes the connection."""
-        import httpx
 
-        host = call.url.host
-        port = call.url.port or (443 if call.url.scheme == "https" else 80)
-        found = await addresses.resolve(host, port, self._allowed)
-        for address in found:
-            try:
-                return await self._send(call, address)
-            except httpx.ConnectError:
-                if address == found[-1]:
-                    raise
-        raise Unavailable(f"the name '{host}' has no address")
+def _joined(url: Any, location: str) -> str:
+    """Return where a redirect leads.
 
-    async def _send(self, call: Call, address: str) -> tuple[int, Mapping[str, str], bytes]:
-        import httpx
+    Raises:
+        InvalidArgument: Nowhere.
+    """
+    import httpx
 
-        host = call.url.netloc.decode("ascii")
-        headers = {**call.headers, "Host": host, "Accept-Encoding": "identity"}
-        request = httpx.Request(
-            call.method,
-            call.url.copy_with(host=address),
-            headers=headers,
-            content=call.content,
-            extensions={
-                "sni_hostname": call.url.host,
-                "timeout": httpx.Timeout(SILENCE_S, connect=CONNECT_S).as_dict(),
-            },
-        )
-        async with httpx.AsyncHTTPTransport(verify=self._tls, trust_env=False) as transport:
-            response = await transport.handle_async_request(request)
-            try:
-                if response.headers.get("content-encoding", "identity") != "identity":
-                    raise EngineFailed("the answer is compressed, which nobody asked for")
-                body = await self._read(response.aiter_raw())
-            finally:
-                await response.aclose()
-        return response.status_code, response.headers, body
-
-    async def _read(self, chunks: AsyncIterator[bytes]) -> bytes:
-        body = bytearray()
-        async for chunk in chunks:
-            body += chunk
-            if len(body) > self._bytes_max:
-                raise EngineFailed(
-                    f"the answer has more than {self._bytes_max} bytes; the workers' setting "
-                    f"CLAWDBOT_HTTP_BYTES_MAX allows more"
-                )
-        return bytes(body)
+    try:
+        return str(url.join(location))
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise InvalidArgument(f"the request cannot be sent: {error}", field="url") from error
 
 
 def _call(request: Request) -> Call:
@@ -186,7 +124,7 @@ def _call(request: Request) -> Call:
         PermissionDenied: The address carries credentials, or is not HTTP.
     """
     params, inputs = request.params, request.inputs
-    url = _url(inputs.get("url", params.get("url")))
+    url = url_of(inputs.get("url", params.get("url")))
     query = inputs.get("query")
     if isinstance(query, Mapping):
         url = url.copy_merge_params({name: _text(value) for name, value in query.items()})
@@ -198,24 +136,6 @@ def _call(request: Request) -> Call:
     if request.key and "idempotency-key" not in names:
         headers["Idempotency-Key"] = request.key
     return Call(params.get("method", "GET"), url, headers, content)
-
-
-def _url(text: object) -> Any:
-    import httpx
-
-    if not isinstance(text, str) or not 0 < len(text) <= URL_CHARS_MAX:
-        raise InvalidArgument(f"a url is a text of at most {URL_CHARS_MAX} characters", field="url")
-    try:
-        url = httpx.URL(text)
-    except (httpx.InvalidURL, UnicodeError) as error:
-        raise InvalidArgument(f"not a url: {error}", field="url") from error
-    if url.scheme not in {"http", "https"}:
-        raise PermissionDenied("only http and https are called", field="url")
-    if url.userinfo:
-        raise PermissionDenied("a url carries no credentials; send a header instead", field="url")
-    if not url.host or "%" in url.host or not 0 < (url.port or 80) < 65536:  # noqa: PLR2004
-        raise InvalidArgument("the url names no host and port", field="url")
-    return url.copy_with(fragment=None)
 
 
 def _headers(source: Mapping[str, Any]) -> dict[str, str]:

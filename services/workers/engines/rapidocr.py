@@ -1,31 +1,23 @@
 """Reads the text in an image with RapidOCR (PP-OCR models, which come inside the wheel)."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from schemas.errors import EngineFailed, InvalidArgument, ModelUnavailable
+from schemas.errors import EngineFailed, ModelUnavailable
 from schemas.values import Value
 from services.workers.engine import Engine, Request
-from services.workers.engines import fields
+from services.workers.engines import fields, image_io
 
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from PIL.Image import Image
 
-IMAGE_BYTES_MAX = 20 * 1024 * 1024
-PIXELS_MAX = 40_000_000
 SIDE_MAX = 2_000
-SIDE_MIN = 8
 DETECTOR_SIDE_MAX = 1_280
 MIN_SCORE = 0.5
-
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-_DARK = 128
 
 
 class RapidocrEngine(Engine):
@@ -69,7 +61,9 @@ class RapidocrEngine(Engine):
 
     def _read(self, request: Request) -> Mapping[str, Value]:
         min_score = fields.number(request, "min_score", default=MIN_SCORE, low=0.0, high=1.0)
-        pixels, scale = load_image(fields.data(request, "image", bytes_max=IMAGE_BYTES_MAX))
+        pixels, scale = load_image(
+            fields.data(request, "image", bytes_max=image_io.IMAGE_BYTES_MAX)
+        )
         try:
             result = self.reader(pixels, use_cls=False, text_score=min_score)
         except Exception as error:
@@ -97,51 +91,11 @@ def load_image(data: bytes) -> "tuple[NDArray[np.uint8], float]":
         InvalidArgument: Unknown format, damaged, or too many pixels; names `inputs.image`.
     """
     import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
 
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            _check_size(image)
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-    except UnidentifiedImageError as error:
-        raise InvalidArgument(
-            "not an image we can read; send PNG, JPEG, WebP or BMP", field="inputs.image"
-        ) from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InvalidArgument(
-            "the image file is damaged or incomplete", field="inputs.image"
-        ) from error
+    upright = image_io.open_image(data)
     scale = min(1.0, SIDE_MAX / max(upright.size))
     if scale < 1.0:
         upright = upright.resize(
             (max(1, int(upright.width * scale)), max(1, int(upright.height * scale)))
         )
-    return np.ascontiguousarray(np.asarray(_opaque(upright))[:, :, ::-1]), scale
-
-
-def _check_size(image: "Image") -> None:
-    """Refuse a decompression bomb by its header, before any pixel is decoded."""
-    width, height = image.size
-    if width * height > PIXELS_MAX:
-        raise InvalidArgument(
-            f"the image has {width}x{height} pixels; at most {PIXELS_MAX} are allowed",
-            field="inputs.image",
-        )
-    if min(width, height) < SIDE_MIN:
-        raise InvalidArgument(f"the image is smaller than {SIDE_MIN} pixels", field="inputs.image")
-
-
-def _opaque(image: "Image") -> "Image":
-    """Lay a transparent image on whichever of black and white its content stands out from."""
-    import numpy as np
-    from PIL import Image
-
-    if "A" not in image.getbands() and "transparency" not in image.info:
-        return image.convert("RGB")
-    layered = image.convert("RGBA")
-    pixels = np.asarray(layered)
-    visible = pixels[pixels[:, :, 3] > 0][:, :3]
-    light = visible.size > 0 and visible.mean() > _DARK
-    ground = Image.new("RGBA", layered.size, "black" if light else "white")
-    return Image.alpha_composite(ground, layered).convert("RGB")
+    return np.ascontiguousarray(np.asarray(image_io.opaque(upright))[:, :, ::-1]), scale

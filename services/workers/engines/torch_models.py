@@ -1,11 +1,18 @@
-"""What the engines on torch share: local files, safetensors, the GPU where there is one."""
+"""What the engines on torch share: local files, safetensors, the device that is asked for."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from schemas import hf_files
 from schemas.catalogue import ModelSpec
 from schemas.errors import ModelUnavailable
 from services.workers.engines import fields
+
+
+DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?|xpu(:\d{1,3})?|npu(:\d{1,3})?")
 
 
 def missing(spec: ModelSpec, models_dir: Path, *packages: str) -> str | None:
@@ -18,6 +25,10 @@ def missing(spec: ModelSpec, models_dir: Path, *packages: str) -> str | None:
         return f"there are no weights in {spec.source} below the models directory"
     if not any(folder.glob("*.safetensors")):
         return f"{spec.source} below the models directory holds no .safetensors file"
+    try:
+        asked_device(spec.params)
+    except ModelUnavailable as error:
+        return error.message
     return None
 
 
@@ -39,23 +50,34 @@ def pretrained(kind: Any, folder: Path) -> Any:
     Raises:
         ModelUnavailable: A file is absent or damaged.
     """
+    check(folder)
     try:
         return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelUnavailable(f"{folder.name} could not be loaded: a file is amiss") from error
 
 
-def model(kind: Any, folder: Path) -> tuple[Any, str]:
-    """Load weights from safetensors onto the best device; returns the model and the device.
+def model(
+    kind: Any, folder: Path, params: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Any, str]:
+    """Load weights from safetensors onto a device; returns the model and the device.
+
+    Args:
+        kind: A class of transformers with `from_pretrained`.
+        folder: See `directory`.
+        params: Of the catalogue entry: `device` and `strict_device`, see `device`.
 
     Raises:
-        ModelUnavailable: A file is absent or damaged.
+        ModelUnavailable: A file is absent or damaged, the folder asks for code, no such device.
     """
     import torch
     from safetensors import SafetensorError
+    from transformers.utils import logging
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float16 if device == "cuda" else torch.float32
+    logging.disable_progress_bar()
+    check(folder)
+    device = device_of(params)
+    dtype = torch.float16 if device.startswith("cuda") else torch.float32
     try:
         loaded = kind.from_pretrained(
             folder,
@@ -67,3 +89,57 @@ def model(kind: Any, folder: Path) -> tuple[Any, str]:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelUnavailable(f"{folder.name} could not be loaded: a file is amiss") from error
     return loaded.to(device).eval(), device
+
+
+def check(folder: Path) -> None:
+    """Refuse a folder that names code, or leads out of itself.
+
+    Raises:
+        ModelUnavailable: Names the file.
+    """
+    root = folder.resolve()
+    for path in sorted(folder.rglob("*")):
+        name = f"{folder.name}/{path.name}"
+        if not path.resolve().is_relative_to(root):
+            raise ModelUnavailable(f"{name} is a link out of the folder: copy it with cp -rL")
+        if path.suffix == ".json" and path.is_file():
+            with path.open("rb") as file:
+                hf_files.check_document(name, file.read(hf_files.CONFIG_BYTES_MAX + 1))
+
+
+def asked_device(params: Mapping[str, Any]) -> str:
+    """Return the device that a catalogue entry asks for: `auto` by default.
+
+    Raises:
+        ModelUnavailable: No device's name.
+    """
+    asked = params.get("device", "auto")
+    if not isinstance(asked, str) or not DEVICES.fullmatch(asked):
+        raise ModelUnavailable("'device' is one of auto, cpu, cuda, cuda:1, mps, xpu, npu")
+    return asked
+
+
+def device_of(params: Mapping[str, Any]) -> str:
+    """Return the device to compute on: what is asked for, or the best where that is `auto`.
+
+    Raises:
+        ModelUnavailable: It is not here, and `strict_device: false` does not allow another.
+    """
+    import torch
+
+    asked = asked_device(params)
+    kind, _, index = asked.partition(":")
+    here = ["cpu"]
+    if torch.accelerator.is_available():
+        here.insert(0, torch.accelerator.current_accelerator().type)
+    if asked == "auto":
+        return here[0]
+    is_here = kind in here and (not index or int(index) < torch.accelerator.device_count())
+    if is_here:
+        return asked
+    if params.get("strict_device", True) is not False:
+        raise ModelUnavailable(
+            f"the device {asked} is not here, only {', '.join(here)}; install it, or allow others "
+            "with strict_device: false"
+        )
+    return here[0]

@@ -35,7 +35,9 @@ class TransformersClassifierEngine(Engine):
 
         folder = torch_models.directory(self.spec, self.models_dir)
         self.tokenizer = torch_models.pretrained(AutoTokenizer, folder)
-        self.model, self.device = torch_models.model(AutoModelForSequenceClassification, folder)
+        self.model, self.device = torch_models.model(
+            AutoModelForSequenceClassification, folder, self.spec.params
+        )
 
     @override
     def infer(self, batch: Sequence[Request]) -> list[Mapping[str, Value]]:

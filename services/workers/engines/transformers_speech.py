@@ -37,7 +37,9 @@ class TransformersSpeechEngine(Engine):
 
         folder = torch_models.directory(self.spec, self.models_dir)
         self.tokenizer = torch_models.pretrained(FastSpeech2ConformerTokenizer, folder)
-        self.model, self.device = torch_models.model(FastSpeech2ConformerWithHifiGan, folder)
+        self.model, self.device = torch_models.model(
+            FastSpeech2ConformerWithHifiGan, folder, self.spec.params
+        )
         self.model.float()
 
     @override

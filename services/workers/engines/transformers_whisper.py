@@ -35,7 +35,9 @@ class TransformersWhisperEngine(Engine):
 
         folder = torch_models.directory(self.spec, self.models_dir)
         self.processor = torch_models.pretrained(WhisperProcessor, folder)
-        self.model, self.device = torch_models.model(WhisperForConditionalGeneration, folder)
+        self.model, self.device = torch_models.model(
+            WhisperForConditionalGeneration, folder, self.spec.params
+        )
 
     @override
     def infer(self, batch: Sequence[Request]) -> list[Mapping[str, Value]]:

@@ -24,7 +24,7 @@ from schemas.errors import (
 from schemas.values import Binary, Value
 from services.workers.engine import AsyncEngine, Request
 from services.workers.engines import addresses, engine_class
-from services.workers.engines.http import HttpEngine
+from services.workers.engines.calls import Caller
 
 
 Answer = Callable[[str, bytes], Awaitable[bytes]]
@@ -321,7 +321,7 @@ MALFORMED = [
 @pytest.mark.parametrize("url", HOSTILE)
 async def test_hostile_addresses_are_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever way a private address is written, nothing is ever sent to it."""
-    monkeypatch.setattr(HttpEngine, "_send", never_sent)
+    monkeypatch.setattr(Caller, "_send", never_sent)
     with pytest.raises((PermissionDenied, InvalidArgument, Unavailable)):
         await call(url, allow="")
 
@@ -334,7 +334,7 @@ async def never_sent(*_: object) -> None:
 @pytest.mark.parametrize("url", MALFORMED, ids=lambda url: str(url)[:30])
 async def test_malformed_addresses_are_refused(url: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With an error of ours, before anything is sent."""
-    monkeypatch.setattr(HttpEngine, "_send", never_sent)
+    monkeypatch.setattr(Caller, "_send", never_sent)
     with pytest.raises((InvalidArgument, PermissionDenied)):
         await call(url, allow="")
 

@@ -1,0 +1,96 @@
+"""Makes the tensors that a model wants of the files that come: before the engine, by the plan.
+
+An adapter is a pure function with a name and a version; a version computes the same for ever,
+because forks of old runs ask for it. Whatever is no file passes as it is.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from schemas.errors import InvalidArgument, ModelUnavailable
+from schemas.plan import Adaptation
+from schemas.values import Binary, Tensor, Value
+from services.workers.engines import audio_io, fields, image_io
+
+
+CHANNELS = 3
+ADAPTED_SIDE_MAX = 4096
+
+Adapter = Callable[[bytes, Mapping[str, Any], str], Tensor]
+"""Takes a file, params, and the name of the input."""
+
+
+def adapted(inputs: Mapping[str, Value], wanted: Mapping[str, Adaptation]) -> dict[str, Value]:
+    """Return inputs with the files among them made into what the plan says.
+
+    Raises:
+        InvalidArgument: A file cannot be read; names `inputs.<name>`.
+        ModelUnavailable: This worker is too old to know an adapter, or lacks a package.
+    """
+    found = dict(inputs)
+    for name, adaptation in wanted.items():
+        value = found.get(name)
+        if not isinstance(value, Binary):
+            continue
+        adapter = ADAPTERS.get(adaptation.adapter)
+        if adapter is None:
+            raise ModelUnavailable(f"this worker does not know the adapter {adaptation.adapter}")
+        absent = fields.missing_package("numpy", "PIL")
+        if absent is not None:
+            raise ModelUnavailable(absent)
+        found[name] = adapter(value.data, adaptation.params, f"inputs.{name}")
+    return found
+
+
+def _image_to_pixels(data: bytes, params: Mapping[str, Any], field: str) -> Tensor:
+    """Return FP32 [1, channel=3, height, width]: RGB, (value / 255 - mean) / std.
+
+    The image is scaled until it covers height and width, bilinear with antialiasing, and its middle
+    is taken; a height or width of -1 leaves it as it is.
+    """
+    import numpy as np
+    from PIL import Image
+
+    _check_bytes(data, image_io.IMAGE_BYTES_MAX, field)
+    image = image_io.opaque(image_io.open_image(data, field))
+    height, width = int(params.get("height", -1)), int(params.get("width", -1))
+    if height > 0 and width > 0:
+        scale = max(height / image.height, width / image.width)
+        size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+        image = image.resize(size, Image.Resampling.BILINEAR)
+        left, top = (size[0] - width) // 2, (size[1] - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    elif max(image.size) > ADAPTED_SIDE_MAX:
+        raise InvalidArgument(
+            f"the image has more than {ADAPTED_SIDE_MAX} pixels a side", field=field
+        )
+    mean = np.array(params.get("mean", [0.0] * CHANNELS), np.float32)
+    std = np.array(params.get("std", [1.0] * CHANNELS), np.float32)
+    pixels = (np.asarray(image, np.float32) / np.float32(255) - mean) / std
+    first = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]).astype("<f4")
+    return Tensor(datatype="FP32", shape=first.shape, data=first.tobytes())
+
+
+def _audio_to_samples(data: bytes, params: Mapping[str, Any], field: str) -> Tensor:
+    """Return FP32 [1, sample] in [-1, 1], mono, at 16 kHz."""
+    if params.get("rate_hz") != audio_io.RATE_HZ:
+        raise ModelUnavailable(f"audio-to-samples/1 gives {audio_io.RATE_HZ} samples a second")
+    _check_bytes(data, audio_io.AUDIO_BYTES_MAX, field)
+    try:
+        samples = audio_io.decode(data).samples
+    except InvalidArgument as error:
+        raise InvalidArgument(error.message, field=field) from error
+    return Tensor(datatype="FP32", shape=(1, len(samples)), data=samples.astype("<f4").tobytes())
+
+
+def _check_bytes(data: bytes, bytes_max: int, field: str) -> None:
+    if not 0 < len(data) <= bytes_max:
+        raise InvalidArgument(
+            f"the file has {len(data)} bytes; 1 to {bytes_max} are allowed", field=field
+        )
+
+
+ADAPTERS: Mapping[str, Adapter] = {
+    "audio-to-samples/1": _audio_to_samples,
+    "image-to-pixels/1": _image_to_pixels,
+}

@@ -1,0 +1,353 @@
+"""Asks a server that speaks OpenAI's protocol: vLLM, Ollama, llama.cpp, or a public one.
+
+The catalogue names the server and the model there. The key is the operator's: it stands in an
+environment variable, is bound to a host by `CLAWDBOT_OPENAI_KEYS`, and goes nowhere else; redirects
+are not followed.
+
+Source: the OpenAI API, `POST /chat/completions` and `POST /embeddings`.
+"""
+
+import base64
+import math
+import ssl
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+from typing_extensions import override
+
+from schemas.catalogue import ModelSpec
+from schemas.errors import (
+    ClawdbotError,
+    EngineFailed,
+    FailedPrecondition,
+    InvalidArgument,
+    ModelUnavailable,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+)
+from schemas.values import Binary, Tensor, Value
+from services.workers.engine import AsyncEngine, Request
+from services.workers.engines import addresses, fields
+from services.workers.engines.calls import RESPONSE_BYTES_MAX, Call, Caller, url_of
+
+
+REQUEST_BYTES_MAX = 16 * 1024 * 1024
+MESSAGES_MAX = 1024
+EXCERPT_CHARS = 200
+RETRY_AFTER_S_MAX = 300.0
+
+_NUMBERS = {
+    "temperature": (0.0, 2.0),
+    "top_p": (0.0, 1.0),
+    "max_tokens": (1, 1_000_000),
+    "seed": (-(2**63), 2**63 - 1),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+}
+_WHOLE = {"max_tokens", "seed"}
+_INPUTS = {"chat": {"text", "messages", "image"}, "embeddings": {"text"}}
+_OUTPUTS = {
+    "chat": {"text", "finish_reason", "usage", "message"},
+    "embeddings": {"embedding", "usage"},
+}
+_BUSY = {408, 409, 425, 500, 502, 503, 504}
+"""Statuses after which the same request may succeed; 429 too."""
+
+
+class OpenaiEngine(AsyncEngine):
+    """Params of the catalogue entry: `url` (up to `/v1`), `model` there, `task`.
+
+    `chat`: inputs `text`, or `messages` as the protocol has them, and `image`, a file the model
+    looks at; outputs, those of them that are declared: `text`, `finish_reason`, `usage`, `message`.
+    Params of a request: `system`, `temperature`, `top_p`, `max_tokens`, `seed`, `stop`,
+    `presence_penalty`, `frequency_penalty`.
+    `embeddings`: input `text`, one or a list; outputs `embedding` FP32 [text, dimension], `usage`.
+    """
+
+    def __init__(self, spec: ModelSpec, models_dir: Path) -> None:
+        super().__init__(spec, models_dir)
+        params = spec.params
+        self._allowed = parse_allowed(str(params.get("allow", "")))
+        self._bytes_max = int(params.get("bytes_max", RESPONSE_BYTES_MAX))
+        self._keys: Mapping[str, str] = params.get("keys", {})
+        self._caller: Caller
+
+    @override
+    def missing(self) -> str | None:
+        try:
+            self._url()
+            task = self._task()
+        except ModelUnavailable as error:
+            return error.message
+        for side, ports, known in (
+            ("input", self.spec.inputs, _INPUTS[task]),
+            ("output", self.spec.outputs, _OUTPUTS[task]),
+        ):
+            for port in ports:
+                if port.name not in known:
+                    names = ", ".join(sorted(known))
+                    return f"the task '{task}' has no {side} '{port.name}', only {names}"
+        return fields.missing_package("httpx")
+
+    @override
+    def load(self) -> None:
+        absent = self.missing()
+        if absent is not None:
+            raise ModelUnavailable(absent)
+        tls = ssl.create_default_context()
+        self._caller = Caller(self._allowed, self._bytes_max, tls)
+
+    @override
+    async def answer(self, request: Request) -> Mapping[str, Value]:
+        task = self._task()
+        path, body = self._chat(request) if task == "chat" else self._embeddings(request)
+        document = await self._ask(path, body, request.key)
+        found = _said(document) if task == "chat" else _vectors(document, len(body["input"]))
+        return {port.name: found[port.name] for port in self.spec.outputs}
+
+    def _task(self) -> str:
+        task = self.spec.params.get("task", "chat")
+        if task not in _INPUTS:
+            raise ModelUnavailable(f"'task' of the catalogue entry is one of {', '.join(_INPUTS)}")
+        return str(task)
+
+    def _url(self) -> Any:
+        """Return the server's address.
+
+        Raises:
+            ModelUnavailable: The catalogue names none, or no model there.
+        """
+        if not isinstance(self.spec.params.get("model"), str):
+            raise ModelUnavailable("'model' of the catalogue entry names the model at the server")
+        try:
+            return url_of(self.spec.params.get("url"))
+        except (InvalidArgument, PermissionDenied) as error:
+            raise ModelUnavailable(f"'url' of the catalogue entry: {error.message}") from error
+
+    def _chat(self, request: Request) -> tuple[str, dict[str, Any]]:
+        messages = _messages(request)
+        system = request.params.get("system", "")
+        if not isinstance(system, str):
+            raise InvalidArgument("'system' must be text", field="params.system")
+        if system:
+            messages = [{"role": "system", "content": system}, *messages]
+        body = {"model": self.spec.params["model"], "messages": messages, "stream": False}
+        return "chat/completions", body | _options(request)
+
+    def _embeddings(self, request: Request) -> tuple[str, dict[str, Any]]:
+        texts = fields.texts(request)
+        body = {"model": self.spec.params["model"], "input": texts, "encoding_format": "float"}
+        return "embeddings", body
+
+    async def _ask(self, path: str, body: Mapping[str, Any], key: str) -> Any:
+        """Send a request, and return the JSON that answers it.
+
+        Raises:
+            ClawdbotError: What the status means, see `_refusal`.
+        """
+        base = self._url()
+        url = base.copy_with(path=f"{base.path.rstrip('/')}/{path}")
+        content = orjson.dumps(body)
+        if len(content) > REQUEST_BYTES_MAX:
+            raise InvalidArgument(
+                f"the request has {len(content)} bytes; at most {REQUEST_BYTES_MAX} are sent",
+                field="inputs",
+            )
+        headers = {"User-Agent": "clawdbot", "Content-Type": "application/json"}
+        headers["Accept"] = "application/json"
+        secret = self._keys.get(origin(url)) or self._keys.get(url.host)
+        if secret:
+            headers["Authorization"] = f"Bearer {secret}"
+        if key:
+            headers["Idempotency-Key"] = key
+        status, answer_headers, answer = await self._caller.send(
+            Call("POST", url, headers, content)
+        )
+        if status != 200:  # noqa: PLR2004 - the one that carries an answer
+            raise _refusal(status, answer_headers, answer)
+        try:
+            return orjson.loads(answer)
+        except orjson.JSONDecodeError as error:
+            raise EngineFailed("the server's answer is no JSON") from error
+
+
+def origin(url: Any) -> str:
+    """Return host and port of an address, as `CLAWDBOT_OPENAI_KEYS` may name it."""
+    port = url.port or (443 if url.scheme == "https" else 80)
+    return f"{url.host}:{port}"
+
+
+def parse_allowed(text: str) -> addresses.Allowed:
+    """Read `CLAWDBOT_OPENAI_ALLOW`.
+
+    Raises:
+        FailedPrecondition: An item is neither a name nor a range.
+    """
+    return addresses.Allowed.parse(text, "CLAWDBOT_OPENAI_ALLOW")
+
+
+def parse_keys(text: str, secret_of: Callable[[str], str | None]) -> dict[str, str]:
+    """Read `HOST=VARIABLE` with commas between them, and the key in each variable.
+
+    Args:
+        text: `CLAWDBOT_OPENAI_KEYS`; a host may have a port.
+        secret_of: Reads a variable.
+
+    Raises:
+        FailedPrecondition: Something else, or the variable is not set; never says a key.
+    """
+    found = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        host, equals, variable = item.partition("=")
+        if not equals or not host.strip() or not variable.strip().isidentifier():
+            raise FailedPrecondition(
+                f"what is set for '{host}' is not HOST=VARIABLE, such as api.example.com=A_KEY",
+                field="CLAWDBOT_OPENAI_KEYS",
+            )
+        secret = secret_of(variable.strip())
+        if not secret:
+            raise FailedPrecondition(
+                f"the variable {variable.strip()} is not set", field="CLAWDBOT_OPENAI_KEYS"
+            )
+        if not secret.isascii() or not secret.isprintable():
+            raise FailedPrecondition(
+                f"the variable {variable.strip()} holds what no header can carry",
+                field="CLAWDBOT_OPENAI_KEYS",
+            )
+        found[host.strip().lower()] = secret
+    return found
+
+
+def _messages(request: Request) -> list[Any]:
+    """Return the messages of a chat.
+
+    Raises:
+        InvalidArgument: Neither a text nor messages; names the input.
+    """
+    given = request.inputs.get("messages")
+    if given is not None:
+        fits = isinstance(given, list) and all(
+            isinstance(item, dict) and isinstance(item.get("role"), str) for item in given
+        )
+        if not fits or not 0 < len(given) <= MESSAGES_MAX:
+            raise InvalidArgument(
+                f"'messages' must be a list of 1 to {MESSAGES_MAX} objects with a role and content",
+                field="inputs.messages",
+            )
+        return list(given)
+    text: Any = fields.text(request)
+    image = request.inputs.get("image")
+    if image is None:
+        return [{"role": "user", "content": text}]
+    if not isinstance(image, Binary) or not image.media_type.startswith("image/"):
+        raise InvalidArgument("'image' must be an image file", field="inputs.image")
+    data = base64.b64encode(image.data).decode()
+    picture = {"url": f"data:{image.media_type};base64,{data}"}
+    parts = [{"type": "text", "text": text}, {"type": "image_url", "image_url": picture}]
+    return [{"role": "user", "content": parts}]
+
+
+def _options(request: Request) -> dict[str, Any]:
+    """Return how a text is wanted.
+
+    Raises:
+        InvalidArgument: A param is out of range; names it.
+    """
+    found: dict[str, Any] = {}
+    for name, (low, high) in _NUMBERS.items():
+        if name in request.params:
+            number = fields.number(request, name, default=low, low=low, high=high)
+            found[name] = int(number) if name in _WHOLE else number
+    stop = request.params.get("stop")
+    if stop is not None:
+        stops = [stop] if isinstance(stop, str) else stop
+        if not isinstance(stops, list) or not all(isinstance(item, str) for item in stops):
+            raise InvalidArgument("'stop' must be a text or a list of texts", field="params.stop")
+        found["stop"] = stops
+    return found
+
+
+def _said(document: Any) -> dict[str, Value]:
+    """Return what a chat's answer says.
+
+    Raises:
+        EngineFailed: It is no such answer.
+    """
+    try:
+        choice = document["choices"][0]
+        message = choice["message"]
+        text = message.get("content")
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise EngineFailed("the server's answer has no message") from error
+    if text is not None and not isinstance(text, str):
+        raise EngineFailed("the server's message is no text")
+    return {
+        "text": text or "",
+        "finish_reason": choice.get("finish_reason"),
+        "usage": document.get("usage"),
+        "message": message,
+    }
+
+
+def _vectors(document: Any, count: int) -> dict[str, Value]:
+    """Return the embeddings of an answer.
+
+    Raises:
+        EngineFailed: They are not as many as were asked for, or no vectors of one length.
+    """
+    try:
+        items = sorted(document["data"], key=lambda item: item["index"])
+        rows = [list(map(float, item["embedding"])) for item in items]
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineFailed("the server's answer has no embeddings") from error
+    widths = {len(row) for row in rows}
+    if len(rows) != count or len(widths) != 1 or 0 in widths:
+        raise EngineFailed("the server did not give one vector for each text")
+    flat = [number for row in rows for number in row]
+    if not all(map(math.isfinite, flat)):
+        raise EngineFailed("the server's vectors hold what is no number")
+    (width,) = widths
+    data = struct.pack(f"<{len(flat)}f", *flat)
+    tensor = Tensor(datatype="FP32", shape=(count, width), data=data)
+    return {"embedding": tensor, "usage": document.get("usage")}
+
+
+def _refusal(status: int, headers: Mapping[str, str], body: bytes) -> ClawdbotError:
+    """Return the error that a status means: whose fault it is, and whether it may pass."""
+    text = f"the server says {status}: {_complaint(body)}".rstrip(": ")
+    if status in {401, 403}:
+        return FailedPrecondition(
+            f"the server refuses the key ({status}); whoever runs the workers sets it with "
+            "CLAWDBOT_OPENAI_KEYS"
+        )
+    if status == 429:  # noqa: PLR2004 - too many requests
+        return ResourceExhausted(text, retry_after_s=_retry_after(headers))
+    if status in _BUSY:
+        return Unavailable(text, retry_after_s=_retry_after(headers))
+    if status in {400, 413, 422}:
+        return InvalidArgument(text, field="inputs")
+    return FailedPrecondition(text)
+
+
+def _complaint(body: bytes) -> str:
+    """Return what a server says of an error, cut short."""
+    try:
+        document = orjson.loads(body)
+        error = document.get("error", document)
+        said = error.get("message", "") if isinstance(error, dict) else error
+    except (orjson.JSONDecodeError, AttributeError):
+        said = body[: 4 * EXCERPT_CHARS].decode(errors="replace")
+    return " ".join(str(said).split())[:EXCERPT_CHARS]
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Return the seconds after which a server wants to be asked again."""
+    try:
+        seconds = float(headers.get("retry-after", "1"))
+    except ValueError:
+        return 1.0  # a date: soon enough
+    return min(max(seconds, 0.0), RETRY_AFTER_S_MAX) if math.isfinite(seconds) else 1.0

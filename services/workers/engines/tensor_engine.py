@@ -1,0 +1,237 @@
+"""What the engines share that compute tensors which the catalogue declares.
+
+Requests are checked against the declaration, joined along their first dimension to one call, and
+what comes out is checked and taken apart again.
+"""
+
+from abc import abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from typing_extensions import override
+
+from schemas import tensors
+from schemas.catalogue import Port
+from schemas.errors import ClawdbotError, EngineFailed, InvalidArgument, ModelUnavailable
+from schemas.values import Tensor, Value
+from services.workers.engine import BatchEngine, Request
+
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+THREADS_MAX = 256
+
+_DTYPES = {
+    "BOOL": "?",
+    "UINT8": "u1",
+    "UINT16": "<u2",
+    "UINT32": "<u4",
+    "UINT64": "<u8",
+    "INT8": "i1",
+    "INT16": "<i2",
+    "INT32": "<i4",
+    "INT64": "<i8",
+    "FP16": "<f2",
+    "FP32": "<f4",
+    "FP64": "<f8",
+}
+_DATATYPES = {code.lstrip("<").replace("?", "b1"): name for name, code in _DTYPES.items()}
+
+
+class TensorEngine(BatchEngine):
+    """An engine whose inputs and outputs are numpy arrays by the names of the model."""
+
+    knows_bf16: ClassVar[bool] = False
+    """Whether BF16, which numpy does not have, comes and goes as its bits, in UINT16."""
+
+    @abstractmethod
+    def compute(
+        self, feeds: "Mapping[str, NDArray[Any]]", params: Mapping[str, Any]
+    ) -> "Sequence[NDArray[Any]]":
+        """Compute the outputs that the spec declares, in its order.
+
+        Args:
+            feeds: By `tensor_name`; of BYTES arrays of str.
+            params: Those of the first request; an engine that heeds them has them in its
+                `batch_key`.
+
+        Raises:
+            EngineFailed: The library refused the input, with its reason as `cause`.
+            Exception: As well; it is reported as the above.
+        """
+
+    @override
+    def batch_key(self, request: Request) -> Hashable | None:
+        """Return datatypes and inner shapes; None for what is computed by itself, or refused."""
+        if not self.spec.max_batch_size:
+            return None
+        try:
+            self.check(request)
+        except InvalidArgument:
+            return None
+        return tuple((port.name, request.inputs[port.name].shape[1:]) for port in self.spec.inputs)
+
+    @override
+    def rows(self, request: Request) -> int:
+        if not self.spec.max_batch_size:
+            return 1
+        rows: int = request.inputs[self.spec.inputs[0].name].shape[0]
+        return rows
+
+    @override
+    def infer(self, batch: Sequence[Request]) -> list[Mapping[str, Value]]:
+        import numpy as np
+
+        for request in batch:
+            self.check(request)
+        feeds = {}
+        for port in self.spec.inputs:
+            parts = [array_of(request.inputs[port.name], port.name) for request in batch]
+            feeds[port.tensor_name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        try:
+            arrays = self.compute(feeds, batch[0].params)
+        except ClawdbotError:
+            raise
+        except Exception as error:
+            raise EngineFailed(
+                "the model could not compute this input", cause=str(error)
+            ) from error
+        total = sum(self.rows(request) for request in batch)
+        outputs: list[dict[str, Value]] = [{} for _ in batch]
+        for port, array in zip(self.spec.outputs, arrays, strict=True):
+            if self.spec.max_batch_size and array.shape[:1] != (total,):
+                raise EngineFailed(f"output '{port.name}' does not have one row for each input row")
+            at = 0
+            for request, found in zip(batch, outputs, strict=True):
+                count = self.rows(request)
+                piece = array if len(batch) == 1 else array[at : at + count]
+                found[port.name] = tensor_of(piece, port)
+                at += count
+        return list(outputs)
+
+    def check(self, request: Request) -> None:
+        """Refuse inputs that are not as declared.
+
+        Raises:
+            InvalidArgument: Names `inputs.<name>`.
+        """
+        rows = set()
+        for port in self.spec.inputs:
+            rows.add(check_tensor(request.inputs.get(port.name), port).shape[:1])
+        if not self.spec.max_batch_size:
+            return
+        if len(rows) > 1:
+            raise InvalidArgument("the inputs differ in their first dimension", field="inputs")
+        ((count,),) = rows
+        if not 0 < count <= self.spec.max_batch_size:
+            raise InvalidArgument(
+                f"a request has 1 to {self.spec.max_batch_size} rows, this one {count}",
+                field=f"inputs.{self.spec.inputs[0].name}",
+            )
+
+    def threads(self) -> int:
+        """Return how many threads one inference may use: `threads` of the catalogue entry.
+
+        Raises:
+            ModelUnavailable: No number of threads.
+        """
+        threads = self.spec.params.get("threads", 1)
+        if not isinstance(threads, int) or not 1 <= threads <= THREADS_MAX:
+            raise ModelUnavailable(f"'threads' must be a number from 1 to {THREADS_MAX}")
+        return threads
+
+    def check_ports(self) -> None:
+        """Refuse a declaration of anything but required tensors.
+
+        Raises:
+            ModelUnavailable: Names the input or output.
+        """
+        for side, ports in (("input", self.spec.inputs), ("output", self.spec.outputs)):
+            for port in ports:
+                if port.kind != "tensor" or not port.required:
+                    raise ModelUnavailable(
+                        f"{side} '{port.name}' must be declared a required tensor"
+                    )
+                if port.datatype == "BF16" and not self.knows_bf16:
+                    raise ModelUnavailable(f"{side} '{port.name}': no BF16 with this engine")
+
+
+def check_tensor(value: Value, port: Port) -> Tensor:
+    """Return a value that is the tensor a port declares.
+
+    Raises:
+        InvalidArgument: Names `inputs.<name>`.
+    """
+    where = f"inputs.{port.name}"
+    if not isinstance(value, Tensor):
+        raise InvalidArgument(f"'{port.name}' must be a tensor of {port.datatype}", field=where)
+    if value.datatype != port.datatype:
+        raise InvalidArgument(
+            f"'{port.name}' must be {port.datatype}, not {value.datatype}", field=where
+        )
+    if not tensors.fits(value.shape, port.shape):
+        raise InvalidArgument(
+            f"'{port.name}' must have the shape {list(port.shape)}, not {list(value.shape)}",
+            field=where,
+        )
+    try:
+        value.check()
+    except InvalidArgument as error:
+        raise InvalidArgument(f"'{port.name}': {error.message}", field=where) from error
+    return value
+
+
+def array_of(tensor: Tensor, name: str) -> "NDArray[Any]":
+    """Return a tensor as an array that cannot be written to; of BYTES one of str, of BF16 its bits.
+
+    Raises:
+        InvalidArgument: An element of BYTES is not UTF-8.
+    """
+    import numpy as np
+
+    where = f"inputs.{name}"
+    if tensor.datatype == "BYTES":
+        items = tensors.elements(tensor.data, tensors.count_of(tensor.shape))
+        try:
+            texts = [item.decode() for item in items]
+        except UnicodeDecodeError as error:
+            raise InvalidArgument(f"an element of '{name}' is not UTF-8", field=where) from error
+        return np.array(texts, object).reshape(tensor.shape)
+    if tensor.datatype == "BOOL":
+        flags: NDArray[Any] = np.frombuffer(tensor.data, np.uint8) != 0
+        return flags.reshape(tensor.shape)
+    dtype = _DTYPES["UINT16" if tensor.datatype == "BF16" else tensor.datatype]
+    return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
+
+
+def tensor_of(array: "NDArray[Any]", port: Port) -> Tensor:
+    """Return an output, when it is as declared.
+
+    Raises:
+        EngineFailed: It is not.
+    """
+    if not tensors.fits(array.shape, port.shape):
+        raise EngineFailed(
+            f"output '{port.name}' has the shape {list(array.shape)}, declared {list(port.shape)}"
+        )
+    if port.datatype == "BYTES":
+        data = tensors.pack(str(item).encode() for item in array.reshape(-1))
+        return Tensor(datatype=port.datatype, shape=array.shape, data=data)
+    found = datatype_of(array)
+    if found != ("UINT16" if port.datatype == "BF16" else port.datatype):
+        raise EngineFailed(f"output '{port.name}' is {found}, declared {port.datatype}")
+    return Tensor(datatype=port.datatype, shape=array.shape, data=array.tobytes())
+
+
+def datatype_of(array: "NDArray[Any]") -> str:
+    """Return what the Open Inference Protocol calls an array's elements."""
+    code = array.dtype.str.lstrip("<|")  # big-endian stays what it is: nothing of ours
+    return _DATATYPES.get(code, str(array.dtype))
+
+
+def narrows(declared: Sequence[int], found: Sequence[int]) -> bool:
+    """Tell whether each shape that is declared is one the model takes; -1 is any size."""
+    return len(declared) == len(found) and all(
+        size < 0 or size == wanted for wanted, size in zip(declared, found, strict=True)
+    )

@@ -1,0 +1,186 @@
+"""Runs programs of `torch.export` (.pt2) whose signature the catalogue declares."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from schemas import pt2
+from schemas.catalogue import Port
+from schemas.errors import EngineFailed, ModelUnavailable
+from services.workers.engines import fields, model_files, torch_models
+from services.workers.engines.tensor_engine import TensorEngine, narrows
+
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_DATATYPES = {
+    "bool": "BOOL",
+    "uint8": "UINT8",
+    "int8": "INT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "float16": "FP16",
+    "float32": "FP32",
+    "float64": "FP64",
+}
+
+
+class TorchProgramEngine(TensorEngine):
+    """Inputs are the arguments of the module's `forward`, outputs the keys of the dict it returns.
+
+    Where it returns no dict they are `output_0`, `output_1` and so on. Params of the catalogue
+    entry: `device` (auto, cpu, cuda, cuda:1, mps, ...), `strict_device` (true: a device that is not
+    here is a reason not to serve).
+    """
+
+    module: Any = None
+    device: str = "cpu"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._by_name: frozenset[str] = frozenset()
+        """Arguments that go in by name."""
+        self._arguments: tuple[str, ...] = ()
+        self._outputs: tuple[str, ...] = ()
+
+    @override
+    def missing(self) -> str | None:
+        absent = fields.missing_package("torch", "numpy")
+        if absent is not None:
+            return absent
+        try:
+            model_files.locate(self.models_dir, self.spec.source)
+            torch_models.asked_device(self.spec.params)
+        except ModelUnavailable as error:
+            return error.message
+        return None
+
+    @override
+    def is_uncertain(self) -> bool:
+        """Tell whether a device is asked for that may not be here."""
+        return torch_models.asked_device(self.spec.params) not in {"auto", "cpu"}
+
+    @override
+    def load(self) -> None:
+        """Load, and compare with the declared signature.
+
+        Raises:
+            ModelUnavailable: Absent, damaged, unsafe, another signature, no such device.
+        """
+        import torch
+        from torch.export.passes import move_to_device_pass
+
+        bytes_max = int(self.spec.params.get("bytes_max", model_files.MODEL_BYTES_MAX))
+        data = model_files.read(self.models_dir, self.spec.source, bytes_max)
+        archive = pt2.sanitized(data, bytes_max)
+        self.device = torch_models.device_of(self.spec.params)
+        try:
+            program = torch.export.load(io.BytesIO(archive))
+            if self.device != "cpu":
+                program = move_to_device_pass(program, self.device)
+            module = program.module(check_guards=False)  # ports are checked for each request
+        except Exception as error:
+            raise ModelUnavailable("torch cannot load the program", cause=str(error)) from error
+        self.check_ports()
+        self._compare(program)
+        self.module = module
+
+    @override
+    def compute(
+        self, feeds: "Mapping[str, NDArray[Any]]", params: Mapping[str, Any]
+    ) -> "Sequence[NDArray[Any]]":
+        import torch
+
+        tensors = {
+            name: torch.from_numpy(feeds[name].copy()).to(self.device) for name in self._arguments
+        }
+        by_place = [tensors[name] for name in self._arguments if name not in self._by_name]
+        by_name = {name: tensors[name] for name in self._by_name}
+        with torch.inference_mode():
+            found = self.module(*by_place, **by_name)
+        named = _named(found)
+        return [named[port.tensor_name].cpu().numpy() for port in self.spec.outputs]
+
+    @override
+    def close(self) -> None:
+        self.module = None
+
+    def _compare(self, program: Any) -> None:
+        """Refuse a program whose arguments and outputs are not those of the catalogue.
+
+        Raises:
+            ModelUnavailable: Names one.
+        """
+        signature = program.graph_signature
+        nodes = {node.name: node for node in program.graph.nodes}
+        places, names = program.call_spec.in_spec.children()
+        leaves = (*places.children(), *names.children())
+        if not all(leaf.is_leaf() for leaf in leaves) or len(leaves) != len(signature.user_inputs):
+            raise ModelUnavailable("the program takes lists or dicts; it must take tensors")
+        self._arguments = tuple(signature.user_inputs)
+        self._by_name = frozenset(names.context or ())
+        out = program.call_spec.out_spec
+        self._outputs = tuple(
+            out.context if out.type is dict else map("output_{}".format, range(out.num_leaves))
+        )
+        if len(self._outputs) != len(signature.user_outputs):
+            raise ModelUnavailable("the program gives nested outputs; it must give tensors")
+        _check(
+            "input",
+            self.spec.inputs,
+            dict(zip(self._arguments, signature.user_inputs, strict=True)),
+            nodes,
+        )
+        _check(
+            "output",
+            self.spec.outputs,
+            dict(zip(self._outputs, signature.user_outputs, strict=True)),
+            nodes,
+        )
+        declared = {port.tensor_name for port in self.spec.inputs}
+        for name in self._arguments:
+            if name not in declared:
+                raise ModelUnavailable(f"the program also needs the input '{name}': declare it")
+
+
+def _check(
+    side: str, ports: Sequence[Port], found: Mapping[str, str], nodes: Mapping[str, Any]
+) -> None:
+    """Refuse a port that is not as the program has it.
+
+    Raises:
+        ModelUnavailable: Names it, and what the program has.
+    """
+    for port in ports:
+        if port.tensor_name not in found:
+            have = ", ".join(found)
+            raise ModelUnavailable(f"the program has no {side} '{port.tensor_name}', only {have}")
+        value = nodes[found[port.tensor_name]].meta.get("val")
+        dtype = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
+        if _DATATYPES.get(dtype) != port.datatype:
+            raise ModelUnavailable(
+                f"{side} '{port.name}' is declared {port.datatype}, the program has {dtype}"
+            )
+        shape = [size if isinstance(size, int) else -1 for size in value.shape]
+        if not narrows(port.shape, shape):
+            raise ModelUnavailable(
+                f"{side} '{port.name}' is declared {list(port.shape)}, the program has {shape}"
+            )
+
+
+def _named(found: Any) -> Mapping[str, Any]:
+    """Return what a module gave, by name.
+
+    Raises:
+        EngineFailed: No tensors.
+    """
+    if isinstance(found, Mapping):
+        return found
+    items = found if isinstance(found, tuple | list) else (found,)
+    if not all(hasattr(item, "cpu") for item in items):
+        raise EngineFailed("the program did not give tensors")
+    return {f"output_{index}": item for index, item in enumerate(items)}
