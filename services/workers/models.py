@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -53,6 +53,8 @@ class Answer:
     """Requests that were computed in the same call."""
     batch: int = 0
     """Number of that call since the model was loaded; 0 where it had only this request."""
+    remembered: bool | None = None
+    """Whether it was computed before; None where nobody looks."""
 
 
 @dataclass(frozen=True)
@@ -190,10 +192,11 @@ class Models:
         outputs = responses.find(digest)
         if outputs is not None:
             self._counters[name].cache_hit_count += 1
-            return Answer(outputs, self._served.get(name, name), 0.0, 0.0, 0.0)
+            served = self._served.get(name, name)
+            return Answer(outputs, served, 0.0, 0.0, 0.0, remembered=True)
         answer = await self._infer(name, request, *urgency)
         responses.keep(digest, answer.outputs)
-        return answer
+        return replace(answer, remembered=False)
 
     async def _infer(self, name: str, request: Request, rank: int, left_s: float) -> Answer:
         begun = time.perf_counter()
