@@ -123,6 +123,11 @@ class Models:
             raise NotFound(f"no model named '{name}' here; known: {known}", field="model")
         return {port.name: port.required for port in spec.inputs}
 
+    def folder(self, name: str) -> Path:
+        """Return the folder of a model's source."""
+        spec = self._specs.get(name)
+        return (self._models_dir / ((spec and spec.source) or ".")).parent
+
     def params(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parameters of an inference: the catalogue's, overridden by those given.
 
