@@ -63,8 +63,9 @@ bench: $(STAMP) ## named scenarios, JSON lines out
 bench-engine: $(STAMP) ## the same workflow by clawdbot and by other engines, side by side
 	$(BIN)/python -m bench.rivals $(ARGS)
 
-bench-inference: $(STAMP) ## inference over HTTP beside onnxruntime in process
-	$(BIN)/python -m bench.inference $(ARGS)
+bench-inference: $(STAMP) ## inference over HTTP beside onnxruntime in process, and beside other servers
+	$(BIN)/python -m bench.inference
+	$(BIN)/python -m bench.serving $(ARGS)
 
 models: $(STAMP) ## train the small models that ship with clawdbot
 	$(BIN)/python -m models.train

@@ -54,18 +54,18 @@ def perceptron(widths: tuple[int, ...]) -> Any:
     return onnx_models.model(nodes, *ports, weights)
 
 
-def floor(path: Path, rows: int, width: int, seconds: float) -> float:
+def floor(path: Path, inputs: dict[str, Any], seconds: float) -> float:
     """Return rows a second of onnxruntime in this process, one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    batch = {"X": np.zeros((rows, width), np.float32)}
-    session.run(None, batch)
+    session.run(None, inputs)
     calls, end = 0, time.perf_counter() + seconds
     begun = time.perf_counter()
     while time.perf_counter() < end:
-        session.run(None, batch)
+        session.run(None, inputs)
         calls += 1
+    rows = len(next(iter(inputs.values())))
     return calls * rows / (time.perf_counter() - begun)
 
 
@@ -151,7 +151,8 @@ def main() -> None:
             )
             entries[name] = onnx_models.entry(f"{name}.onnx", [x], [y], max_batch_size=64)
             for rows in (1, BATCH):
-                rate = floor(folder / f"{name}.onnx", rows, widths[0], seconds)
+                batch = {"X": np.zeros((rows, widths[0]), np.float32)}
+                rate = floor(folder / f"{name}.onnx", batch, seconds)
                 print(json.dumps({"model": name, "in_process_rows": rows, "per_s": round(rate)}))
         for name, width in LARGE.items():
             onnx_models.save(onnx_models.identity("FP32", ("n", width)), folder / f"{name}.onnx")

@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from prometheus_client import Counter, Histogram
@@ -143,8 +144,8 @@ class _Exchange:
         """Write the log line and count."""
         seconds = time.perf_counter() - self._begun
         method = self._scope["method"] if self._scope["method"] in _METHODS else "other"
-        REQUESTS.labels(method, str(self.status)).inc()
-        SECONDS.labels(method).observe(seconds)
+        _counter(method, self.status).inc()
+        _histogram(method).observe(seconds)
         if self._scope["path"] in _PROBES and self.status < 400:  # noqa: PLR2004
             return
         log.info(
@@ -162,6 +163,16 @@ class _Exchange:
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"a body holds at most {self._body_max} bytes", field="body")
+
+
+@cache
+def _counter(method: str, status: int) -> Counter:
+    return REQUESTS.labels(method, str(status))
+
+
+@cache
+def _histogram(method: str) -> Histogram:
+    return SECONDS.labels(method)
 
 
 def _sane(text: str | None) -> str:

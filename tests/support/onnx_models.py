@@ -21,6 +21,7 @@ TYPES = {
     "INT32": TensorProto.INT32,
     "INT64": TensorProto.INT64,
     "FP16": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
     "FP32": TensorProto.FLOAT,
     "FP64": TensorProto.DOUBLE,
     "BYTES": TensorProto.STRING,
@@ -81,6 +82,31 @@ def adding() -> Any:
     return model(nodes, {"X": shape, "TOTAL": shape}, {"SUM": shape, "TOTAL_OUT": shape})
 
 
+def counting() -> Any:
+    """Return a model that counts to TIMES, one by one: COUNT; both [1], a million take a second."""
+    scalar = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Add", ["count", "one"], ["next"]),
+            helper.make_node("Identity", ["on"], ["still"]),
+        ],
+        "body",
+        [
+            scalar("step", TensorProto.INT64, []),
+            scalar("on", TensorProto.BOOL, []),
+            scalar("count", TensorProto.INT64, [1]),
+        ],
+        [scalar("still", TensorProto.BOOL, []), scalar("next", TensorProto.INT64, [1])],
+        [helper.make_tensor("one", TensorProto.INT64, [1], [1])],
+    )
+    nodes = [
+        helper.make_node("Squeeze", ["TIMES"], ["times"]),
+        helper.make_node("Loop", ["times", "", "zero"], ["COUNT"], body=body),
+    ]
+    zero = helper.make_tensor("zero", TensorProto.INT64, [1], [0])
+    return model(nodes, {"TIMES": ("INT64", (1,))}, {"COUNT": ("INT64", (1,))}, [zero])
+
+
 def iris() -> Any:
     """Return the model of docs/inference.md: X [n, 4] to probabilities [n, 3]."""
     rows = [[1.0, 0.0, 0.0], [0.5, 0.0, 0.0], [-2.0, 0.0, 1.0], [-2.0, 0.0, 1.0]]
@@ -131,6 +157,7 @@ def entries(folder: Path) -> dict[str, dict[str, Any]]:
     save(doubling(), folder / "doubling.onnx")
     save(picky(), folder / "picky" / "1.onnx")
     save(adding(), folder / "adding.onnx")
+    save(counting(), folder / "counting.onnx")
     rows = [-1, 3]
     found = {
         "doubling": entry(
@@ -152,6 +179,14 @@ def entries(folder: Path) -> dict[str, dict[str, Any]]:
             [port("SUM", "FP32", [-1, 2]), port("TOTAL_OUT", "FP32", [-1, 2])],
             max_batch_size=8,
             state=[{"input": "total", "output": "total_out"}],
+        ),
+        "of/two.words": entry(
+            "doubling.onnx",
+            [port("A", "FP32", rows), port("B", "FP32", rows)],
+            [port("SUM", "FP32", rows), port("TWICE", "FP32", rows)],
+        ),
+        "counting": entry(
+            "counting.onnx", [port("TIMES", "INT64", [1])], [port("COUNT", "INT64", [1])]
         ),
         "absent": entry("absent.onnx", [port("X", "FP32", [2])], [port("Y", "FP32", [2])]),
     }

@@ -14,6 +14,9 @@ from services.workers.engines.tensor_engine import TensorEngine, narrows
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+ONNX_BFLOAT16 = 16
+"""Of onnx.TensorProto.DataType."""
+
 _ONNX_TYPES = {
     "tensor(bool)": "BOOL",
     "tensor(uint8)": "UINT8",
@@ -25,6 +28,7 @@ _ONNX_TYPES = {
     "tensor(int32)": "INT32",
     "tensor(int64)": "INT64",
     "tensor(float16)": "FP16",
+    "tensor(bfloat16)": "BF16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
@@ -79,18 +83,39 @@ class OnnxEngine(TensorEngine):
         _compare("output", self.spec.outputs, session.get_outputs(), whole=False)
         self.session = session
 
+    knows_bf16 = True
+
     @override
     def compute(
         self, feeds: "Mapping[str, NDArray[Any]]", params: Mapping[str, Any]
     ) -> "Sequence[NDArray[Any]]":
-        found: Sequence[NDArray[Any]] = self.session.run(
-            [port.tensor_name for port in self.spec.outputs], dict(feeds)
-        )
-        return found
+        return self._run([port.tensor_name for port in self.spec.outputs], feeds)
 
     @override
     def close(self) -> None:
         self.session = None
+
+    def _run(self, names: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
+        """Call the runtime; BF16, which numpy does not have, goes in and out as bits."""
+        ports = {port.tensor_name: port for port in (*self.spec.inputs, *self.spec.outputs)}
+        if all(port.datatype != "BF16" for port in ports.values()):
+            found: list[Any] = self.session.run(names, feeds)
+            return found
+        import onnxruntime
+
+        values = {}
+        for name, array in feeds.items():
+            make = onnxruntime.OrtValue.ortvalue_from_numpy
+            if ports[name].datatype == "BF16":
+                make = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type
+                values[name] = make(array, ONNX_BFLOAT16)
+            else:
+                values[name] = make(array)
+        outputs = self.session.run_with_ort_values(names, values)
+        return [
+            _bits(value) if ports[name].datatype == "BF16" else value.numpy()
+            for name, value in zip(names, outputs, strict=True)
+        ]
 
     def _is_strict(self) -> bool:
         return self.spec.params.get("strict_provider", True) is not False
@@ -168,3 +193,13 @@ def _compare(side: str, declared: Sequence[Port], found: Sequence[Any], *, whole
     missing = [name for name in known if name not in names]
     if whole and missing:
         raise ModelUnavailable(f"the model also needs the {side} '{missing[0]}': declare it")
+
+
+def _bits(value: Any) -> "NDArray[Any]":
+    """Return the bits of a tensor in the processor's memory."""
+    import ctypes
+
+    import numpy as np
+
+    data = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.frombuffer(data, "<u2").reshape(value.shape())

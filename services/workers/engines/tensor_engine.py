@@ -6,7 +6,7 @@ what comes out is checked and taken apart again.
 
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
@@ -41,6 +41,9 @@ _DATATYPES = {code.lstrip("<").replace("?", "b1"): name for name, code in _DTYPE
 
 class TensorEngine(BatchEngine):
     """An engine whose inputs and outputs are numpy arrays by the names of the model."""
+
+    knows_bf16: ClassVar[bool] = False
+    """Whether BF16, which numpy does not have, comes and goes as its bits, in UINT16."""
 
     @abstractmethod
     def compute(
@@ -150,6 +153,8 @@ class TensorEngine(BatchEngine):
                     raise ModelUnavailable(
                         f"{side} '{port.name}' must be declared a required tensor"
                     )
+                if port.datatype == "BF16" and not self.knows_bf16:
+                    raise ModelUnavailable(f"{side} '{port.name}': no BF16 with this engine")
 
 
 def check_tensor(value: Value, port: Port) -> Tensor:
@@ -178,10 +183,10 @@ def check_tensor(value: Value, port: Port) -> Tensor:
 
 
 def array_of(tensor: Tensor, name: str) -> "NDArray[Any]":
-    """Return a tensor as an array that cannot be written to; of BYTES one of str.
+    """Return a tensor as an array that cannot be written to; of BYTES one of str, of BF16 its bits.
 
     Raises:
-        InvalidArgument: An element of BYTES is not UTF-8, or the datatype is one numpy lacks.
+        InvalidArgument: An element of BYTES is not UTF-8.
     """
     import numpy as np
 
@@ -196,9 +201,8 @@ def array_of(tensor: Tensor, name: str) -> "NDArray[Any]":
     if tensor.datatype == "BOOL":
         flags: NDArray[Any] = np.frombuffer(tensor.data, np.uint8) != 0
         return flags.reshape(tensor.shape)
-    if tensor.datatype not in _DTYPES:
-        raise InvalidArgument(f"{tensor.datatype} is not taken by this engine", field=where)
-    return np.frombuffer(tensor.data, _DTYPES[tensor.datatype]).reshape(tensor.shape)
+    dtype = _DTYPES["UINT16" if tensor.datatype == "BF16" else tensor.datatype]
+    return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
 
 
 def tensor_of(array: "NDArray[Any]", port: Port) -> Tensor:
@@ -215,7 +219,7 @@ def tensor_of(array: "NDArray[Any]", port: Port) -> Tensor:
         data = tensors.pack(str(item).encode() for item in array.reshape(-1))
         return Tensor(datatype=port.datatype, shape=array.shape, data=data)
     found = datatype_of(array)
-    if found != port.datatype:
+    if found != ("UINT16" if port.datatype == "BF16" else port.datatype):
         raise EngineFailed(f"output '{port.name}' is {found}, declared {port.datatype}")
     return Tensor(datatype=port.datatype, shape=array.shape, data=array.tobytes())
 
