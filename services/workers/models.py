@@ -139,6 +139,13 @@ class Models:
             raise NotFound(f"no model named '{name}' here; known: {known}", field="model")
         return {port.name: port.required for port in spec.inputs}
 
+    def folder(self, name: str) -> Path:
+        """Return the folder of a model's source; without one that of all models."""
+        spec = self._specs.get(name)
+        if spec is None or spec.source is None:
+            return self._models_dir
+        return (self._models_dir / spec.source).parent
+
     def params(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parameters of an inference: the catalogue's, overridden by those given.
 
