@@ -200,6 +200,15 @@ class ModelOffer(Message):
     served_by: str
     available: bool
     reason: str
+    loaded: bool = False
+    """Whether it is in the worker's memory now; what follows is measured then."""
+    devices: tuple[str, ...] = ()
+    """What it really runs on, best first."""
+    memory_bytes: int = 0
+    isolated: bool = False
+    """Whether it has a process of its own."""
+    latency_ms: dict[str, float] = Field(default_factory=dict)
+    """Mean time of a call of the engine, by its number of rows."""
 
 
 class ModelView(Message):

@@ -30,6 +30,8 @@ class Requests:
     said: str
     """In words, for the report."""
     items: Sequence[Feeds]
+    rows: int
+    """How many different rows they have together."""
 
     @classmethod
     def of(cls, source: Source, examples: Path | None, seed: int) -> "Requests":
@@ -40,10 +42,12 @@ class Requests:
         """
         if examples is not None:
             found = arrays.read_examples(examples)
-            return cls(examples.name, list(arrays.requests_of(found, source.inputs)))
-        return cls(
-            f"random numbers, seed {seed}", list(arrays.random_requests(source.inputs, seed))
-        )
+            items = list(arrays.requests_of(found, source.inputs))
+            return cls(
+                examples.name, items, arrays.rows_of(list(arrays.slices(found, source.inputs)))
+            )
+        items = list(arrays.random_requests(source.inputs, seed))
+        return cls(f"random numbers, seed {seed}", items, arrays.rows_of(items))
 
 
 def compare(
@@ -76,7 +80,7 @@ def compare(
         source_sha256=source.sha256,
         opset=made.opset,
         inputs=requests.said[-256:],
-        rows=arrays.rows_of(requests.items),
+        rows=requests.rows,
         tolerance=tolerance,
         outputs=outputs,
         passed=all(item.passed for item in outputs.values()),

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from clawdbot.conversion.source import TensorInfo
-from schemas.catalogue import Modality, ModelSpec
+from schemas.catalogue import Modality, ModelSpec, Port
 from schemas.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from schemas.parity import Report
 
@@ -82,8 +82,10 @@ def spec_of(
 def write(folder: Path, spec: ModelSpec, report: Report) -> None:
     """Write what stands beside the model's file."""
     document = spec.model_dump(mode="json", exclude_defaults=True)
-    whole = spec.model_dump(mode="json", include={"inputs", "outputs", "accepts", "parity"})
-    document |= {name: _brief(value) for name, value in whole.items()}
+    document["accepts"] = list(spec.accepts or ())
+    for side, ports in (("inputs", spec.inputs), ("outputs", spec.outputs)):
+        document[side] = [_written(port) for port in ports]
+    document["parity"] = report.parity.model_dump(mode="json", exclude_none=True)
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     (folder / SPEC).write_text(text, encoding="utf-8")
     (folder / PARITY).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -99,17 +101,8 @@ def _port(item: TensorInfo) -> dict[str, Any]:
     }
 
 
-def _brief(value: Any) -> Any:
-    """Return JSON without what says nothing: absent numbers, empty texts, and what goes without."""
-    match value:
-        case dict():
-            said = {"required": True, "description": "", "content": "", "labels": []}
-            return {
-                key: _brief(item)
-                for key, item in value.items()
-                if item is not None and said.get(key, ...) != item
-            }
-        case list():
-            return [_brief(item) for item in value]
-        case _:
-            return value
+def _written(port: Port) -> dict[str, Any]:
+    """Return a port as a reader wants it: what it is, and nothing that goes without saying."""
+    told = {"name", "tensor", "kind", "datatype", "shape"}
+    whole = port.model_dump(mode="json", include=told)
+    return whole | port.model_dump(mode="json", exclude_defaults=True, exclude=told)

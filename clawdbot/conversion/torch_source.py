@@ -186,6 +186,7 @@ def folder_source(folder: Path, task: str) -> TorchSource:
 
     if task not in HF_TASKS:
         raise InvalidArgument(f"--task is one of {', '.join(HF_TASKS)}, not '{task}'")
+    transformers.utils.logging.disable_progress_bar()
     class_name, output = HF_TASKS[task]
     try:
         for path in sorted(folder.rglob("*.json")):

@@ -24,10 +24,11 @@ from services.repository import CatalogueWatch
 from services.runtime import Bus, SystemClock
 from services.settings import secret
 from services.telemetry import configure, get_logger, serve_metrics
+from services.workers import devices
 from services.workers.attempts import Attempts
-from services.workers.batches import CALLS
 from services.workers.engines import ENGINE_NAMES, check_plugins, openai, providers, python
 from services.workers.handlers import Handlers, Means
+from services.workers.memory import held_bytes
 from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
 from services.workers.settings import WorkerSettings
@@ -68,14 +69,7 @@ class Worker:
         worker = f"{self.service}-{new_id()[-8:]}"
         engines = self._engines()
         live = LiveCatalogue(settings.load_catalogue())
-        models = Models(
-            live.base,
-            settings.modality,
-            settings.models_dir,
-            allow_fallback=settings.allow_fallback,
-            capacity=Capacity(settings.compute_threads, settings.batch_rows_max),
-            engine_settings=engine_settings(settings),
-        )
+        models = self._models(live)
         attempts = Attempts(SystemClock())
         bus = await Bus.connect(settings.nats_url, self.service, settings.limits())
         await bus.patiently(bus.generation)
@@ -102,7 +96,7 @@ class Worker:
             await self._hear(bus, handlers, attempts)
             await watch.begin()
             async with asyncio.TaskGroup() as group:
-                await self._serve_infer(bus, handlers, tally, group, worker)
+                await self._serve_infer(bus, means, handlers, group)
                 announced = _Announced(worker, models, shelf, engines)
                 for task in (
                     self._watch(bus),
@@ -129,8 +123,25 @@ class Worker:
         shelf = Shelf(live, repository, models, settings.modality, cache)
         return shelf, CatalogueWatch(bus, repository, live)
 
+    def _models(self, live: LiveCatalogue) -> Models:
+        settings = self.settings
+        return Models(
+            live.base,
+            settings.modality,
+            settings.models_dir,
+            allow_fallback=settings.allow_fallback,
+            capacity=Capacity(
+                settings.compute_threads,
+                settings.batch_rows_max,
+                settings.loads_max,
+                settings.cache_bytes_max,
+                settings.response_cache_bytes_max,
+            ),
+            engine_settings=engine_settings(settings),
+        )
+
     async def _serve_infer(
-        self, bus: Bus, handlers: Handlers, tally: Tally, group: asyncio.TaskGroup, worker: str
+        self, bus: Bus, means: Means, handlers: Handlers, group: asyncio.TaskGroup
     ) -> None:
         endpoint = micro.Endpoint(
             service=self.service,
@@ -139,8 +150,8 @@ class Worker:
             description=f"unlogged inference, {self.settings.modality}",
             answer=handlers.infer,
             in_flight_max=self.settings.infer_queue_max,
-            also=every("infer", f"{self.settings.modality}.*.{worker}"),
-            figures=lambda: tally.document(CALLS),
+            also=every("infer", f"{self.settings.modality}.*.{means.worker}"),
+            figures=lambda: means.tally.document(means.models.calls()),
         )
         await micro.serve(bus.nc, group, endpoint, self.settings.instance)
 
@@ -197,6 +208,10 @@ class Worker:
                 offers=(*offers, *told.shelf.offers()),
                 engines=told.engines,
                 at=clock.now(),
+                machine=await asyncio.to_thread(devices.machine),
+                held_bytes=held_bytes(),
+                cache_bytes=told.models.used_bytes,
+                cache_bytes_max=self.settings.cache_bytes_max,
             )
             try:
                 await directory.announce(card)

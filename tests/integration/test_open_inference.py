@@ -174,6 +174,28 @@ def test_a_raw_body(client: triton.InferenceServerClient, http: httpx.Client) ->
     assert answer.content.endswith(b"hello")
 
 
+def test_bf16_needs_bytes(http: httpx.Client) -> None:
+    """There and back, also its classes; as JSON it is refused, as FP16 is."""
+    data = b"\xc0\x3f\x00\xc0\x80\x3e\x80\x47"  # 1.5, -2, 0.25, 65536
+    address = "/v2/models/same-bf16/infer"
+    answer = http.post(address, content=data, headers={JSON_BYTES: "0"})
+    assert data == answer.content[int(answer.headers[JSON_BYTES]) :]
+    tensor = {
+        "name": "X",
+        "shape": [2, 2],
+        "datatype": "BF16",
+        "parameters": {"binary_data_size": 8},
+    }
+    document: dict[str, Any] = {"inputs": [tensor], "outputs": [{"name": "Y"}]}
+    text = json.dumps(document).encode()
+    answer = http.post(address, content=text + data, headers={JSON_BYTES: str(len(text))})
+    assert (400, True) == (answer.status_code, "cannot carry BF16" in answer.text)
+    document["outputs"][0]["parameters"] = {"classification": 1}
+    text = json.dumps(document).encode()
+    answer = http.post(address, content=text + data, headers={JSON_BYTES: str(len(text))})
+    assert ["65536.000000:3"] == answer.json()["outputs"][0]["data"]
+
+
 def test_nan_needs_bytes(client: triton.InferenceServerClient) -> None:
     """They come back as they went; as JSON they are refused instead of changed."""
     array = np.array([[np.nan, np.inf]], np.float32)
@@ -554,7 +576,8 @@ def test_addresses_that_are_not_there(http: httpx.Client) -> None:
     """In the same shape."""
     for method, path, status in (
         ("GET", "/v2/nothing", 404),
-        ("GET", "/v2/models/echo/infer", 405),
+        ("GET", "/v2/models/echo/infer", 404),
+        ("POST", "/v2/models/echo/ready", 405),
     ):
         answer = http.request(method, path)
         assert (status, {"error"}) == (answer.status_code, set(answer.json()))

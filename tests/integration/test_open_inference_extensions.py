@@ -170,6 +170,25 @@ def test_classification(served: Served, kind: Any) -> None:
     client.close()
 
 
+@pytest.mark.parametrize("kind", [triton, triton_grpc], ids=["http", "grpc"])
+def test_names_with_slashes(served: Served, kind: Any) -> None:
+    """In every address, with and without a version."""
+    client = kind.InferenceServerClient(served.address if kind is triton else served.grpc)
+    row = np.ones((1, 3), np.float32)
+    inputs = [given("A", row, kind), given("B", row, kind)]
+    for version in ("", "1"):
+        assert client.is_model_ready("of/two.words", version)
+        answer = client.infer("of/two.words", inputs, model_version=version)
+        assert np.array_equal(2 * row, answer.as_numpy("SUM"))
+        client.get_model_metadata("of/two.words", version)
+        client.get_model_config("of/two.words", version)
+        client.get_inference_statistics("of/two.words", version)
+    client.get_trace_settings("of/two.words")
+    with pytest.raises(InferenceServerException, match="no model 'of/three'"):
+        client.get_model_metadata("of/three")
+    client.close()
+
+
 def lines(served: Served, event: str) -> list[dict[str, Any]]:
     """Return the gateway's log lines of an event."""
     text = served.mesh.services["gateway"].log.read_text()
@@ -198,6 +217,10 @@ def test_traces(
     answer = rpc.update_trace_settings("same-fp32", {"trace_level": ["OFF"]})
     assert ["OFF"] == list(answer.settings["trace_level"].value)
     assert ["OFF"] == http.get_trace_settings()["trace_level"]
+    cleared = http.update_trace_settings("same-fp32", {"trace_rate": None})
+    assert ("1000", "0") == (cleared["trace_rate"], cleared["trace_count"])
+    answer = rpc.update_trace_settings("same-fp32", {"trace_count": None})
+    assert ["-1"] == list(answer.settings["trace_count"].value)
     for wrong in (
         {"trace_level": ["TENSORS"]},
         {"trace_rate": "0"},

@@ -173,6 +173,13 @@ def test_typed_contents(stub: Any, datatype: str) -> None:
         assert items == np.frombuffer(raw, DTYPES[datatype]).tolist()
 
 
+def test_bf16(stub: Any) -> None:
+    """As raw contents, which is the only way."""
+    data = b"\xc0\x3f\x00\xc0"
+    answer = stub.ModelInfer(request("same-bf16", datatype="BF16", raw_input_contents=[data]))
+    assert [data] == list(answer.raw_output_contents)
+
+
 BAD: dict[str, tuple[Any, str, str]] = {
     "no model": (request("nobody"), "NOT_FOUND", "no model 'nobody'"),
     "no version": (request(model_version="9"), "NOT_FOUND", "no version '9'"),
@@ -260,6 +267,127 @@ BAD: dict[str, tuple[Any, str, str]] = {
         "there is no file",
     ),
 }
+
+
+def with_parameters(on: str = "request", **given: Any) -> Any:
+    """Return a request that works but for parameters of it, of its input or of its output."""
+    made = request(raw_input_contents=[bytes(8)])
+    owner = {"request": made, "input": made.inputs[0]}.get(on) or made.outputs.add(name="Y")
+    kinds = {bool: "bool_param", int: "int64_param", str: "string_param", float: "double_param"}
+    for name, value in given.items():
+        if value is None:
+            owner.parameters[name].SetInParent()
+        else:
+            setattr(owner.parameters[name], kinds[type(value)], value)
+    return made
+
+
+REGION = {"shared_memory_region": "absent", "shared_memory_byte_size": 8}
+BAD |= {
+    "a parameter without a value": (
+        with_parameters(warmth=None),
+        "INVALID_ARGUMENT",
+        "'warmth' has no value",
+    ),
+    "an unknown parameter": (with_parameters(warmth=1), "INVALID_ARGUMENT", "no parameter"),
+    "a priority below 0": (with_parameters(priority=-1), "INVALID_ARGUMENT", "'priority'"),
+    "a priority that is a text": (with_parameters(priority="1"), "INVALID_ARGUMENT", "'priority'"),
+    "a timeout that is a text": (with_parameters(timeout="soon"), "INVALID_ARGUMENT", "'timeout'"),
+    "a timeout that is true": (with_parameters(timeout=True), "INVALID_ARGUMENT", "'timeout'"),
+    "a sequence": (with_parameters(sequence_id=7), "INVALID_ARGUMENT", "keeps no state"),
+    "a sequence of a fraction": (
+        with_parameters(sequence_id=0.5),
+        "INVALID_ARGUMENT",
+        "'sequence_id'",
+    ),
+    "the end of no sequence": (
+        with_parameters(sequence_end=True),
+        "INVALID_ARGUMENT",
+        "needs a 'sequence_id'",
+    ),
+    "a start that is a number": (
+        with_parameters(sequence_id=7, sequence_start=1),
+        "INVALID_ARGUMENT",
+        "true or false",
+    ),
+    "a flag that is a number": (
+        with_parameters(binary_data_output=1),
+        "INVALID_ARGUMENT",
+        "true or false",
+    ),
+    "classes that are a text": (
+        with_parameters("output", classification="2"),
+        "INVALID_ARGUMENT",
+        "'classification' must be a whole number",
+    ),
+    "classes below 0": (
+        with_parameters("output", classification=-2),
+        "INVALID_ARGUMENT",
+        "'classification'",
+    ),
+    "a region and data": (
+        with_parameters("input", **REGION),
+        "INVALID_ARGUMENT",
+        "0 inputs and 1 raw_input_contents",
+    ),
+    "an output into no region": (
+        with_parameters("output", **REGION),
+        "NOT_FOUND",
+        "no shared memory region 'absent'",
+    ),
+    "a region without a size": (
+        with_parameters("input", shared_memory_region="r"),
+        "INVALID_ARGUMENT",
+        "'shared_memory_byte_size'",
+    ),
+    "an output twice": (
+        request(
+            raw_input_contents=[bytes(8)],
+            outputs=[service_pb2.ModelInferRequest.InferRequestedOutputTensor(name="Y")] * 2,
+        ),
+        "INVALID_ARGUMENT",
+        "asked for twice",
+    ),
+    "2^31 rows": (
+        request(shape=[2**31, 2], raw_input_contents=[bytes(8)]),
+        "INVALID_ARGUMENT",
+        "needs 17179869184 bytes",
+    ),
+    "text that is longer than it is": (
+        request(
+            "same-bytes",
+            datatype="BYTES",
+            shape=[1, 2],
+            raw_input_contents=[b"\xff\xff\xff\xffab"],
+        ),
+        "INVALID_ARGUMENT",
+        "says it has 4294967295 bytes",
+    ),
+    "no inputs": (
+        service_pb2.ModelInferRequest(model_name="same-fp32"),
+        "INVALID_ARGUMENT",
+        "input 'X' is missing",
+    ),
+    "no name": (service_pb2.ModelInferRequest(), "NOT_FOUND", "no model ''"),
+}
+
+
+def test_bytes_that_are_no_message(served: Served) -> None:
+    """Refused as a mistake of the client; a stream goes on after them."""
+    with grpc.insecure_channel(served.grpc) as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(b"\xff\xff")
+        assert grpc.StatusCode.INVALID_ARGUMENT == caught.value.code()
+        assert "no ModelInferRequest" in caught.value.details()
+        stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        good = request(raw_input_contents=[bytes(8)]).SerializeToString()
+        found = [
+            service_pb2.ModelStreamInferResponse.FromString(item)
+            for item in stream(iter([b"\xff\xff", good]))
+        ]
+        assert "no ModelInferRequest" in found[0].error_message
+        assert [bytes(8)] == list(found[1].infer_response.raw_output_contents)
 
 
 @pytest.mark.parametrize("case", BAD)

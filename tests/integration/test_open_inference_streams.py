@@ -35,7 +35,7 @@ def http(served: Served) -> Iterator[httpx.Client]:
 def events(answer: httpx.Response) -> Iterator[dict[str, Any]]:
     """Yield the objects of a stream of server-sent events, as they come."""
     for line in answer.iter_lines():
-        if line:
+        if line and not line.startswith(":"):
             assert line.startswith("data: ")
             yield json.loads(line.removeprefix("data: "))
 
@@ -107,6 +107,9 @@ def test_a_stream_grows(http: httpx.Client) -> None:
             words.append(part["text_output"])
     assert ["one", " two", " three"] == words
     assert times[-1] - times[0] > 0.2
+    slow = {"text_input": "a b", "delay_ms": 500}
+    with http.stream("POST", "/v2/models/repeat/generate_stream", json=slow) as answer:
+        assert ": keep-alive" in list(answer.iter_lines())
     with http.stream("POST", "/v2/models/echo/generate_stream", json={"text": "whole"}) as answer:
         assert ["whole"] == [part["text_output"] for part in events(answer)]
 
@@ -201,6 +204,9 @@ def test_a_client_that_goes_over_http(served: Served, way: str) -> None:
     [line] = lines()
     assert ("499", "the caller withdrew this inference") == (line["code"], line["error"])
     assert line["handle_ms"] < 10_000
+    text = served.mesh.services["gateway"].log.read_text()
+    assert "crashed" not in text
+    assert "Traceback" not in text
 
 
 def running(served: Served) -> int:
@@ -261,3 +267,36 @@ async def test_a_client_that_goes_over_nats(served: Served) -> None:
     assert "499" == (answer.headers or {})["Nats-Service-Error-Code"]
     assert ["499", "499"] == [line["code"] for line in lines()]
     await nc.close()
+
+
+def test_one_in_line_is_never_computed(served: Served) -> None:
+    """Clients that go while another one's request is computed: the engine never sees theirs."""
+    tensor = {"name": "TIMES", "shape": [1], "datatype": "INT64", "data": [600_000]}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    message = (
+        b"POST /v2/models/counting/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+        % (len(body), body)
+    )
+    host, _, port = served.address.partition(":")
+
+    def ask() -> socket.socket:
+        connection = socket.create_connection((host, int(port)), timeout=30)
+        connection.sendall(message)
+        return connection
+
+    first = ask()
+    until_sync(lambda: running(served) == 1)
+    others = [ask() for _ in range(3)]
+    until_sync(lambda: running(served) == 4)
+    for connection in others:
+        connection.close()
+    until_sync(lambda: running(served) == 1)
+    assert first.recv(12) == b"HTTP/1.1 200"
+    first.close()
+    with triton.InferenceServerClient(served.grpc) as client:
+        [found] = client.get_inference_statistics("counting").model_stats
+    assert (1, 1, 3) == (
+        found.execution_count,
+        found.inference_stats.success.count,
+        found.inference_stats.fail.count,
+    )

@@ -56,11 +56,13 @@ def test_in_and_out(client: Any, kind: Any, region: Any) -> None:
     assert np.array_equal([a + b], found)
     assert np.array_equal([2 * a], answer.as_numpy("TWICE"))
     if kind is triton:
-        params = answer.get_output("SUM")["parameters"]
+        assert {"name", "datatype", "shape"} == set(answer.get_output("SUM"))
+    else:
+        params = answer.get_output("SUM").parameters
         assert ("r", 24, 12) == (
-            params["shared_memory_region"],
-            params["shared_memory_offset"],
-            params["shared_memory_byte_size"],
+            params["shared_memory_region"].string_param,
+            params["shared_memory_offset"].int64_param,
+            params["shared_memory_byte_size"].int64_param,
         )
 
 

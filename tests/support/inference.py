@@ -77,6 +77,7 @@ def serve(nats_server: NatsServer, folder: Path) -> Iterator[Served]:
         http_port="0",
         grpc_port="0",
         body_bytes_max=str(BODY_BYTES_MAX),
+        heartbeat_s="0.3",
         shared_memory="true",
         shared_memory_prefix="clawdbot-test-",
     )

@@ -126,6 +126,10 @@ class Mesh:
         for service in self.services.values():
             service.wait_ready()
 
+    def stop_one(self, name: str) -> None:
+        """Stop a service, and forget it."""
+        self.services.pop(name).signal(signal.SIGTERM)
+
     def stop(self) -> None:
         """Stop everything in order."""
         with contextlib.ExitStack() as each:  # also if one does not stop

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from schemas.catalogue import ModelSpec
 
@@ -21,6 +22,7 @@ TYPES = {
     "INT32": TensorProto.INT32,
     "INT64": TensorProto.INT64,
     "FP16": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
     "FP32": TensorProto.FLOAT,
     "FP64": TensorProto.DOUBLE,
     "BYTES": TensorProto.STRING,
@@ -71,6 +73,14 @@ def picky() -> Any:
     return model([node], ports, {"VALUE": ("INT64", ("n", 1))}, [table])
 
 
+def scaling(number: int, side: int) -> Any:
+    """Return a model of side * side weights, FP32: Y = number * sum(X), [n, side] both."""
+    weights = numpy_helper.from_array(np.full((side, side), number, np.float32), "w")
+    node = helper.make_node("MatMul", ["X", "w"], ["Y"])
+    ports = {"X": ("FP32", ("n", side))}, {"Y": ("FP32", ("n", side))}
+    return model([node], *ports, [weights])
+
+
 def adding() -> Any:
     """Return a model with a state [n, 2]: SUM = TOTAL_OUT = TOTAL + X."""
     shape = ("FP32", ("n", 2))
@@ -79,6 +89,31 @@ def adding() -> Any:
         helper.make_node("Identity", ["TOTAL_OUT"], ["SUM"]),
     ]
     return model(nodes, {"X": shape, "TOTAL": shape}, {"SUM": shape, "TOTAL_OUT": shape})
+
+
+def counting() -> Any:
+    """Return a model that counts to TIMES, one by one: COUNT; both [1], a million take a second."""
+    scalar = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Add", ["count", "one"], ["next"]),
+            helper.make_node("Identity", ["on"], ["still"]),
+        ],
+        "body",
+        [
+            scalar("step", TensorProto.INT64, []),
+            scalar("on", TensorProto.BOOL, []),
+            scalar("count", TensorProto.INT64, [1]),
+        ],
+        [scalar("still", TensorProto.BOOL, []), scalar("next", TensorProto.INT64, [1])],
+        [helper.make_tensor("one", TensorProto.INT64, [1], [1])],
+    )
+    nodes = [
+        helper.make_node("Squeeze", ["TIMES"], ["times"]),
+        helper.make_node("Loop", ["times", "", "zero"], ["COUNT"], body=body),
+    ]
+    zero = helper.make_tensor("zero", TensorProto.INT64, [1], [0])
+    return model(nodes, {"TIMES": ("INT64", (1,))}, {"COUNT": ("INT64", (1,))}, [zero])
 
 
 def iris() -> Any:
@@ -92,6 +127,33 @@ def iris() -> Any:
     ]
     outputs = {"probabilities": ("FP32", ("n", 3))}
     return model(nodes, {"X": ("FP32", ("n", 4))}, outputs, [weights])
+
+
+def restless() -> Any:
+    """Return a model that turns ROUNDS times, and takes SIZE * 4 bytes; DONE is SIZE. All [1]."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", [name], [f"{name}_out"]) for name in ("go", "state")],
+        "body",
+        [
+            helper.make_tensor_value_info("round", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, []),
+        ],
+        [
+            helper.make_tensor_value_info("go_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state_out", TensorProto.FLOAT, []),
+        ],
+    )
+    one = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
+    nodes = [
+        helper.make_node("ConstantOfShape", ["SIZE"], ["ones"], value=one),
+        helper.make_node("ReduceSum", ["ones"], ["sum"], keepdims=0),
+        helper.make_node("Loop", ["ROUNDS", "", "sum"], ["turned"], body=body),
+        helper.make_node("Reshape", ["turned", "shape"], ["DONE"]),
+    ]
+    shape = helper.make_tensor("shape", TensorProto.INT64, [1], [1])
+    ports = {"ROUNDS": ("INT64", (1,)), "SIZE": ("INT64", (1,))}
+    return model(nodes, ports, {"DONE": ("FP32", (1,))}, [shape])
 
 
 def save(proto: Any, path: Path) -> None:
@@ -130,7 +192,9 @@ def entries(folder: Path) -> dict[str, dict[str, Any]]:
     """Write every tiny model below a folder, and return their catalogue entries."""
     save(doubling(), folder / "doubling.onnx")
     save(picky(), folder / "picky" / "1.onnx")
+    save(restless(), folder / "restless.onnx")
     save(adding(), folder / "adding.onnx")
+    save(counting(), folder / "counting.onnx")
     rows = [-1, 3]
     found = {
         "doubling": entry(
@@ -146,12 +210,28 @@ def entries(folder: Path) -> dict[str, dict[str, Any]]:
             [port("VALUE", "INT64", [-1, 1])],
             max_batch_size=16,
         ),
+        "restless": entry(
+            "restless.onnx",
+            [port("ROUNDS", "INT64", [1]), port("SIZE", "INT64", [1])],
+            [port("DONE", "FP32", [1])],
+            isolation="process",
+            limits={"memory": "200MiB"},
+            timeout_s=1,
+        ),
         "adding": entry(
             "adding.onnx",
             [port("X", "FP32", [-1, 2]), port("TOTAL", "FP32", [-1, 2])],
             [port("SUM", "FP32", [-1, 2]), port("TOTAL_OUT", "FP32", [-1, 2])],
             max_batch_size=8,
             state=[{"input": "total", "output": "total_out"}],
+        ),
+        "of/two.words": entry(
+            "doubling.onnx",
+            [port("A", "FP32", rows), port("B", "FP32", rows)],
+            [port("SUM", "FP32", rows), port("TWICE", "FP32", rows)],
+        ),
+        "counting": entry(
+            "counting.onnx", [port("TIMES", "INT64", [1])], [port("COUNT", "INT64", [1])]
         ),
         "absent": entry("absent.onnx", [port("X", "FP32", [2])], [port("Y", "FP32", [2])]),
     }

@@ -71,7 +71,7 @@ def encode(
             "shape": list(tensor.shape),
         }
         if item.place is not None:
-            entry["parameters"] = put(tensor, item, regions)
+            put(tensor, item, regions)  # Triton says nothing more; its C++ client trips over it
         elif item.binary:
             entry["parameters"] = {"binary_data_size": len(tensor.data)}
             blobs.append(tensor.data)

@@ -101,6 +101,11 @@ class Balance:
             return None
         return min(self._chance.sample(known, 2), key=Worker.cost)
 
+    def other(self, model: str, than: Worker) -> Worker | None:
+        """Return the best of the other workers; None where there is none."""
+        others = [item for item in self._workers.get(model, ()) if item.name != than.name]
+        return min(others, key=Worker.cost, default=None)
+
     def gone(self, worker: Worker) -> None:
         """Forget a worker that does not answer any more."""
         for workers in self._workers.values():

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.gateway.departures import called_off_when_gone
 
 
+_BEFORE, _VERSIONS, _BEHIND = "/v2/models/", "/versions/", "/infer"
 Infer = Callable[[Request, str, str | None], Awaitable[Response]]
 """Answers an inference, by model and version."""
 
@@ -44,12 +45,11 @@ class Lane:
 
 def target_of(scope: Scope) -> tuple[str, str | None] | None:
     """Return model and version of an inference; None for any other request."""
-    if scope["method"] != "POST":
+    path: str = scope["path"]
+    if scope["method"] != "POST" or not (path.startswith(_BEFORE) and path.endswith(_BEHIND)):
         return None
-    match scope["path"].split("/"):
-        case ["", "v2", "models", name, "infer"] if name:
-            return name, None
-        case ["", "v2", "models", name, "versions", version, "infer"] if name and version:
-            return name, version
-        case _:
-            return None
+    rest = path[len(_BEFORE) : -len(_BEHIND)]
+    name, _, version = rest.rpartition(_VERSIONS)
+    if name and version and "/" not in version:
+        return name, version
+    return (rest, None) if rest else None

@@ -7,8 +7,9 @@ from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from schemas.errors import ClawdbotError, FailedPrecondition, ModelUnavailable
+from schemas.errors import ClawdbotError, FailedPrecondition, InvalidArgument, ModelUnavailable
 from schemas.ids import new_id
 from services.errors import Unsupported
 from services.gateway.inference.protobuf import HEALTH, SERVICE, message
@@ -73,7 +74,6 @@ class InferenceServer:
             if service == SERVICE:
                 handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
                     self._stream,
-                    request_deserializer=message("inference.ModelInferRequest").FromString,
                     response_serializer=message(
                         "inference.ModelStreamInferResponse"
                     ).SerializeToString,
@@ -101,11 +101,13 @@ class InferenceServer:
         package = service.rpartition(".")[0]
         stem = "HealthCheck" if service == HEALTH else name
 
-        async def handle(request: Any, context: Any) -> Any:
+        kind = message(f"{package}.{stem}Request")
+
+        async def handle(data: bytes, context: Any) -> Any:
             call, response = Call(context, new_id()), None
-            with self._noted(name, request, call) as noted:
+            with self._noted(name, len(data), call) as noted:
                 try:
-                    response = await do(request, call)
+                    response = await do(decoded(kind, data), call)
                 except ClawdbotError as error:
                     noted.failed(code_of(error), sentence(error))
                 except Exception:
@@ -117,12 +119,11 @@ class InferenceServer:
 
         return grpc.unary_unary_rpc_method_handler(
             handle,
-            request_deserializer=message(f"{package}.{stem}Request").FromString,
             response_serializer=message(f"{package}.{stem}Response").SerializeToString,
         )
 
     @contextmanager
-    def _noted(self, name: str, request: Any, call: Call) -> Iterator["_Noted"]:
+    def _noted(self, name: str, in_bytes: int, call: Call) -> Iterator["_Noted"]:
         """Count a request and write its line, also when the client goes away."""
         begun, noted = time.perf_counter(), _Noted()
         try:
@@ -141,7 +142,7 @@ class InferenceServer:
                     error=noted.text or None,
                     request_id=call.request_id,
                     handle_ms=round(seconds * 1000, 3),
-                    in_bytes=request.ByteSize(),
+                    in_bytes=in_bytes,
                     **call.facts,
                 )
 
@@ -182,10 +183,12 @@ class InferenceServer:
     async def _stream(self, requests: Any, context: Any) -> AsyncIterator[Any]:
         """Answer the requests of a stream one after the other, each in parts."""
         response = message("inference.ModelStreamInferResponse")
-        async for request in requests:
-            call = Call(context, new_id())
-            with self._noted("ModelStreamInfer", request, call) as noted:
+        kind = message("inference.ModelInferRequest")
+        async for data in requests:
+            call, request = Call(context, new_id()), kind()
+            with self._noted("ModelStreamInfer", len(data), call) as noted:
                 try:
+                    request = decoded(kind, data)
                     async with aclosing(self._asking.stream(request, call)) as parts:
                         async for part in parts:
                             yield response(infer_response=part)
@@ -197,6 +200,18 @@ class InferenceServer:
             if noted.text:
                 failed = message("inference.ModelInferResponse")(id=request.id)
                 yield response(error_message=noted.text, infer_response=failed)
+
+
+def decoded(kind: Any, data: bytes) -> Any:
+    """Return the message that bytes are.
+
+    Raises:
+        InvalidArgument: They are none.
+    """
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise InvalidArgument(f"the bytes are no {kind.DESCRIPTOR.name}") from error
 
 
 def code_of(error: ClawdbotError) -> Any:

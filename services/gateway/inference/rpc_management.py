@@ -59,13 +59,15 @@ class Management:
         name, traces = request.model_name, self._parts.traces
         if name:
             await self._parts.inferences.model(name)
-        given = {key: list(item.value) for key, item in request.settings.items() if item.value}
+        given = {key: list(item.value) for key, item in request.settings.items()}
         if not given:
             return _settings(traces.settings(name))
         document: dict[str, Any] = {
             key: values if key == "trace_level" else _only(key, values)
             for key, values in given.items()
+            if values
         }
+        document |= {key: None for key, values in given.items() if not values}
         return _settings(traces.change(validated(TraceSettings, document), name))
 
     async def _log(self, request: Any, _: Any) -> Any:

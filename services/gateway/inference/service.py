@@ -11,7 +11,14 @@ import ormsgpack
 from events.models import ModelDirectory, WorkerCard
 from events.subjects import infer, withdraw
 from schemas.catalogue import ModelSpec, Port
-from schemas.errors import DeadlineExceeded, InvalidArgument, ModelUnavailable, NotFound
+from schemas.errors import (
+    BusUnavailable,
+    DeadlineExceeded,
+    InvalidArgument,
+    ModelUnavailable,
+    NotFound,
+    Unavailable,
+)
 from schemas.ids import DEFAULT_TENANT
 from schemas.live_catalogue import LiveCatalogue
 from schemas.messages import Header, Inference, unpack
@@ -243,7 +250,7 @@ class Inferences:
                 self._withdraw(message)
 
     async def _ask(self, name: str, message: "_Message", *, together: bool) -> bytes:
-        """Ask the worker that will answer soonest; one that is gone is no loss.
+        """Ask the worker that will answer soonest; one that is gone or full is no loss.
 
         What is computed together travels together.
         """
@@ -254,6 +261,12 @@ class Inferences:
                     return await self.requests.ask(*message.to(worker.name), together=together)
             except NobodyServes:
                 self.balance.gone(worker)
+            except Unavailable as error:
+                other = self.balance.other(name, worker)
+                if other is None or isinstance(error, BusUnavailable):
+                    raise
+                with other.asked():
+                    return await self.requests.ask(*message.to(other.name), together=together)
         return await self.requests.ask(*message, together=together)
 
     async def _parts(

@@ -7,7 +7,7 @@ Source: Triton's extensions trace and logging.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from schemas.errors import InvalidArgument
@@ -65,13 +65,15 @@ class Traces:
         return self._own.get(model, self._all).document()
 
     def change(self, change: TraceSettings, model: str = "") -> dict[str, Any]:
-        """Change settings, and return them.
+        """Change settings, and return them; one that is null becomes what it is without it.
 
         Raises:
             InvalidArgument: A setting that does not work here; names it.
         """
-        trace = self._own.get(model, self._all)
-        made = _Trace(trace.on, trace.rate, trace.count)
+        trace, made = self._own.get(model, self._all), self._all if model else _Trace()
+        kept = {"trace_level": "on", "trace_rate": "rate", "trace_count": "count"}
+        own = [place for name, place in kept.items() if name not in change.model_fields_set]
+        made = replace(made, seen=0, **{place: getattr(trace, place) for place in own})
         for name, fixed in _FIXED.items():
             _check_fixed(name, getattr(change, name), fixed)
         if change.trace_level is not None:

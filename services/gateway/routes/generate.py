@@ -16,6 +16,7 @@ from services.gateway.inference import generate
 from services.gateway.inference.asks import InferAsk
 from services.gateway.routes import Parts, Wanted
 from services.gateway.routes.inference import ERRORS
+from services.gateway.silence import ALIVE, with_silence
 from services.telemetry import get_logger
 
 
@@ -39,14 +40,8 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 router = APIRouter(prefix="/v2", tags=["inference"], responses=ERRORS)
 
 
-@router.post("/models/{name}/generate", response_model=dict[str, Any], openapi_extra=_BODY)
-async def model_generate(request: Request, parts: Wanted, name: str) -> Response:
-    """Compute with plain JSON; nothing is recorded."""
-    return await _whole(request, parts, name, None)
-
-
 @router.post(
-    "/models/{name}/versions/{version}/generate",
+    "/models/{name:path}/versions/{version}/generate",
     response_model=dict[str, Any],
     openapi_extra=_BODY,
 )
@@ -57,20 +52,26 @@ async def model_version_generate(
     return await _whole(request, parts, name, version)
 
 
-@router.post("/models/{name}/generate_stream", responses=_STREAM, openapi_extra=_BODY)
-async def model_generate_stream(request: Request, parts: Wanted, name: str) -> Response:
-    """Compute with plain JSON, and send the answer as it grows; it stops when the client goes."""
-    return await _stream(request, parts, name, None)
-
-
 @router.post(
-    "/models/{name}/versions/{version}/generate_stream", responses=_STREAM, openapi_extra=_BODY
+    "/models/{name:path}/versions/{version}/generate_stream", responses=_STREAM, openapi_extra=_BODY
 )
 async def model_version_generate_stream(
     request: Request, parts: Wanted, name: str, version: str
 ) -> Response:
     """Compute by a model's version, and send the answer as it grows; it stops with the client."""
     return await _stream(request, parts, name, version)
+
+
+@router.post("/models/{name:path}/generate", response_model=dict[str, Any], openapi_extra=_BODY)
+async def model_generate(request: Request, parts: Wanted, name: str) -> Response:
+    """Compute with plain JSON; nothing is recorded."""
+    return await _whole(request, parts, name, None)
+
+
+@router.post("/models/{name:path}/generate_stream", responses=_STREAM, openapi_extra=_BODY)
+async def model_generate_stream(request: Request, parts: Wanted, name: str) -> Response:
+    """Compute with plain JSON, and send the answer as it grows; it stops when the client goes."""
+    return await _stream(request, parts, name, None)
 
 
 async def _whole(request: Request, parts: Parts, name: str, version: str | None) -> Response:
@@ -96,7 +97,7 @@ async def _stream(request: Request, parts: Parts, name: str, version: str | None
         raise
     request.state.facts["model"] = name
     return StreamingResponse(
-        _events(first, stream),
+        _events(first, stream, parts.settings.heartbeat_s),
         media_type=EVENT_STREAM,
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
@@ -114,16 +115,18 @@ async def _parts_of(
                 yield generate.answer_of(said, spec, found.outputs)
 
 
-async def _events(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+async def _events(
+    first: bytes, rest: AsyncGenerator[bytes, None], heartbeat_s: float
+) -> AsyncGenerator[bytes, None]:
     """Yield parts as server-sent events; an error among them is one too.
 
     Source: HTML Standard, section 9.2.
     """
-    async with aclosing(rest):
+    async with aclosing(rest), aclosing(with_silence(rest, heartbeat_s)) as parts:
         yield b"data: %s\n\n" % first
         try:
-            async for part in rest:
-                yield b"data: %s\n\n" % part
+            async for part in parts:
+                yield ALIVE if part is None else b"data: %s\n\n" % part
         except ClawdbotError as error:
             log.info("stream_broken", error=error.message)
             yield b"data: %s\n\n" % orjson.dumps({"error": error.message})

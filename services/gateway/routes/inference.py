@@ -47,6 +47,22 @@ _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 router = APIRouter(prefix="/v2", tags=["inference"], responses=ERRORS)
 
 
+@router.get("/models/{name:path}/versions/{version}/ready", response_model=ModelReady)
+async def model_version_ready(parts: Wanted, name: str, version: str) -> Response:
+    """Tell that a worker can run a model's version."""
+    return await _ready(parts, name, version)
+
+
+@router.post(
+    "/models/{name:path}/versions/{version}/infer",
+    response_model=InferResponse,
+    openapi_extra=_BODY,
+)
+async def model_version_infer(request: Request, parts: Wanted, name: str, version: str) -> Response:
+    """Compute the outputs of a model's version; nothing is recorded."""
+    return await infer(request, parts, name, version)
+
+
 @router.get("", response_model=ServerMetadata)
 async def server_metadata(parts: Wanted) -> Response:
     """Tell who answers, and which extensions of the protocol work."""
@@ -67,42 +83,28 @@ async def server_ready(parts: Wanted) -> Response:
     return answer(Ready())
 
 
-@router.get("/models/{name}", response_model=ModelMetadata)
-async def model_metadata(parts: Wanted, name: str) -> Response:
-    """Show a model's signature."""
-    return answer(parts.inferences.metadata(name, await parts.inferences.model(name)))
-
-
-@router.get("/models/{name}/versions/{version}", response_model=ModelMetadata)
-async def model_version_metadata(parts: Wanted, name: str, version: str) -> Response:
-    """Show the signature of a model's version."""
-    return answer(parts.inferences.metadata(name, await parts.inferences.model(name, version)))
-
-
-@router.get("/models/{name}/ready", response_model=ModelReady)
+@router.get("/models/{name:path}/ready", response_model=ModelReady)
 async def model_ready(parts: Wanted, name: str) -> Response:
     """Tell that a worker can run a model."""
     return await _ready(parts, name, None)
 
 
-@router.get("/models/{name}/versions/{version}/ready", response_model=ModelReady)
-async def model_version_ready(parts: Wanted, name: str, version: str) -> Response:
-    """Tell that a worker can run a model's version."""
-    return await _ready(parts, name, version)
-
-
-@router.post("/models/{name}/infer", response_model=InferResponse, openapi_extra=_BODY)
+@router.post("/models/{name:path}/infer", response_model=InferResponse, openapi_extra=_BODY)
 async def model_infer(request: Request, parts: Wanted, name: str) -> Response:
     """Compute the outputs of a model; nothing is recorded."""
     return await infer(request, parts, name, None)
 
 
-@router.post(
-    "/models/{name}/versions/{version}/infer", response_model=InferResponse, openapi_extra=_BODY
-)
-async def model_version_infer(request: Request, parts: Wanted, name: str, version: str) -> Response:
-    """Compute the outputs of a model's version; nothing is recorded."""
-    return await infer(request, parts, name, version)
+@router.get("/models/{name:path}/versions/{version}", response_model=ModelMetadata)
+async def model_version_metadata(parts: Wanted, name: str, version: str) -> Response:
+    """Show the signature of a model's version."""
+    return answer(parts.inferences.metadata(name, await parts.inferences.model(name, version)))
+
+
+@router.get("/models/{name:path}", response_model=ModelMetadata)
+async def model_metadata(parts: Wanted, name: str) -> Response:
+    """Show a model's signature."""
+    return answer(parts.inferences.metadata(name, await parts.inferences.model(name)))
 
 
 async def _ready(parts: Parts, name: str, version: str | None) -> Response:

@@ -24,6 +24,7 @@ from services.gateway.routes.inference import ERRORS
 
 U = TypeVar("U", bound=UserInput)
 
+# Names of models may have slashes: what is longer comes before what it could be a name of.
 router = APIRouter(prefix="/v2", tags=["inference"], responses=ERRORS)
 
 
@@ -32,34 +33,34 @@ def _body(kind: type[UserInput]) -> dict[str, Any]:
     return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
 
 
+@router.get("/models/{name:path}/versions/{version}/stats", response_model=Statistics)
+async def model_version_statistics(parts: Wanted, name: str, version: str) -> Response:
+    """Count what the workers computed with a model's version since they started."""
+    return await _statistics(parts, name, version)
+
+
+@router.get("/models/{name:path}/versions/{version}/config", response_model=dict[str, Any])
+async def version_configuration(parts: Wanted, name: str, version: str) -> Response:
+    """Show the configuration of a model's version, as Triton's ModelConfig."""
+    return _json(model_config(name, await parts.inferences.model(name, version)))
+
+
 @router.get("/models/stats", response_model=Statistics)
 async def all_statistics(parts: Wanted) -> Response:
     """Count what the workers computed since they started, of every model."""
     return await _statistics(parts, "", None)
 
 
-@router.get("/models/{name}/stats", response_model=Statistics)
+@router.get("/models/{name:path}/stats", response_model=Statistics)
 async def model_statistics(parts: Wanted, name: str) -> Response:
     """Count what the workers computed with a model since they started."""
     return await _statistics(parts, name, None)
 
 
-@router.get("/models/{name}/versions/{version}/stats", response_model=Statistics)
-async def model_version_statistics(parts: Wanted, name: str, version: str) -> Response:
-    """Count what the workers computed with a model's version since they started."""
-    return await _statistics(parts, name, version)
-
-
-@router.get("/models/{name}/config", response_model=dict[str, Any])
+@router.get("/models/{name:path}/config", response_model=dict[str, Any])
 async def configuration(parts: Wanted, name: str) -> Response:
     """Show a model's configuration, as Triton's ModelConfig."""
     return _json(model_config(name, await parts.inferences.model(name)))
-
-
-@router.get("/models/{name}/versions/{version}/config", response_model=dict[str, Any])
-async def version_configuration(parts: Wanted, name: str, version: str) -> Response:
-    """Show the configuration of a model's version, as Triton's ModelConfig."""
-    return _json(model_config(name, await parts.inferences.model(name, version)))
 
 
 @router.get("/logging", response_model=LogSettings)
@@ -86,7 +87,7 @@ async def change_trace(request: Request, parts: Wanted) -> Response:
     return _json(parts.traces.change(await _read_trace(request)))
 
 
-@router.get("/models/{name}/trace/setting", response_model=TraceSettings)
+@router.get("/models/{name:path}/trace/setting", response_model=TraceSettings)
 async def model_trace(parts: Wanted, name: str) -> Response:
     """Show which inferences of a model this gateway writes a line about."""
     await parts.inferences.model(name)
@@ -94,7 +95,7 @@ async def model_trace(parts: Wanted, name: str) -> Response:
 
 
 @router.post(
-    "/models/{name}/trace/setting",
+    "/models/{name:path}/trace/setting",
     response_model=TraceSettings,
     openapi_extra=_body(TraceSettings),
 )

@@ -1,7 +1,6 @@
 """Runs: submit them, look at them, follow them, replay them, steer them."""
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -21,6 +20,7 @@ from services.gateway.controls import check, is_done, with_id
 from services.gateway.inputs import read_body, read_inputs
 from services.gateway.routes import ERRORS, Parts, Wanted, answer
 from services.gateway.routes.asking import Asked, IdempotencyKey, started
+from services.gateway.silence import ALIVE, with_silence
 from services.runtime import Outgoing
 from services.telemetry import get_logger
 
@@ -232,13 +232,13 @@ async def _stream(parts: Parts, key: RunKey, after: int) -> AsyncGenerator[bytes
     with parts.waiters.feed(key) as feed:
         tape = Tape()
         async with aclosing(parts.waiters.follow(feed)) as landed:
-            batches = _with_silence(landed, parts.settings.heartbeat_s)
+            batches = with_silence(landed, parts.settings.heartbeat_s)
             async with aclosing(batches):
                 yield b"retry: 1000\n\n"
                 try:
                     async for commit in batches:
                         if commit is None:
-                            yield b": keep-alive\n\n"
+                            yield ALIVE
                             continue
                         fresh = [
                             record
@@ -250,28 +250,6 @@ async def _stream(parts: Parts, key: RunKey, after: int) -> AsyncGenerator[bytes
                             return
                 except ClawdbotError as error:
                     log.warning("stream_broken", run_id=key.run_id, error=error.message)
-
-
-async def _with_silence(source: AsyncIterator[Any], patience_s: float) -> AsyncGenerator[Any, None]:
-    """Yield what an iterator yields, and None whenever it is silent for too long."""
-    pending: asyncio.Task[Any] | None = None
-    try:
-        while True:
-            pending = pending or asyncio.ensure_future(anext(source))
-            done, _ = await asyncio.wait([pending], timeout=patience_s)
-            if not done:
-                yield None
-                continue
-            task, pending = pending, None
-            try:
-                item = task.result()
-            except StopAsyncIteration:
-                return
-            yield item
-    finally:
-        if pending is not None:
-            pending.cancel()
-            await asyncio.wait([pending])
 
 
 def _event_bytes(record: Recorded) -> bytes:

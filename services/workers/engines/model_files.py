@@ -38,6 +38,18 @@ def locate(models_dir: Path, source: str | None) -> Path:
     return path
 
 
+def size(models_dir: Path, source: str) -> int:
+    """Return how many bytes a model's file has, or the files of its folder.
+
+    Raises:
+        ModelUnavailable: A path that leads out of the models directory.
+    """
+    folder = models_dir.resolve() / source
+    if folder.is_dir() and folder.resolve().is_relative_to(models_dir.resolve()):
+        return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    return locate(models_dir, source).stat().st_size
+
+
 def read(models_dir: Path, source: str | None, bytes_max: int) -> bytes:
     """Return a model's file.
 

@@ -1,12 +1,13 @@
 """Runs any ONNX model whose signature the catalogue declares, on the providers it asks for."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
 from schemas.catalogue import Port
 from schemas.errors import ModelUnavailable
+from services.workers import devices
 from services.workers.engines import fields, model_files, providers
 from services.workers.engines.tensor_engine import TensorEngine, narrows
 
@@ -14,6 +15,9 @@ from services.workers.engines.tensor_engine import TensorEngine, narrows
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+ONNX_BFLOAT16 = 16
+"""Of onnx.TensorProto.DataType."""
+CUDA = "CUDAExecutionProvider"
 _ONNX_TYPES = {
     "tensor(bool)": "BOOL",
     "tensor(uint8)": "UINT8",
@@ -25,6 +29,7 @@ _ONNX_TYPES = {
     "tensor(int32)": "INT32",
     "tensor(int64)": "INT64",
     "tensor(float16)": "FP16",
+    "tensor(bfloat16)": "BF16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
@@ -39,6 +44,8 @@ class OnnxEngine(TensorEngine):
     not really active is a reason not to serve), `threads` (1) of one inference.
     """
 
+    packages: ClassVar[tuple[str, ...]] = ("numpy", "onnxruntime")
+    bounds_threads: ClassVar[bool] = True
     session: Any = None
 
     @override
@@ -79,18 +86,43 @@ class OnnxEngine(TensorEngine):
         _compare("output", self.spec.outputs, session.get_outputs(), whole=False)
         self.session = session
 
+    knows_bf16 = True
+
     @override
     def compute(
         self, feeds: "Mapping[str, NDArray[Any]]", params: Mapping[str, Any]
     ) -> "Sequence[NDArray[Any]]":
-        found: Sequence[NDArray[Any]] = self.session.run(
-            [port.tensor_name for port in self.spec.outputs], dict(feeds)
-        )
-        return found
+        return self._run([port.tensor_name for port in self.spec.outputs], feeds)
 
     @override
     def close(self) -> None:
         self.session = None
+
+    def _run(self, names: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
+        """Call the runtime; BF16, which numpy does not have, goes in and out as bits."""
+        ports = {port.tensor_name: port for port in (*self.spec.inputs, *self.spec.outputs)}
+        if all(port.datatype != "BF16" for port in ports.values()):
+            found: list[Any] = self.session.run(names, feeds)
+            return found
+        import onnxruntime
+
+        values = {}
+        for name, array in feeds.items():
+            make = onnxruntime.OrtValue.ortvalue_from_numpy
+            if ports[name].datatype == "BF16":
+                make = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type
+                values[name] = make(array, ONNX_BFLOAT16)
+            else:
+                values[name] = make(array)
+        outputs = self.session.run_with_ort_values(names, values)
+        return [
+            _bits(value) if ports[name].datatype == "BF16" else value.numpy()
+            for name, value in zip(names, outputs, strict=True)
+        ]
+
+    @override
+    def devices(self) -> tuple[str, ...]:
+        return () if self.session is None else tuple(self.session.get_providers())
 
     def _is_strict(self) -> bool:
         return self.spec.params.get("strict_provider", True) is not False
@@ -115,7 +147,16 @@ class OnnxEngine(TensorEngine):
 
     def _options(self, provider: str) -> dict[str, str]:
         operator = self.spec.params.get("operator_options", {})
-        return providers.options(self.spec.params, operator, provider)
+        return providers.options(self.spec.params, operator, provider) | self._share(provider)
+
+    def _share(self, provider: str) -> dict[str, str]:
+        """Return the options that keep a model within its share of a GPU's memory."""
+        share = None if self.spec.limits is None else self.spec.limits.gpu_share
+        gpus = devices.gpus() if share is not None and provider == CUDA else ()
+        if share is None or not gpus:
+            return {}
+        limit = str(int(share * gpus[0].memory_bytes))
+        return {"gpu_mem_limit": limit, "arena_extend_strategy": "kSameAsRequested"}
 
     def _open(self, data: bytes) -> Any:
         import onnxruntime
@@ -168,3 +209,13 @@ def _compare(side: str, declared: Sequence[Port], found: Sequence[Any], *, whole
     missing = [name for name in known if name not in names]
     if whole and missing:
         raise ModelUnavailable(f"the model also needs the {side} '{missing[0]}': declare it")
+
+
+def _bits(value: Any) -> "NDArray[Any]":
+    """Return the bits of a tensor in the processor's memory."""
+    import ctypes
+
+    import numpy as np
+
+    data = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.frombuffer(data, "<u2").reshape(value.shape())

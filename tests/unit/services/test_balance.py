@@ -106,4 +106,7 @@ def test_where_there_is_no_choice() -> None:
     assert choice.choose("m") is None
     choice.learn({"m": ["a", "b"]})
     assert choice.choose("m") is not None
+    first, second = choice._workers["m"]
+    assert second is choice.other("m", first)
+    assert choice.other("lonely", Worker("a")) is None
     assert balance(clock, "a", "b", wanted=False).choose("m") is None
