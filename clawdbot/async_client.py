@@ -16,6 +16,7 @@ from clawdbot.inputs import inline, prepare
 from clawdbot.protocol import Call
 from clawdbot.recordings import Source, blobs_of, bundle_bytes, open_recording, run_of
 from clawdbot.regression import PAGE, Regression, Trial, check_bounds, summarise
+from clawdbot.repository import AsyncRepository
 from clawdbot.results import Run
 from events.recording import Recording
 from schemas.api import (
@@ -40,6 +41,7 @@ class AsyncClient:
     def __init__(self, url: str | None = None) -> None:
         self.url = address(url)
         self._http = httpx.AsyncClient(base_url=self.url)
+        self.repository = AsyncRepository(self._do)
 
     async def __aenter__(self) -> Self:
         """Return itself."""

@@ -16,6 +16,7 @@ from clawdbot.inputs import inline, prepare
 from clawdbot.protocol import Call
 from clawdbot.recordings import Source, blobs_of, bundle_bytes, open_recording, run_of
 from clawdbot.regression import PAGE, Regression, Trial, check_bounds, summarise
+from clawdbot.repository import Repository
 from clawdbot.results import Run
 from clawdbot.settings import read
 from events.recording import Recording
@@ -60,6 +61,7 @@ class Client:
     def __init__(self, url: str | None = None) -> None:
         self.url = address(url)
         self._http = httpx.Client(base_url=self.url)
+        self.repository = Repository(self._do)
 
     def __enter__(self) -> Self:
         """Return itself."""

@@ -7,7 +7,7 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,9 +16,9 @@ from clawdbot import embedded, ports
 from clawdbot.async_client import AsyncClient
 from clawdbot.supervisor import Program, Report, Supervised
 from schemas.api import WorkflowView
-from schemas.catalogue import Catalogue
-from schemas.catalogue import load as load_catalogue
-from schemas.errors import ClawdbotError, FailedPrecondition, NotFound
+from schemas.catalogue import Modality
+from schemas.errors import ClawdbotError, FailedPrecondition
+from schemas.repository import split
 from schemas.structures import every_node
 
 
@@ -95,13 +95,13 @@ class Mesh:
 
     async def scale(self) -> None:
         """Run as many workers as the deployed workflows wish, for ever."""
-        catalogue = load_catalogue(self.options.catalogue)
         async with AsyncClient(self.http_url) as client:
             while True:
                 await asyncio.sleep(SCALE_INTERVAL_S)
                 try:
                     workflows = await client.workflows()
-                    wanted = wanted_workers(workflows, catalogue, self.options.workers_max)
+                    modalities = {model.name: model.modality for model in await client.models()}
+                    wanted = wanted_workers(workflows, modalities, self.options.workers_max)
                     for modality, count in wanted.items():
                         await self._scale(modality, count)
                 except ClawdbotError as error:
@@ -248,16 +248,14 @@ async def running(options: MeshOptions, report: Report) -> AsyncIterator[Mesh]:
 
 
 def wanted_workers(
-    workflows: tuple[WorkflowView, ...], catalogue: Catalogue, workers_max: int
+    workflows: tuple[WorkflowView, ...], modalities: Mapping[str, Modality], workers_max: int
 ) -> dict[str, int]:
     """Return how many workers each modality should have: the most that any workflow wishes."""
     wanted: Counter[str] = Counter(dict.fromkeys(MODALITIES, 1))
     for workflow in workflows:
         for kind, params in every_node(workflow.definition):
-            modality = "text"
-            with contextlib.suppress(NotFound):  # a catalogue of the services' own
-                if kind == "model":
-                    modality = catalogue.model(str(params.get("model"))).modality
+            model = split(str(params.get("model")))[0] if kind == "model" else ""
+            modality = modalities.get(model, "text")
             wanted[modality] = max(wanted[modality], workflow.replicas)
     return {modality: min(count, workers_max) for modality, count in wanted.items()}
 

@@ -13,7 +13,13 @@ from nats.js.api import ObjectMeta, ObjectMetaOptions, RawStreamMsg
 from nats.js.errors import APIError, NotFoundError, ObjectNotFoundError
 from typing_extensions import override
 
-from events.jetstream import BUS_ERRORS, STREAM_FULL, WRONG_LAST_SEQUENCE, read_subject
+from events.jetstream import (
+    BUS_ERRORS,
+    STREAM_FULL,
+    WRONG_LAST_SEQUENCE,
+    StoredCommit,
+    read_subject,
+)
 from events.keys import KeyRing
 from events.streams import BLOBS
 from events.subjects import blob_chunks, blob_meta
@@ -88,12 +94,19 @@ class MemoryBlobStore(BlobStore):
 
 
 class JetStreamBlobStore(BlobStore):
-    """Over the JetStream object store; reads by batched direct get, as nats-py's is quadratic."""
+    """Over the JetStream object store; reads by batched direct get, as nats-py's is quadratic.
 
-    def __init__(self, nc: Nats, keys: KeyRing) -> None:
+    Args:
+        nc: The connection.
+        keys: Of the tenants.
+        bucket: The object store.
+    """
+
+    def __init__(self, nc: Nats, keys: KeyRing, bucket: str = BLOBS) -> None:
         self._nc = nc
         self._js = nc.jetstream()
         self._keys = keys
+        self._bucket = bucket
 
     @override
     async def put(self, tenant: str, data: bytes, media_type: str) -> BlobRef:
@@ -110,7 +123,7 @@ class JetStreamBlobStore(BlobStore):
             options=ObjectMetaOptions(max_chunk_size=CHUNK_BYTES),
         )
         with _translated():
-            store = await self._js.object_store(BLOBS)
+            store = await self._js.object_store(self._bucket)
             await store.put(name, io.BytesIO(stored), meta=meta)
         return ref
 
@@ -118,10 +131,13 @@ class JetStreamBlobStore(BlobStore):
     async def get(self, tenant: str, sha256: str) -> tuple[bytes, str]:
         """Return bytes and media type."""
         try:
-            store = await self._js.object_store(BLOBS)
+            store = await self._js.object_store(self._bucket)
             info = await store.get_info(_name(tenant, sha256))
             chunks = await read_subject(
-                self._nc, f"OBJ_{BLOBS}", blob_chunks(BLOBS, info.nuid), timeout_s=30.0
+                self._nc,
+                f"OBJ_{self._bucket}",
+                blob_chunks(self._bucket, info.nuid),
+                timeout_s=30.0,
             )
         except (ObjectNotFoundError, NotFoundError):
             raise NotFound(f"no blob {sha256}") from None
@@ -140,11 +156,11 @@ class JetStreamBlobStore(BlobStore):
     @override
     async def renew(self, tenant: str, sha256: str) -> bool:
         """Write what is known of a blob again: retention goes by when that was."""
-        subject = blob_meta(BLOBS, _name(tenant, sha256))
+        subject = blob_meta(self._bucket, _name(tenant, sha256))
         for _ in range(RENEWALS_MAX):
             with _translated():
                 try:
-                    last = await self._js.get_last_msg(f"OBJ_{BLOBS}", subject)
+                    last = await self._js.get_last_msg(f"OBJ_{self._bucket}", subject)
                 except NotFoundError:
                     return False
                 if orjson.loads(last.data or b"{}").get("deleted"):
@@ -163,6 +179,33 @@ class JetStreamBlobStore(BlobStore):
                 return False
             raise
         return True
+
+
+async def delete_unless_renewed(nc: Nats, bucket: str, item: StoredCommit) -> bool:
+    """Delete a blob unless it was written again since; tell whether it is deleted.
+
+    Args:
+        nc: The connection.
+        bucket: The object store.
+        item: What the store knows of it, as it was read.
+
+    Raises:
+        StoreUnavailable: The store does not answer, or refused.
+    """
+    info = orjson.loads(item.data)
+    gone = orjson.dumps({**info, "deleted": True, "size": 0, "chunks": 0, "digest": ""})
+    headers = {Header.EXPECTED: str(item.sequence), "Nats-Rollup": "sub"}
+    js = nc.jetstream()
+    try:
+        await js.publish(item.subject, gone, headers=headers)
+        await js.purge_stream(f"OBJ_{bucket}", subject=blob_chunks(bucket, info["nuid"]))
+    except APIError as error:
+        if error.err_code == WRONG_LAST_SEQUENCE:
+            return False
+        raise StoreUnavailable("the blob store refused a deletion", cause=str(error)) from error
+    except BUS_ERRORS as error:
+        raise StoreUnavailable("the blob store does not answer") from error
+    return True
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from schemas.forks import Fork, blame, changed_definition, changed_inputs
 from schemas.plan import Plan
 from schemas.submission import check_inputs
 from schemas.values import Wire
+from schemas.versions import as_before
 from schemas.workflow import WorkflowDefinition
 
 
@@ -77,6 +78,7 @@ async def prepare_fork(
     inputs = changed_inputs(started.inputs, fork.changes)
     workflows = await called(definitions, parent.tenant, definition)
     plan = _compile(definition, catalogue, workflows, changes)
+    plan = as_before(plan, started.plan, changes.keys())
     check_inputs(inputs, plan)
     found = kept(parent.run_id, events, plan, inputs, at)
     size = sum(len(ormsgpack.packb(item.outputs)) for item in found if isinstance(item, NodeKept))

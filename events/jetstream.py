@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 import orjson
 from eventsourcing.persistence import MapperDeserialisationError, StoredEvent
@@ -290,6 +291,11 @@ def commit_headers(append: Append, version: int) -> dict[str, str]:
     if append.traceparent:
         headers[Header.TRACEPARENT] = append.traceparent
     return headers
+
+
+def stored_at(item: StoredCommit) -> float:
+    """Return when the server stored a message, seconds since the epoch."""
+    return datetime.fromisoformat(item.headers["Nats-Time-Stamp"]).timestamp()
 
 
 async def read_subject(

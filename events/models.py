@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import orjson
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from events.buckets import entries
 from events.jetstream import BUS_ERRORS
@@ -27,6 +27,32 @@ class Offer(Message):
     reason: str = ""
     """Why the model itself, or its fallback too, cannot run; empty when it can."""
     available: bool = True
+    loaded: bool = False
+    """Whether it is in memory now; what follows is measured and empty without."""
+    devices: tuple[str, ...] = ()
+    """What it really runs on, best first: the words of its library."""
+    memory_bytes: int = 0
+    isolated: bool = False
+    """Whether it has a process of its own."""
+    latency_ms: dict[str, float] = Field(default_factory=dict)
+    """Mean time of a call of the engine, by its number of rows."""
+
+
+class Device(Message):
+    """A device besides the processor."""
+
+    name: str
+    model: str
+    memory_bytes: int
+    free_bytes: int
+
+
+class Machine(Message):
+    """What a worker may use, as the machine says."""
+
+    cores: int
+    memory_bytes: int
+    devices: tuple[Device, ...] = ()
 
 
 class WorkerCard(Message):
@@ -35,7 +61,15 @@ class WorkerCard(Message):
     worker: str
     modality: str
     offers: tuple[Offer, ...]
+    engines: tuple[str, ...] = ()
+    """Those that it has code for; empty of a worker from before it said so."""
     at: float
+    machine: Machine | None = None
+    held_bytes: int = 0
+    """Memory of the worker's own process, measured."""
+    cache_bytes: int = 0
+    """Of it and of its models' processes, what models take."""
+    cache_bytes_max: int | None = None
 
 
 @dataclass(frozen=True)

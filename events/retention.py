@@ -8,30 +8,27 @@ been written or touched for the grace period.
 
 import hashlib
 from dataclasses import dataclass, field
-from datetime import datetime
 
 import orjson
 from nats.aio.client import Client as Nats
-from nats.js.errors import APIError
 
 from events.archive import Archive
-from events.blobs import BlobStore
+from events.blobs import BlobStore, delete_unless_renewed
 from events.export import BUNDLE_BYTES_MAX, export_run, unpack
 from events.jetstream import (
-    BUS_ERRORS,
     READ_BATCH,
-    WRONG_LAST_SEQUENCE,
     JetStreamEventStore,
     StoredCommit,
     read_subject,
+    stored_at,
 )
 from events.keys import KeyRing
 from events.recording import cited
 from events.snapshots import SnapshotStore
 from events.store import Head
 from events.streams import BLOBS, EVENTS
-from events.subjects import RunKey, blob_chunks, blob_metas, every, run_key
-from schemas.errors import ClawdbotError, DataLoss, FailedPrecondition, StoreUnavailable
+from events.subjects import RunKey, blob_metas, every, run_key
+from schemas.errors import ClawdbotError, DataLoss, FailedPrecondition
 from schemas.messages import Header
 
 
@@ -133,7 +130,7 @@ async def sweep(
         size = min(READ_BATCH, limits.messages_max - done.scanned)
         page = await _page(stores.nc, done.next_sequence, size)
         for item in page:
-            if _time(item) > horizon:
+            if stored_at(item) > horizon:
                 done.next_sequence = 1
                 return done
             if len(done.retired) + len(done.failed) >= limits.runs_max:
@@ -141,7 +138,7 @@ async def sweep(
             done.scanned += 1
             done.next_sequence = item.sequence + 1
             status = item.headers.get(Header.STATUS, "")
-            if policy.run_expired(status, _time(item), now):
+            if policy.run_expired(status, stored_at(item), now):
                 await _try_retire(stores, limits, run_key(item.subject), now, done)
         if len(page) < size:
             done.next_sequence = 1
@@ -232,7 +229,7 @@ async def sweep_blobs(
     for item in await read_subject(stores.nc, _BLOB_STREAM, blob_metas(BLOBS)):
         info = orjson.loads(item.data)
         done.seen += not info.get("deleted", False)
-        if not info.get("deleted") and policy.blob_expired(_time(item), now, is_cited=False):
+        if not info.get("deleted") and policy.blob_expired(stored_at(item), now, is_cited=False):
             old[info["name"]] = item
     if not old:
         return done
@@ -241,7 +238,7 @@ async def sweep_blobs(
         if len(done.deleted) >= limits.blobs_max:
             return done
         is_cited = name in marked or name.partition("/")[0] in done.undecided
-        if not is_cited and await _delete_blob(stores.nc, item):
+        if not is_cited and await delete_unless_renewed(stores.nc, BLOBS, item):
             done.deleted.append(name)
     return done
 
@@ -266,28 +263,5 @@ async def _mark(stores: Stores, undecided: set[str]) -> set[str]:
     return marked
 
 
-async def _delete_blob(nc: Nats, item: StoredCommit) -> bool:
-    """Delete a blob unless it was written again since; tell whether it is deleted."""
-    info = orjson.loads(item.data)
-    gone = orjson.dumps({**info, "deleted": True, "size": 0, "chunks": 0, "digest": ""})
-    headers = {Header.EXPECTED: str(item.sequence), "Nats-Rollup": "sub"}
-    js = nc.jetstream()
-    try:
-        await js.publish(item.subject, gone, headers=headers)
-        await js.purge_stream(_BLOB_STREAM, subject=blob_chunks(BLOBS, info["nuid"]))
-    except APIError as error:
-        if error.err_code == WRONG_LAST_SEQUENCE:
-            return False
-        raise StoreUnavailable("the blob store refused a deletion", cause=str(error)) from error
-    except BUS_ERRORS as error:
-        raise StoreUnavailable("the blob store does not answer") from error
-    return True
-
-
 async def _page(nc: Nats, start: int, limit: int) -> list[StoredCommit]:
     return await read_subject(nc, EVENTS, every("event", "*.*"), start=start, limit=limit)
-
-
-def _time(item: StoredCommit) -> float:
-    """Return when the server stored a message, seconds since the epoch."""
-    return datetime.fromisoformat(item.headers["Nats-Time-Stamp"]).timestamp()

@@ -17,7 +17,7 @@ from nats.js.api import (
 )
 from nats.js.errors import BadRequestError, NotFoundError
 
-from events.subjects import ROOT, every
+from events.subjects import ROOT, bucket_keys, every
 from schemas.workflow import MEMO_S_MAX
 
 
@@ -25,6 +25,7 @@ COMMANDS, EVENTS, TASKS, RESULTS = "COMMANDS", "EVENTS", "TASKS", "RESULTS"
 TIMERS, TOPICS, DEAD, SNAPSHOTS = "TIMERS", "TOPICS", "DEAD", "SNAPSHOTS"
 DEFINITIONS, KEYS, MODELS, BLOBS = "DEFINITIONS", "KEYS", "MODELS", "BLOBS"
 CANCELS, GATES, MEMOS = "CANCELS", "GATES", "MEMOS"
+REPOSITORY, ARTEFACTS = "REPOSITORY", "ARTEFACTS"
 HISTORY = "HISTORY"
 """What is known about the log, kept outside of it: its high-water marks, who sweeps it when."""
 
@@ -51,6 +52,8 @@ class StreamLimits:
     memos_bytes_max: int = 1024 * MIB
     memos_age_s: float = MEMO_S_MAX
     blobs_bytes_max: int = 8192 * MIB
+    artefacts_bytes_max: int = 8192 * MIB
+    """Files of the model repository."""
     bucket_bytes_max: int = 256 * MIB
     """Each of the key-value buckets."""
     message_bytes_max: int = 8 * MIB
@@ -163,7 +166,9 @@ async def ensure(nc: Nats, limits: StreamLimits) -> None:
     for bucket in (DEFINITIONS, KEYS, HISTORY):
         await _ensure_bucket(js, bucket, limits, None)
     await _ensure_bucket(js, MODELS, limits, CARD_TTL_S)
-    await _ensure_blobs(js, limits)
+    await _ensure_bucket(js, REPOSITORY, limits, None, republish=_told_models())
+    await _ensure_objects(js, BLOBS, limits.blobs_bytes_max, limits)
+    await _ensure_objects(js, ARTEFACTS, limits.artefacts_bytes_max, limits)
 
 
 async def ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
@@ -191,8 +196,20 @@ async def ensure_consumer(js: JetStreamContext, stream: str, config: ConsumerCon
         await js.add_consumer(stream, config)
 
 
+def _told_models() -> RePublish:
+    """Return how everybody hears of a change in the model repository."""
+    return RePublish(
+        src=bucket_keys(REPOSITORY, "*.*"), dest=ROOT + ".{{wildcard(1)}}.model.{{wildcard(2)}}"
+    )
+
+
 async def _ensure_bucket(
-    js: JetStreamContext, bucket: str, limits: StreamLimits, ttl_s: float | None
+    js: JetStreamContext,
+    bucket: str,
+    limits: StreamLimits,
+    ttl_s: float | None,
+    *,
+    republish: RePublish | None = None,
 ) -> None:
     try:
         await js.key_value(bucket)
@@ -206,6 +223,7 @@ async def _ensure_bucket(
                     direct=True,
                     ttl=ttl_s,
                     max_bytes=limits.bucket_bytes_max,
+                    republish=republish,
                 )
             )
         except BadRequestError as error:
@@ -213,15 +231,17 @@ async def _ensure_bucket(
                 raise
 
 
-async def _ensure_blobs(js: JetStreamContext, limits: StreamLimits) -> None:
+async def _ensure_objects(
+    js: JetStreamContext, bucket: str, bytes_max: int, limits: StreamLimits
+) -> None:
     try:
-        await js.object_store(BLOBS)
+        await js.object_store(bucket)
     except NotFoundError:
         try:
             await js.create_object_store(
-                BLOBS,
+                bucket,
                 config=ObjectStoreConfig(
-                    bucket=BLOBS, replicas=limits.replicas, max_bytes=limits.blobs_bytes_max
+                    bucket=bucket, replicas=limits.replicas, max_bytes=bytes_max
                 ),
             )
         except BadRequestError as error:

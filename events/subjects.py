@@ -182,6 +182,11 @@ def infer(tenant: str, modality: str, model: str, worker: str = "") -> str:
     return f"{subject}.{worker}" if worker else subject
 
 
+def model_changed(tenant: str, model: str) -> str:
+    """Where the server says how the repository has a model from now on."""
+    return f"{ROOT}.{tenant}.model.{encode(model)}"
+
+
 def call(tenant: str, workflow: str) -> str:
     """Submit, wait, answer."""
     return f"{ROOT}.{tenant}.call.{workflow}"

@@ -5,10 +5,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from schemas.catalogue import Modality, ValueKind
+from schemas.catalogue import Modality, ModelSpec, ValueKind
 from schemas.message import Message, UserInput
 from schemas.messages import Fault, Timings
 from schemas.plan import Adaptation
+from schemas.repository import ModelFile, VersionPolicy
 from schemas.workflow import Schedule, Trigger, WorkflowDefinition
 
 
@@ -199,6 +200,15 @@ class ModelOffer(Message):
     served_by: str
     available: bool
     reason: str
+    loaded: bool = False
+    """Whether it is in the worker's memory now; what follows is measured then."""
+    devices: tuple[str, ...] = ()
+    """What it really runs on, best first."""
+    memory_bytes: int = 0
+    isolated: bool = False
+    """Whether it has a process of its own."""
+    latency_ms: dict[str, float] = Field(default_factory=dict)
+    """Mean time of a call of the engine, by its number of rows."""
 
 
 class ModelView(Message):
@@ -224,6 +234,62 @@ class ModelList(Message):
     """The catalogue and who serves it."""
 
     models: tuple[ModelView, ...]
+
+
+class PartView(Message):
+    """A part of a file of the model repository."""
+
+    sha256: str
+    size_bytes: int
+
+
+class PushView(Message):
+    """A version of a model, as it was pushed."""
+
+    name: str
+    version: int
+    digest: str
+    """Of its spec and files."""
+    current: int
+    """The version in use now; 0 for none."""
+    created: bool
+    """Whether it is new; the same content is the same version."""
+
+
+class VersionView(Message):
+    """One version of a model of the repository."""
+
+    version: int
+    digest: str
+    size_bytes: int
+    pushed_at: float
+    offered: bool
+    """Whether workers keep it ready; one that is not is fetched for workflows that name it."""
+    spec: ModelSpec
+    files: tuple[ModelFile, ...]
+    offers: tuple[ModelOffer, ...]
+
+
+class RepositoryView(Message):
+    """A model of the repository."""
+
+    name: str
+    current: int
+    """The version in use; 0 for none."""
+    previous: int
+    """What a rollback goes back to; 0 for nothing."""
+    canaries: dict[str, int]
+    """Percent of the requests by version."""
+    aliases: dict[str, int]
+    policy: VersionPolicy
+    loaded: bool
+    versions: tuple[VersionView, ...]
+
+
+class RepositoryList(Message):
+    """Every model of the repository."""
+
+    models: tuple[RepositoryView, ...]
 
 
 class Health(Message):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import cache, cached_property
 from importlib import resources
+from operator import not_
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,8 +15,9 @@ from schemas.errors import InvalidArgument, NotFound
 from schemas.ids import ModelName, Sha256, TemplateId
 from schemas.message import UserInput
 from schemas.parity import Parity
+from schemas.serving import WARM_UPS_MAX, Buckets, Limits, WarmUp, is_none
 from schemas.signatures import CONTENTS, SIGNATURES, check_content, contents_of
-from schemas.tensors import DATATYPE_SIZES, DATATYPES, RANK_MAX
+from schemas.tensors import BYTES, DATATYPE_SIZES, DATATYPES, RANK_MAX
 
 
 Modality = Literal["text", "audio", "vision"]
@@ -130,6 +132,21 @@ class ModelSpec(UserInput):
     """Rows that one call of the engine may have: then the first dimension of every input and output
     is -1, and requests that wait are computed together. 0: one request, one call."""
 
+    warm_up: tuple[WarmUp, ...] | None = Field(
+        default=None, strict=False, max_length=WARM_UPS_MAX, exclude_if=is_none
+    )
+    """Computed when it is loaded, before it serves; it must work. By default a row of zeros, for
+    models whose inputs are tensors; `[]` for none."""
+
+    cache_responses: bool = Field(default=False, exclude_if=not_)
+    """Whether a worker may answer with what it computed for the same inputs and parameters."""
+    buckets: Buckets | None = Field(default=None, exclude_if=is_none)
+    """How requests of different lengths are computed together."""
+    isolation: Literal["auto", "none", "process"] = Field(default="auto", exclude_if="auto".__eq__)
+    """Whether it runs in a process of its own, whose crash, hang or memory touches no other model:
+    `auto` does where a limit needs it, or its runtime kept its memory when it was unloaded."""
+    limits: Limits | None = Field(default=None, exclude_if=is_none)
+    """What it may take of its worker."""
     parity: Parity | None = None
     """How far it is from the model it was converted or quantised from."""
 
@@ -171,6 +188,20 @@ class ModelSpec(UserInput):
         return self
 
     @model_validator(mode="after")
+    def _buckets_fit(self) -> "ModelSpec":
+        if self.buckets is None:
+            return self
+        inputs = {port.name: port for port in self.inputs}
+        outputs = {port.name: port for port in self.outputs}
+        for name, padded in self.buckets.padded.items():
+            _check_bucketed("input", inputs.get(name), name, padded.axis, self.max_batch_size)
+            if not inputs[name].required and name != self.buckets.mask:
+                raise ValueError(f"buckets: input '{name}' must be required")
+        for name, axis in self.buckets.outputs.items():
+            _check_bucketed("output", outputs.get(name), name, axis, self.max_batch_size)
+        return self
+
+    @model_validator(mode="after")
     def _states_fit(self) -> "ModelSpec":
         inputs = {port.name: port for port in self.inputs}
         outputs = {port.name: port for port in self.outputs}
@@ -205,6 +236,18 @@ def _is_of_tokens(port: Port) -> bool:
     return content is not None and content.needs_vocabulary
 
 
+def _check_bucketed(side: str, port: Port | None, name: str, axis: int, rows: int) -> None:
+    """Refuse to pad or cut what has no dimension that varies there."""
+    if port is None:
+        raise ValueError(f"buckets: the model has no {side} '{name}'")
+    if port.kind != "tensor" or port.datatype == BYTES:
+        raise ValueError(f"buckets: {side} '{name}' must be a tensor of numbers")
+    if port.shape[axis : axis + 1] != (-1,) or (rows and axis == 0):
+        raise ValueError(
+            f"buckets: dimension {axis} of {side} '{name}' must be -1, and not that of the rows"
+        )
+
+
 def _with_content(port: Port, content: str, signature: str) -> Port:
     if port.content and content and port.content != content:
         raise ValueError(f"'{port.name}' of {signature} holds {content}, not {port.content}")
@@ -226,14 +269,7 @@ class Catalogue(UserInput):
 
     @model_validator(mode="after")
     def _fallbacks_fit(self) -> "Catalogue":
-        for name, spec in self.models.items():
-            if spec.fallback is None:
-                continue
-            stand_in = self.models.get(spec.fallback)
-            if stand_in is None:
-                raise ValueError(f"models.{name}.fallback: no model named {spec.fallback}")
-            if signature(stand_in) != signature(spec):
-                raise ValueError(f"models.{name}.fallback: {spec.fallback} has another signature")
+        _check_fallbacks(self.models)
         return self
 
     def model(self, name: str, *, field: str = "model") -> ModelSpec:
@@ -245,8 +281,20 @@ class Catalogue(UserInput):
         try:
             return self.models[name]
         except KeyError:
-            known = ", ".join(sorted(self.models))
+            known = ", ".join(sorted(name for name in self.models if "@" not in name))
             raise NotFound(f"no model named '{name}'; known: {known}", field=field) from None
+
+    def having(self, models: Mapping[str, ModelSpec]) -> "Catalogue":
+        """Return this catalogue with other models.
+
+        Raises:
+            InvalidArgument: A fallback is missing, or has another signature.
+        """
+        try:
+            _check_fallbacks(models)
+        except ValueError as error:
+            raise InvalidArgument(str(error), field="models") from error
+        return self.model_copy(update={"models": dict(models)})
 
     def params(self, name: str, given: Mapping[str, Any], *, field: str) -> dict[str, Any]:
         """Return the parameters of `name`'s engine: the catalogue's, overridden by a node's.
@@ -270,6 +318,17 @@ class Catalogue(UserInput):
 def _made(port: Port) -> tuple[object, ...]:
     """Return what decides how an input is made of a file or a text."""
     return (port.content, port.shape, port.vocabulary) if port.content else ()
+
+
+def _check_fallbacks(models: Mapping[str, ModelSpec]) -> None:
+    for name, spec in models.items():
+        if spec.fallback is None:
+            continue
+        stand_in = models.get(spec.fallback)
+        if stand_in is None:
+            raise ValueError(f"models.{name}.fallback: no model named {spec.fallback}")
+        if signature(stand_in) != signature(spec):
+            raise ValueError(f"models.{name}.fallback: {spec.fallback} has another signature")
 
 
 def signature(spec: ModelSpec) -> tuple[object, ...]:

@@ -90,6 +90,9 @@ class Timings(Message):
     compute_ms: float = 0.0
     batch_size: int = Field(default=1, exclude_if=(1).__eq__)
     """Tasks and inferences that the engine computed in the same call."""
+    batch_id: str = Field(default="", exclude_if=not_)
+    """Of that call, the same for all of them: results may differ in their last bits with the
+    company they were computed in. Empty where it was computed alone."""
 
 
 class Following(Message):

@@ -135,3 +135,28 @@ class InferResponse(Message):
     parameters: Parameters | None = None
     """`served_by`, where another model stood in."""
     outputs: tuple[OutputTensor, ...]
+
+
+class IndexRequest(UserInput):
+    """Which models of the repository are asked for."""
+
+    ready: bool = False
+    """Only those that a worker has."""
+
+
+class IndexEntry(Message):
+    """One version of a model in the repository."""
+
+    name: str
+    version: str
+    state: str
+    """READY or UNAVAILABLE."""
+    reason: str = ""
+
+
+class RepositoryRequest(UserInput):
+    """What is said besides the name when a model is loaded or unloaded."""
+
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """Of load: `file:<path>.onnx`, a file in base64 to push first, and `config`, JSON whose
+    `max_batch_size` counts then."""

@@ -53,6 +53,8 @@ class Settings(BaseSettings):
     events_bytes_max: int = Field(default=8192 * MIB, ge=MIB)
     commands_bytes_max: int = Field(default=1024 * MIB, ge=MIB)
     blobs_bytes_max: int = Field(default=8192 * MIB, ge=MIB)
+    artefacts_bytes_max: int = Field(default=8192 * MIB, ge=MIB)
+    """Files of the model repository."""
     work_bytes_max: int = Field(default=512 * MIB, ge=MIB)
     """TASKS and RESULTS each; they live in the server's memory."""
     ack_wait_s: float = Field(default=30.0, gt=0.5, le=3600)
@@ -70,6 +72,7 @@ class Settings(BaseSettings):
             events_bytes_max=self.events_bytes_max,
             work_bytes_max=self.work_bytes_max,
             blobs_bytes_max=self.blobs_bytes_max,
+            artefacts_bytes_max=self.artefacts_bytes_max,
             ack_wait_s=self.ack_wait_s,
         )
 

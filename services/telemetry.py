@@ -30,6 +30,28 @@ BATCH_SIZE = Histogram(
     ["model"],
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
 )
+CACHE = Counter(
+    "clawdbot_model_cache_total",
+    "Models looked for in a worker's memory, and what came of it.",
+    ["outcome"],
+)
+RESPONSES = Counter(
+    "clawdbot_response_cache_total", "Answers looked for before computing.", ["outcome"]
+)
+REPLACED = Counter(
+    "clawdbot_model_processes_lost_total",
+    "Processes of isolated models that were lost.",
+    ["reason"],
+)
+MODEL_BYTES = Gauge(
+    "clawdbot_model_bytes", "Memory that a loaded model takes, measured.", ["model"]
+)
+LOAD_SECONDS = Histogram(
+    "clawdbot_model_load_seconds",
+    "Time to load a model and warm it.",
+    ["model"],
+    buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
 MEMOS = Counter("clawdbot_memos_total", "Results looked for before computing.", ["outcome"])
 HELD = Gauge(
     "clawdbot_tasks_held", "Decided tasks that wait for room in their tenant's share of a queue."

@@ -6,14 +6,12 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.table import Table
 
 from clawdbot import doctor as examination
-from clawdbot.cli import controls, conversions, local, replay, runs, travel
+from clawdbot.cli import controls, conversions, local, models, replay, runs, travel
 from clawdbot.cli.options import Json, Url, guarded
 from clawdbot.cli.output import ExitCode, Screen, counted, fail
 from clawdbot.client import Client
-from schemas.api import ModelView
 from schemas.errors import ClawdbotError, InvalidArgument, NotFound
 from schemas.workflow import Deployment, invalid
 
@@ -66,27 +64,6 @@ def deploy(
     guarded(screen, url, action)
 
 
-def models(as_json: Json = False, url: Url = None) -> None:
-    """List the catalogue: what runs here, what stands in, and how to get the rest."""
-    screen = Screen(as_json)
-
-    def action(client: Client) -> None:
-        found = client.models()
-        if screen.as_json:
-            for model in found:
-                screen.json(model)
-            return
-        table = Table("model", "modality", "runs on", "what it does")
-        for model in found:
-            table.add_row(model.name, model.modality, _runs_on(model), model.description)
-        screen.print(table)
-        for model in found:
-            if model.name not in model.served_by and model.get:
-                screen.print(f"{model.name}: {model.get}")
-
-    guarded(screen, url, action)
-
-
 def doctor(
     data_dir: Annotated[
         Path | None, typer.Option(help="That of `clawdbot up`; .clawdbot by default.")
@@ -117,12 +94,6 @@ def doctor(
             screen.print(f"{finding.subject}: {finding.text}")
     worst = any(finding.level == "fail" for finding in findings)
     raise typer.Exit(ExitCode.RUN_FAILED if worst else ExitCode.OK)
-
-
-def _runs_on(model: ModelView) -> str:
-    if model.name in model.served_by:
-        return "itself"
-    return f"{', '.join(model.served_by)}, standing in" if model.served_by else "nothing here"
 
 
 def _deployment(file: Path, name: str, replicas: int | None) -> Deployment:
@@ -169,10 +140,12 @@ for command in (
     runs.stats,
     conversions.convert,
     conversions.quantize,
-    models,
     doctor,
 ):
     app.command(command.__name__.rstrip("_"))(command)
+
+
+app.add_typer(models.app, name="models")
 
 
 def main() -> None:

@@ -12,7 +12,13 @@ from schemas.api import RunRequest
 from schemas.forks import Fork
 from schemas.inference_management import LogSettings, RegionRequest, TraceSettings
 from schemas.messages import Control
-from schemas.open_inference import GenerateRequest, InferRequest
+from schemas.open_inference import (
+    GenerateRequest,
+    IndexRequest,
+    InferRequest,
+    RepositoryRequest,
+)
+from schemas.repository import ModelControl, Push
 from schemas.workflow import Deployment
 from services.gateway import errors
 from services.gateway.routes import (
@@ -22,6 +28,8 @@ from services.gateway.routes import (
     health,
     inference,
     management,
+    model_repository,
+    repository,
     runs,
     statistics,
     travel,
@@ -41,6 +49,7 @@ Protocol, it is `{"error": "<message>"}`.
 """
 _BODIES = (Deployment, RunRequest, Control, Fork, InferRequest)
 _MANAGEMENT = (GenerateRequest, LogSettings, RegionRequest, TraceSettings)
+_REPOSITORY = (IndexRequest, RepositoryRequest, Push, ModelControl)
 
 
 def build_api(parts: Parts | None = None) -> FastAPI:
@@ -56,6 +65,7 @@ def build_api(parts: Parts | None = None) -> FastAPI:
     app.state.parts = parts
     for module in (
         workflows,
+        repository,
         runs,
         travel,
         statistics,
@@ -63,6 +73,7 @@ def build_api(parts: Parts | None = None) -> FastAPI:
         management,
         generate,
         inference,
+        model_repository,
         health,
     ):
         app.include_router(module.router)
@@ -82,7 +93,7 @@ def openapi_document(app: FastAPI | None = None) -> dict[str, Any]:
             routes=app.routes,
         )
         _, bodies = models_json_schema(
-            [(kind, "validation") for kind in (*_BODIES, *_MANAGEMENT)],
+            [(kind, "validation") for kind in (*_BODIES, *_MANAGEMENT, *_REPOSITORY)],
             ref_template="#/components/schemas/{model}",
         )
         document["components"]["schemas"] |= bodies["$defs"]

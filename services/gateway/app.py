@@ -19,11 +19,13 @@ from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
 from events.models import ModelDirectory
 from events.projections import Projector
+from events.repository import ModelRepository
 from events.schedules import Schedules
 from events.statistics import Statistics
 from events.subjects import every
 from schemas.errors import FailedPrecondition
 from schemas.ids import DEFAULT_TENANT
+from schemas.live_catalogue import LiveCatalogue
 from services import micro
 from services.gateway.admission import Admission
 from services.gateway.api import build_api
@@ -37,11 +39,13 @@ from services.gateway.inference.service import Inferences
 from services.gateway.inference.statistics import Tallies
 from services.gateway.inference.workflows import WorkflowModels
 from services.gateway.middleware import Watch
+from services.gateway.model_store import ModelStore
 from services.gateway.protocol import bounded_http
 from services.gateway.routes import Parts, inference
 from services.gateway.settings import GatewaySettings
 from services.gateway.submissions import Submissions
 from services.gateway.waiters import Waiters
+from services.repository import CatalogueWatch
 from services.requests import Requests
 from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
@@ -75,14 +79,19 @@ class Gateway:
         index = RunIndex(settings.data_dir / f"gateway-{settings.instance}.sqlite")
         statistics = Statistics(settings.data_dir / f"statistics-{settings.instance}.sqlite")
         parts = self._parts(bus, index, Projector(bus.nc, keys, statistics), keys)
+        await parts.models.begin()
         caught_up = asyncio.Event()
         rpc = _rpc(parts)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(index.follow(bus.nc, ready=caught_up))
-                group.create_task(_watch(bus, parts.waiters))
-                group.create_task(parts.inferences.balance.watch())
-                group.create_task(parts.submissions.admission.watch(bus))
+                for task in (
+                    index.follow(bus.nc, ready=caught_up),
+                    _watch(bus, parts.waiters),
+                    parts.models.follow(settings.repository_dir),
+                    parts.inferences.balance.watch(),
+                    parts.submissions.admission.watch(bus),
+                ):
+                    group.create_task(task)
                 await _hear_commits(bus, parts.waiters)
                 await self._serve_calls(bus, parts, group)
                 await caught_up.wait()
@@ -109,7 +118,7 @@ class Gateway:
         js = bus.nc.jetstream()
         store = JetStreamEventStore(bus.nc, keys)
         blobs = JetStreamBlobStore(bus.nc, keys)
-        catalogue, definitions = settings.load_catalogue(), DefinitionStore(js)
+        catalogue, definitions = LiveCatalogue(settings.load_catalogue()), DefinitionStore(js)
         directory, requests = ModelDirectory(js), Requests(bus)
         waiters = Waiters(store, clock, waits_max=settings.waits_max, recheck_s=settings.recheck_s)
         submissions = Submissions(
@@ -132,6 +141,7 @@ class Gateway:
             index=index,
             directory=directory,
             catalogue=catalogue,
+            models=_model_store(bus, keys, submissions, directory, settings),
             deployments=Deployments(
                 definitions,
                 Schedules(js),
@@ -190,6 +200,27 @@ def _inferences(
         workflows=workflows,
         balance=Balance(directory, clock, chance, wanted=settings.balance),
         wait_s_max=settings.wait_s_max,
+    )
+
+
+def _model_store(
+    bus: Bus,
+    keys: JetStreamKeyRing,
+    submissions: Submissions,
+    directory: ModelDirectory,
+    settings: GatewaySettings,
+) -> ModelStore:
+    repository, live = ModelRepository(bus.nc, keys), submissions.catalogue
+    return ModelStore(
+        repository,
+        live,
+        CatalogueWatch(bus, repository, live),
+        submissions.definitions,
+        directory,
+        submissions.clock,
+        settings.data_dir / "pushes",
+        settings.model_bytes_max,
+        settings.push_bytes_max,
     )
 
 

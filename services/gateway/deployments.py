@@ -10,12 +10,12 @@ from events.definitions import DefinitionStore, DeployedWorkflow, called
 from events.models import ModelDirectory, Offer, WorkerCard
 from events.schedules import Schedules
 from schemas.api import InputView, WorkflowView
-from schemas.catalogue import Catalogue
 from schemas.compiler import compile_plan
 from schemas.errors import FailedPrecondition, InvalidArgument, NotFound
 from schemas.expressions import parse
 from schemas.ids import DEFAULT_TENANT
 from schemas.inputs import input_ports
+from schemas.live_catalogue import LiveCatalogue
 from schemas.plan import Plan, PlanNode, adaptations
 from schemas.workflow import Deployment, WorkflowDefinition
 from services.runtime import Clock
@@ -32,7 +32,7 @@ class Deployments:
     definitions: DefinitionStore
     schedules: Schedules
     directory: ModelDirectory
-    catalogue: Catalogue
+    catalogue: LiveCatalogue
     clock: Clock
     allow_fallback: bool
 
@@ -83,7 +83,7 @@ class Deployments:
 
     def view(self, deployed: DeployedWorkflow) -> WorkflowView:
         """Return a workflow as the API shows it."""
-        ports = input_ports(deployed.plan, self.catalogue)
+        ports = input_ports(deployed.plan, self.catalogue.now)
         return WorkflowView(
             name=deployed.name,
             version=deployed.version,
@@ -110,7 +110,7 @@ class Deployments:
         self, definition: WorkflowDefinition, workflows: Mapping[str, WorkflowDefinition]
     ) -> Plan:
         try:
-            plan = compile_plan(definition, self.catalogue, workflows)
+            plan = compile_plan(definition, self.catalogue.now, workflows)
         except NotFound as error:
             raise InvalidArgument(error.message, field=_within(error.field)) from error
         except InvalidArgument as error:
@@ -136,10 +136,12 @@ class Deployments:
 
     def _warning(self, node: PlanNode, cards: list[WorkerCard], where: str) -> str:
         """Return what the user should know of a node's model; empty when all is well."""
-        name = node.model
+        name = self.catalogue.concrete(node.model, "")
         offers = [offer for card in cards for offer in card.offers if offer.model == name]
         if any(offer.available and offer.served_by == name for offer in offers):
             return ""
+        if not offers and name != node.model and any(c.modality == node.modality for c in cards):
+            return ""  # it is in the repository, and fetched when it is asked for
         if not offers:
             return f"no {node.modality} worker is running; runs will wait for one"
         stand_in = next((offer for offer in offers if offer.available), None)
@@ -149,7 +151,7 @@ class Deployments:
 
     def _how_to_get(self, name: str, offers: list[Offer]) -> str:
         reason = offers[0].reason
-        get = self.catalogue.model(name).get
+        get = self.catalogue.now.model(name).get
         hint = f"; {get}" if get and get not in reason else ""
         return f"model '{name}' cannot run here: {reason}{hint}"
 

@@ -1,8 +1,11 @@
 """What the gateway reads from the environment besides the shared settings."""
 
+from pathlib import Path
+
 from pydantic import Field
 
 from events.blobs import BLOB_BYTES_MAX
+from events.streams import MIB
 from services.settings import Settings
 
 
@@ -44,6 +47,16 @@ class GatewaySettings(Settings):
     """How long the bus may take for a blob."""
     events_reserve: float = Field(default=0.02, ge=0, lt=1)
     """Part of the event log that is kept for runs under way; past it new ones are answered 507."""
+    repository_dir: Path | None = None
+    """A folder of models that are pushed when the gateway starts, those that are new."""
+    model_bytes_max: int = Field(default=1024 * MIB, ge=1024)
+    """Largest file of a model that is pushed."""
+    push_bytes_max: int = Field(default=4096 * MIB, ge=1024)
+    """Most bytes of all files of a version of a model."""
+    push_s_max: float = Field(default=300.0, gt=0, le=3600)
+    """How long a pushed version may take to be read back and looked through."""
+    load_s_max: float = Field(default=60.0, gt=0, le=600)
+    """How long `load` waits until a worker has the model."""
     balance: bool = True
     """Whether an inference goes to the worker that lately answers soonest; else NATS chooses one at
     random."""

@@ -18,11 +18,12 @@ from events.store import EventStore
 from events.subjects import RunKey, submit
 from events.tape import Tape, accepted_view, run_view
 from schemas.api import RunView
-from schemas.catalogue import Catalogue, Port
+from schemas.catalogue import Port
 from schemas.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from schemas.forks import INPUTS, Fork
 from schemas.ids import DEFAULT_TENANT, new_id
 from schemas.inputs import input_ports
+from schemas.live_catalogue import LiveCatalogue
 from schemas.messages import Fault, Header
 from schemas.plan import Plan
 from schemas.submission import JSON, MSGPACK, inputs_digest, pack_inputs
@@ -94,7 +95,7 @@ class Submissions:
     bus: Bus
     store: EventStore
     definitions: DefinitionStore
-    catalogue: Catalogue
+    catalogue: LiveCatalogue
     blobs: BlobStore
     waiters: Waiters
     admission: Admission
@@ -165,11 +166,11 @@ class Submissions:
         _check_names(ask)
         async with self.bus.prompt(self.request_s):
             prepared = await prepare_fork(
-                self.store, self.definitions, self.catalogue, parent, fork, at=self.clock.now()
+                self.store, self.definitions, self.catalogue.now, parent, fork, at=self.clock.now()
             )
         changed = {path.removeprefix(INPUTS) for path in fork.changes if path.startswith(INPUTS)}
         given = {name: prepared.inputs[name] for name in sorted(changed)}
-        checked(prepared.inputs, prepared.plan, input_ports(prepared.plan, self.catalogue))
+        checked(prepared.inputs, prepared.plan, input_ports(prepared.plan, self.catalogue.now))
         await self._check_blobs(given)
         await self._renew(prepared.kept)
         exact = fork.model_copy(update={"at": prepared.origin.at})
@@ -248,7 +249,7 @@ class Submissions:
         if known is not None:  # one asks, the others need not wait for the answer
             self._newest[name] = (now, known[1], known[2])
         deployed = await self.definitions.newest(DEFAULT_TENANT, name)
-        ports = input_ports(deployed.plan, self.catalogue)
+        ports = input_ports(deployed.plan, self.catalogue.now)
         self._newest[name] = (now, deployed, ports)
         return deployed, ports
 

@@ -19,6 +19,7 @@ from events.index import RunIndex
 from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
 from events.marks import MarksFile
+from events.repository import ModelRepository
 from events.retention import Stores
 from events.schedules import Schedules
 from events.snapshots import JetStreamSnapshotStore
@@ -38,6 +39,7 @@ from events.subjects import RunKey, every, pattern
 from events.subjects import control as control_subject
 from schemas.errors import NotFound, RetryableError
 from schemas.ids import DEFAULT_TENANT
+from schemas.live_catalogue import LiveCatalogue
 from schemas.messages import Control
 from services import micro
 from services.consumer import Consumer, Pull, dead_letter
@@ -51,6 +53,7 @@ from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.shares import Shares
 from services.orchestrator.starters import Starters
 from services.orchestrator.verifier import Pace, Verifier
+from services.repository import CatalogueWatch
 from services.runtime import Bus, Delivery, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
 
@@ -125,7 +128,10 @@ class Orchestrator:
             cached_max=settings.runs_cached_max,
             snapshot_every=settings.snapshot_every,
         )
-        means = self._means(bus, stores, runs, clock)
+        live = LiveCatalogue(settings.load_catalogue())
+        catalogue = CatalogueWatch(bus, ModelRepository(bus.nc, stores.keys), live)
+        await catalogue.begin()
+        means = self._means(bus, stores, runs, live)
         handlers = Handlers(means)
 
         async def mend_gates() -> None:
@@ -140,6 +146,7 @@ class Orchestrator:
         group.create_task(index.follow(bus.nc, ready=caught_up))
         await caught_up.wait()
         for task in (
+            catalogue.run(),
             reconciler.watch(),
             reconciler.tick(),
             verifier.run(),
@@ -160,13 +167,13 @@ class Orchestrator:
         await self._serve_control(bus, handlers)
         await micro.announce(bus.nc, SERVICE, settings.instance, DESCRIPTION)
 
-    def _means(self, bus: Bus, stores: Stores, runs: Runs, clock: SystemClock) -> Means:
-        settings = self.settings
+    def _means(self, bus: Bus, stores: Stores, runs: Runs, live: LiveCatalogue) -> Means:
+        settings, clock = self.settings, SystemClock()
         return Means(
             runs=runs,
             store=stores.log,
             definitions=DefinitionStore(bus.nc.jetstream()),
-            catalogue=settings.load_catalogue(),
+            catalogue=live,
             blobs=stores.blobs,
             gates=Gates(GateStore(bus.nc), clock),
             shares=Shares(

@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from events.blobs import BlobStore
 from events.catalog import NodeScheduled
@@ -32,11 +32,11 @@ from events.state import RunState
 from events.store import EventStore
 from events.subjects import RunKey, cancel, run_key, tenant_and_name
 from events.view import evaluate
-from schemas.catalogue import Catalogue
 from schemas.compiler import compile_plan
 from schemas.errors import Aborted, AlreadyExists, InvalidArgument, NotFound, TerminalError
 from schemas.forks import parse_fork
 from schemas.ids import valid_token
+from schemas.live_catalogue import LiveCatalogue
 from schemas.messages import Abandoned, Control, Fault, Header, TaskResult, pack, unpack
 from schemas.plan import Plan
 from schemas.submission import inputs_digest, parse_submission
@@ -63,7 +63,7 @@ class Means:
     runs: Runs
     store: EventStore
     definitions: DefinitionStore
-    catalogue: Catalogue
+    catalogue: LiveCatalogue
     blobs: BlobStore
     gates: Gates
     shares: Shares
@@ -95,6 +95,8 @@ class Handlers:
                 command = await self._fork(tenant, delivery, correlation_id)
             else:
                 command = await self._start(tenant, workflow, delivery, correlation_id)
+            plan = self._means.catalogue.pinned(command.plan, run_id)
+            command = command if plan is command.plan else replace(command, plan=plan)
         except TerminalError as error:
             return await self._reject(key, workflow, delivery, error)
         trace = child_traceparent(delivery.headers.get(Header.TRACEPARENT))
@@ -135,7 +137,7 @@ class Handlers:
         prepared = await prepare_fork(
             self._means.store,
             self._means.definitions,
-            self._means.catalogue,
+            self._means.catalogue.now,
             parent,
             parse_fork(delivery.data),
             at=at,
@@ -307,7 +309,8 @@ class Handlers:
                     f"max_nodes is {planned.params['max_nodes']}"
                 )
             workflows = await called(self._means.definitions, key.tenant, definition)
-            plan = compile_plan(definition, self._means.catalogue, workflows)
+            plan = compile_plan(definition, self._means.catalogue.now, workflows)
+            plan = self._means.catalogue.pinned(plan, key.run_id)
         except TerminalError as error:
             where = f"{error.field}: " if error.field else ""
             message = f"node '{path}' was given no graph that works: {where}{error.message}"

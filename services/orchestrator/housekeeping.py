@@ -1,4 +1,4 @@
-"""Retention at work: finished runs are archived and retired in time, uncited blobs deleted.
+"""Retention at work: runs are archived and retired, uncited blobs and parts of models deleted.
 
 Every orchestrator looks for what is due; a shared schedule, written by compare and swap, gives each
 sweep to one of them. That is thrift, not safety: sweeps are idempotent, so two at once, or one that
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pydantic import TypeAdapter, ValidationError
 
 from events.documents import SharedDocument
+from events.repository import ModelRepository
 from events.retention import Stores, sweep, sweep_blobs
 from schemas.errors import ClawdbotError
 from services.orchestrator.settings import OrchestratorSettings
@@ -128,6 +129,7 @@ class Housekeeping:
         claimed = replace(schedule, blobs_due_at=begun + self._blobs_every_s)
         if not await self._write(claimed, revision):
             return
+        await self._artefacts(begun)
         done = await sweep_blobs(self._stores, self._policy, self._limits, now=begun)
         took_s = self._clock.now() - begun
         SWEPT.labels("blob", "deleted").inc(len(done.deleted))
@@ -138,6 +140,18 @@ class Housekeeping:
             deleted=len(done.deleted),
             undecided=sorted(done.undecided)[:FAILURES_MAX],
             took_s=round(took_s, 3),
+        )
+
+    async def _artefacts(self, now: float) -> None:
+        """Delete parts of models' files that no version of a model names."""
+        repository = ModelRepository(self._stores.nc, self._stores.keys)
+        grace_s, most = self._policy.blob_grace_s, self._limits.blobs_max
+        done = await repository.sweep(grace_s, now=now, deletions_max=most)
+        took_s = self._clock.now() - now
+        SWEPT.labels("artefact", "deleted").inc(len(done.deleted))
+        SWEEP_SECONDS.labels("artefact").observe(took_s)
+        log.info(
+            "artefacts_swept", seen=done.seen, deleted=len(done.deleted), took_s=round(took_s, 3)
         )
 
     async def _resume_at(self, sequence: int, took_s: float) -> None:

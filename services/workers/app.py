@@ -1,6 +1,8 @@
 """A worker's composition root."""
 
 import asyncio
+import contextlib
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,28 +11,43 @@ from events.jetstream import read_subject
 from events.keys import JetStreamKeyRing
 from events.memo import JetStreamMemoStore
 from events.models import ModelDirectory, WorkerCard
+from events.repository import ModelRepository
 from events.streams import CANCELS, TASKS
 from events.subjects import DEFAULT_LANE, LANES, every, run_key
 from schemas.errors import ClawdbotError
 from schemas.ids import DEFAULT_TENANT, new_id
+from schemas.live_catalogue import LiveCatalogue
 from schemas.messages import Abandoned, unpack
 from services import micro
 from services.consumer import Consumer, Pull
+from services.repository import CatalogueWatch
 from services.runtime import Bus, SystemClock
 from services.settings import secret
 from services.telemetry import configure, get_logger, serve_metrics
+from services.workers import devices
 from services.workers.attempts import Attempts
-from services.workers.batches import CALLS
-from services.workers.engines import check_plugins, openai, providers, python
+from services.workers.engines import ENGINE_NAMES, check_plugins, openai, providers, python
 from services.workers.handlers import Handlers, Means
+from services.workers.memory import held_bytes
 from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
 from services.workers.settings import WorkerSettings
+from services.workers.shelf import Cache, Shelf
 from services.workers.tally import Tally
 
 
 WATCH_INTERVAL_S = 0.5
 log = get_logger()
+
+
+@dataclass(frozen=True)
+class _Announced:
+    """What a worker says of itself on its card."""
+
+    worker: str
+    models: Models
+    shelf: Shelf
+    engines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -50,49 +67,45 @@ class Worker:
         configure(self.service, settings.log_format)
         serve_metrics(settings.metrics_host, settings.metrics_port)
         worker = f"{self.service}-{new_id()[-8:]}"
-        brought = check_plugins()
-        if brought:
-            log.info("engines_of_packages", engines=brought)
-        models = Models(
-            settings.load_catalogue(),
-            settings.modality,
-            settings.models_dir,
-            allow_fallback=settings.allow_fallback,
-            capacity=Capacity(settings.compute_threads, settings.batch_rows_max),
-            engine_settings=engine_settings(settings),
-        )
+        engines = self._engines()
+        live = LiveCatalogue(settings.load_catalogue())
+        models = self._models(live)
         attempts = Attempts(SystemClock())
         bus = await Bus.connect(settings.nats_url, self.service, settings.limits())
         await bus.patiently(bus.generation)
         keys = JetStreamKeyRing(bus.nc.jetstream(), settings.master_key_bytes())
         await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
         blobs, clock = JetStreamBlobStore(bus.nc, keys), SystemClock()
-        memos, tally = JetStreamMemoStore(bus.nc, keys), Tally(worker, clock)
+        shelf, watch = self._shelf(bus, keys, live, models)
+        tally = Tally(worker, clock)
         means = Means(
             worker=worker,
             models=models,
-            remembered=Remembered(memos, blobs, models, clock),
+            remembered=Remembered(JetStreamMemoStore(bus.nc, keys), blobs, models, clock),
             blobs=blobs,
             attempts=attempts,
             tally=tally,
             clock=clock,
             chain_s=settings.chain_ms / 1000,
+            at_hand=shelf.at_hand,
         )
         handlers = Handlers(means)
         directory = ModelDirectory(bus.nc.jetstream())
         try:
             await bus.patiently(lambda: self._ensure_consumers(bus))
-            await bus.nc.subscribe(every("cancel", "*"), cb=handlers.cancel)
-            await bus.nc.subscribe(every("withdraw", "*"), cb=handlers.withdraw)
-            await bus.patiently(lambda: self._catch_up(bus, attempts))
+            await self._hear(bus, handlers, attempts)
+            await watch.begin()
             async with asyncio.TaskGroup() as group:
-                await self._serve_infer(bus, handlers, tally, group, worker)
-                group.create_task(self._watch(bus))
-                group.create_task(self._announce(directory, worker, models))
-                for lane in LANES:
-                    pull = self._pull(lane)
-                    consumer = Consumer(bus.nc, pull, handlers.task, handlers.exhausted)
-                    group.create_task(consumer.run())
+                await self._serve_infer(bus, means, handlers, group)
+                announced = _Announced(worker, models, shelf, engines)
+                for task in (
+                    self._watch(bus),
+                    watch.run(),
+                    shelf.keep(watch.listen()),
+                    self._announce(directory, announced),
+                    *self._pulling(bus, handlers),
+                ):
+                    group.create_task(task)
                 log.info("ready", worker=worker)
         finally:
             models.close()
@@ -102,8 +115,33 @@ class Worker:
                 log.info("card_left", error=error.message)  # it goes stale by itself
             await bus.close()
 
+    def _models(self, live: LiveCatalogue) -> Models:
+        settings = self.settings
+        return Models(
+            live.base,
+            settings.modality,
+            settings.models_dir,
+            allow_fallback=settings.allow_fallback,
+            capacity=Capacity(
+                settings.compute_threads,
+                settings.batch_rows_max,
+                settings.loads_max,
+                settings.cache_bytes_max,
+                settings.response_cache_bytes_max,
+            ),
+            engine_settings=engine_settings(settings),
+        )
+
+    def _shelf(
+        self, bus: Bus, keys: JetStreamKeyRing, live: LiveCatalogue, models: Models
+    ) -> tuple[Shelf, CatalogueWatch]:
+        settings, repository = self.settings, ModelRepository(bus.nc, keys)
+        cache = Cache(settings.data_dir / "model-cache", settings.model_cache_bytes_max)
+        shelf = Shelf(live, repository, models, settings.modality, cache)
+        return shelf, CatalogueWatch(bus, repository, live)
+
     async def _serve_infer(
-        self, bus: Bus, handlers: Handlers, tally: Tally, group: asyncio.TaskGroup, worker: str
+        self, bus: Bus, means: Means, handlers: Handlers, group: asyncio.TaskGroup
     ) -> None:
         endpoint = micro.Endpoint(
             service=self.service,
@@ -112,8 +150,8 @@ class Worker:
             description=f"unlogged inference, {self.settings.modality}",
             answer=handlers.infer,
             in_flight_max=self.settings.infer_queue_max,
-            also=every("infer", f"{self.settings.modality}.*.{worker}"),
-            figures=lambda: tally.document(CALLS),
+            also=every("infer", f"{self.settings.modality}.*.{means.worker}"),
+            figures=lambda: means.tally.document(means.models.calls()),
         )
         await micro.serve(bus.nc, group, endpoint, self.settings.instance)
 
@@ -122,6 +160,25 @@ class Worker:
         for lane in sorted(LANES, key=lambda lane: lane != DEFAULT_LANE):  # it once had them all
             subject = every("task", f"{settings.modality}.{settings.pool}.{lane}.*")
             await bus.ensure_consumer(TASKS, self._pull(lane).consumer, subject)
+
+    def _pulling(self, bus: Bus, handlers: Handlers) -> Iterator[Coroutine[Any, Any, None]]:
+        """Yield what takes the tasks of each lane."""
+        for lane in LANES:
+            pull = self._pull(lane)
+            yield Consumer(bus.nc, pull, handlers.task, handlers.exhausted).run()
+
+    def _engines(self) -> tuple[str, ...]:
+        """Return which engines there are, of other packages too."""
+        brought = check_plugins()
+        if brought:
+            log.info("engines_of_packages", engines=brought)
+        return (*ENGINE_NAMES, *brought)
+
+    async def _hear(self, bus: Bus, handlers: Handlers, attempts: Attempts) -> None:
+        """Hear what is called off from now on, and what was before."""
+        await bus.nc.subscribe(every("cancel", "*"), cb=handlers.cancel)
+        await bus.nc.subscribe(every("withdraw", "*"), cb=handlers.withdraw)
+        await bus.patiently(lambda: self._catch_up(bus, attempts))
 
     async def _catch_up(self, bus: Bus, attempts: Attempts) -> None:
         """Hear what was called off while nobody listened."""
@@ -138,19 +195,31 @@ class Worker:
             except ClawdbotError as error:
                 log.info("consumer_postponed", error=error.message)
 
-    async def _announce(self, directory: ModelDirectory, worker: str, models: Models) -> None:
+    async def _announce(self, directory: ModelDirectory, told: "_Announced") -> None:
+        """Renew the card, now and then and when there is news."""
         clock = SystemClock()
-        await models.preload()
+        await told.models.preload()
         while True:
-            offers = await asyncio.to_thread(models.offers)
+            told.shelf.news.clear()
+            offers = await asyncio.to_thread(told.models.offers)
             card = WorkerCard(
-                worker=worker, modality=self.settings.modality, offers=offers, at=clock.now()
+                worker=told.worker,
+                modality=self.settings.modality,
+                offers=(*offers, *told.shelf.offers()),
+                engines=told.engines,
+                at=clock.now(),
+                machine=await asyncio.to_thread(devices.machine),
+                held_bytes=held_bytes(),
+                cache_bytes=told.models.used_bytes,
+                cache_bytes_max=self.settings.cache_bytes_max,
             )
             try:
                 await directory.announce(card)
             except ClawdbotError as error:
                 log.info("announce_postponed", error=error.message)
-            await asyncio.sleep(self.settings.announce_interval_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.announce_interval_s):
+                    await told.shelf.news.wait()
 
     def _pull(self, lane: str) -> Pull:
         settings = self.settings

@@ -1,5 +1,8 @@
 """The line before an engine: the most urgent first, and together what one call may compute.
 
+Urgent is who has the lower rank, among those whose deadline is earlier, then who came first. What
+cannot be answered in time any more is told so at once, and not computed.
+
 Nothing waits for company: a free engine begins at once with all that is there, and what comes
 while it computes is the next call. So batches grow with the load by themselves, and one request
 alone is as quick as without them.
@@ -10,23 +13,20 @@ Source: work-conserving batching as in Clipper (NSDI 2017) and ORCA (OSDI 2022),
 import asyncio
 import contextlib
 import heapq
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from itertools import count as counting
+from itertools import count
 
-from schemas.errors import EngineFailed, ModelUnavailable
+from schemas.errors import Cancelled, DeadlineExceeded, EngineFailed, ModelUnavailable
 from schemas.values import Value
 from services.telemetry import BATCH_SIZE
+from services.workers.counters import Counters
 from services.workers.engine import BatchEngine, Engine, Request
 
-
-Counts = dict[int, tuple[int, int]]
-"""By rows: calls of an engine that worked, and their nanoseconds."""
-CALLS: dict[str, Counts] = {}
-"""Of each model that was loaded in this process, as a metric: for its statistics."""
 
 Submit = Callable[..., "Future[list[Outcome]]"]
 """Has a function called in a thread."""
@@ -41,7 +41,18 @@ class Computed:
     """Requests that were computed in the same call."""
     started: float = 0.0
     """By `time.perf_counter`."""
+    batch: int = 0
+    """Number of the call, of this line; 0 where it had only this request."""
 
+
+class TooLate(DeadlineExceeded):
+    """There is not enough time left to compute it."""
+
+
+SLOWER_WEIGHT = 0.1
+"""Of a call that took longer than expected, in what is expected; a quicker one counts whole."""
+REFUSAL_WEIGHT = 0.9
+"""What is expected shrinks so much with each refusal: in the end one is tried."""
 
 Outcome = Computed | Exception
 
@@ -52,6 +63,7 @@ class _Waiting:
 
     request: Request
     rows: int
+    deadline: float
     answer: "asyncio.Future[Computed]"
 
 
@@ -92,46 +104,64 @@ class Line:
         engine: Computes; one call at a time.
         crew: Has the threads.
         rows_max: Most rows of one call.
+        counters: Take note of every call that works.
     """
 
-    def __init__(self, model: str, engine: Engine, crew: Crew, rows_max: int) -> None:
+    def __init__(
+        self,
+        model: str,
+        engine: Engine,
+        crew: Crew,
+        rows_max: int,
+        counters: Counters | None = None,
+    ) -> None:
         self._engine = engine
         self._crew = crew
         self._rows_max = min(rows_max, engine.spec.max_batch_size or 1)
         self._sizes = BATCH_SIZE.labels(model)
-        self._counts = CALLS.setdefault(model, {})
-        self._busy = False
-        self._serial = counting()
-        self._lines: dict[Hashable, list[tuple[int, int, _Waiting]]] = {}
-        """By batch key, each a heap of rank, order of arrival and request."""
+        self.busy = False
+        """Whether a thread computes, even if nobody waits for it any more."""
+        self.idle: Callable[[], None] = lambda: None
+        """Called when a call is over."""
+        self._model = model
+        self._expected_s = 0.0
+        """How long a call takes, rather too little than too much."""
+        self._calls = 0
+        self._counters = counters or Counters()
+        self._serial = count()
+        self._lines: dict[Hashable, list[tuple[int, float, int, _Waiting]]] = {}
+        """By batch key, each a heap of rank, deadline, order of arrival and request."""
 
-    async def infer(self, request: Request, rank: int = 0) -> Computed:
+    async def infer(self, request: Request, rank: int = 0, deadline: float = math.inf) -> Computed:
         """Return what the engine gives for a request; cancelled while it waits, it is left out.
 
         Args:
             request: Inputs and parameters.
             rank: The lower, the sooner.
+            deadline: By `time.perf_counter`; the earlier, the sooner within a rank.
 
         Raises:
             ClawdbotError: The engine's word on this request, whoever shared its batch.
+            TooLate: It cannot be computed before the deadline.
         """
         key, rows = None, 1
         if isinstance(self._engine, BatchEngine):
             key = self._engine.batch_key(request)
             rows = 1 if key is None else self._engine.rows(request)
-        waiting = _Waiting(request, rows, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(request, rows, deadline, asyncio.get_running_loop().create_future())
         line = self._lines.setdefault(key, [])
-        heapq.heappush(line, (rank, next(self._serial), waiting))
+        heapq.heappush(line, (rank, deadline, next(self._serial), waiting))
         self.begin()
         return await waiting.answer
 
     def begin(self) -> None:
         """Begin the next call, if the engine is free, and a thread, and somebody waits."""
         self._forget()
-        if self._busy or not self._lines or not self._crew.take(self):
+        if self.busy or not self._lines or not self._crew.take(self):
             return
         batch, loop = self._next(), asyncio.get_running_loop()
-        self._busy, started = True, time.perf_counter()
+        self.busy, started = True, time.perf_counter()
+        self._calls += 1
         self._sizes.observe(len(batch))
 
         def over(job: "Future[list[Outcome]]") -> None:
@@ -141,29 +171,41 @@ class Line:
         try:
             rows = [item.rows for item in batch]
             asked = [item.request for item in batch]
-            job = self._crew.submit(compute, self._engine, asked, rows, self._counts)
+            job = self._crew.submit(compute, self._engine, asked, rows, self._counters)
         except RuntimeError:  # the threads are shut down
             job = Future()
             job.cancel()
         job.add_done_callback(over)
 
     def _forget(self) -> None:
-        """Leave out those who gave up, as far as they are first."""
+        """Leave out those who gave up or are too late, as far as they are first."""
         for key, line in list(self._lines.items()):
-            while line and line[0][2].answer.done():
+            while line and not self._is_worth(line[0][3]):
                 heapq.heappop(line)
             if not line:
                 del self._lines[key]
 
+    def _is_worth(self, item: _Waiting) -> bool:
+        """Tell whether somebody waits for it who may still be answered in time."""
+        if item.answer.done():
+            return False
+        if item.deadline == math.inf or time.perf_counter() + self._expected_s < item.deadline:
+            return True
+        takes_ms = self._expected_s * 1000
+        text = f"'{self._model}' takes about {takes_ms:.3g} ms, and there is less time left"
+        item.answer.set_exception(TooLate(text))
+        self._expected_s *= REFUSAL_WEIGHT
+        return False
+
     def _next(self) -> list[_Waiting]:
         """Take the most urgent request, and those that one call may compute with it."""
-        key = min(self._lines, key=lambda key: self._lines[key][0][:2])
+        key = min(self._lines, key=lambda key: self._lines[key][0][:3])
         line = self._lines[key]
-        batch = [heapq.heappop(line)[2]]
+        batch = [heapq.heappop(line)[3]]
         left = self._rows_max - batch[0].rows
-        while key is not None and line and line[0][2].rows <= left:
-            item = heapq.heappop(line)[2]
-            if not item.answer.done():
+        while key is not None and line and line[0][3].rows <= left:
+            item = heapq.heappop(line)[3]
+            if self._is_worth(item):
                 batch.append(item)
                 left -= item.rows
         return batch
@@ -172,7 +214,10 @@ class Line:
         self, batch: Sequence[_Waiting], started: float, job: "Future[list[Outcome]]"
     ) -> None:
         """Begin the next call, then hand out the answers."""
-        self._busy = False
+        slower_s = time.perf_counter() - started - self._expected_s
+        self._expected_s += slower_s * (SLOWER_WEIGHT if slower_s > 0 else 1.0)
+        number = self._calls if len(batch) > 1 else 0
+        self.busy = False
         self._crew.give()
         self.begin()
         try:
@@ -185,12 +230,13 @@ class Line:
             if isinstance(outcome, Exception):
                 item.answer.set_exception(outcome)
             else:
-                done = Computed(outcome.outputs, outcome.batch_size, started)
+                done = Computed(outcome.outputs, outcome.batch_size, started, number)
                 item.answer.set_result(done)
+        self.idle()
 
 
 def compute(
-    engine: Engine, requests: Sequence[Request], rows: Sequence[int], counts: Counts
+    engine: Engine, requests: Sequence[Request], rows: Sequence[int], counters: Counters
 ) -> list[Outcome]:
     """Compute a batch in this thread; where it fails, halve it until it is clear who is to blame.
 
@@ -198,12 +244,14 @@ def compute(
         engine: Computes.
         requests: What is asked.
         rows: How many rows each has.
-        counts: Where calls that worked are counted.
+        counters: Take note of calls that worked.
 
     Returns:
         For each request, in order, its outputs or its error.
     """
-    begun = time.perf_counter_ns()
+    if all(request.is_stopped() for request in requests):
+        return [Cancelled("nobody waits for the answer any more") for _ in requests]
+    begun = time.perf_counter()
     try:
         outputs = engine.infer(requests)
     except Exception as error:  # noqa: BLE001 - handed to the one who asked
@@ -211,17 +259,11 @@ def compute(
             return [error]
         middle = len(requests) // 2
         return [
-            *compute(engine, requests[:middle], rows[:middle], counts),
-            *compute(engine, requests[middle:], rows[middle:], counts),
+            *compute(engine, requests[:middle], rows[:middle], counters),
+            *compute(engine, requests[middle:], rows[middle:], counters),
         ]
     if len(outputs) != len(requests):
         wrong = f"the engine gave {len(outputs)} answers to {len(requests)} requests"
         return [EngineFailed(wrong) for _ in requests]
-    count(counts, sum(rows), time.perf_counter_ns() - begun)
+    counters.computed(sum(rows), time.perf_counter() - begun)
     return [Computed(found, len(requests)) for found in outputs]
-
-
-def count(counts: Counts, rows: int, ns: int) -> None:
-    """Count one more call; a model has one at a time."""
-    calls, total_ns = counts.get(rows, (0, 0))
-    counts[rows] = calls + 1, total_ns + ns

@@ -25,6 +25,8 @@ class Request:
     is_stopped: Callable[[], bool] = _never
     """Tells whether nobody waits for the answer any more. An engine that works for long asks now
     and then, and raises `Cancelled`."""
+    then: Sequence[str] = ()
+    """Models that will be wanted next: they are loaded while this one computes."""
     emit: Callable[[Mapping[str, Value]], None] | None = None
     """Takes a part of the answer, from any thread, where the caller wants it in parts. An engine
     whose answer grows hands over what is new as it comes, and returns the whole in any case."""
@@ -36,6 +38,12 @@ class AnyEngine:
     Nothing heavier than the standard library may be imported at module level, so that an idle
     worker stays small; import the model library inside `load` (and `missing`).
     """
+
+    packages: ClassVar[tuple[str, ...]] = ()
+    """What `load` imports: the worker does so before it measures what the model takes."""
+
+    bounds_threads: ClassVar[bool] = False
+    """Whether it keeps `limits.threads` by itself; else that takes a process of its own."""
 
     def __init__(self, spec: ModelSpec, models_dir: Path) -> None:
         self.spec = spec
@@ -62,6 +70,17 @@ class AnyEngine:
     def close(self) -> None:
         """Give back what `load` took."""
 
+    def memory(self) -> int | None:
+        """Return how many bytes the loaded model takes, on devices of its own too.
+
+        None where only the process as a whole can tell: then what loading added to it is taken.
+        """
+        return None
+
+    def devices(self) -> tuple[str, ...]:
+        """Return what the loaded model really runs on: the words of its library, best first."""
+        return ("cpu",)
+
 
 class Engine(AnyEngine, ABC):
     """Computes on this machine: `infer` is called from one thread at a time."""
@@ -80,6 +99,15 @@ class Engine(AnyEngine, ABC):
             EngineFailed: The library refused a well-formed input; terminal.
             Cancelled: Nobody waits for the answer any more.
         """
+
+    def warm(self, requests: Sequence[Request]) -> None:
+        """Compute requests that nobody waits for, so that the first real one is not slow.
+
+        Raises:
+            ClawdbotError: One cannot be computed.
+        """
+        for request in requests:
+            self.infer([request])
 
 
 class BatchEngine(Engine, ABC):

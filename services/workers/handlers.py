@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from events.spill import fetch, spill
 from events.subjects import DEFAULT_LANE, LANES, RunKey, decode, lane_of, result, run_key
 from events.view import bound_inputs, missing_inputs
 from schemas.errors import ClawdbotError, InvalidArgument, NotFound
+from schemas.ids import new_id
 from schemas.messages import (
     Abandoned,
     Fault,
@@ -35,6 +36,7 @@ from services.runtime import Clock, Delivery, Outgoing
 from services.telemetry import STOPPED, get_logger
 from services.workers.adapters import adapted
 from services.workers.attempts import Attempts, Stopped
+from services.workers.batches import TooLate
 from services.workers.engine import Request
 from services.workers.models import Answer, Models
 from services.workers.remembered import Remembered
@@ -50,6 +52,10 @@ class Message(Protocol):
 
     subject: str
     data: bytes
+
+
+async def _as_named(name: str, _: str) -> str:
+    return name
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,8 @@ class Means:
     clock: Clock
     chain_s: float = 0.0
     """How long to go on after a task with what comes next; 0 never."""
+    at_hand: Callable[[str, str], Awaitable[str]] = _as_named
+    """Brings the version of a model here that a name and a key mean; returns its name."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,8 @@ class _Wanted:
     model: str
     inputs: Wire
     rank: int
+    left_s: float
+    """Until when."""
     adapt: Mapping[str, Adaptation] = field(default_factory=dict)
     """What is done to inputs before."""
 
@@ -153,7 +163,9 @@ class Handlers:
             facts["error"] = done.error.message
         else:
             facts.update(model=done.model, queue_ms=done.timings.queue_ms)
-            facts.update(batch_size=done.timings.batch_size)
+            facts.update(load_ms=done.timings.load_ms, batch_size=done.timings.batch_size)
+            if done.timings.batch_id:
+                facts.update(batch_id=done.timings.batch_id)
             if delivery.count == 1:  # else one of what follows may have ended a worker
                 done = done.model_copy(update={"then": await self._go_on(task, done, rank)})
                 facts["went_on"] = len(done.then)
@@ -201,19 +213,30 @@ class Handlers:
         """
         try:
             async with self._means.attempts.under_way(task) as stopped:
+                model = await self._means.at_hand(task.model, task.run_id)
+                task = task.model_copy(update={"model": model})
                 known = await self._means.remembered.find(task)
                 if known is not None:
                     memo = {"model": known.model, "memo_of": known.source}
                     return self._blank(task).model_copy(update={"outputs": known.outputs, **memo})
-                request = Request({}, task.params, _work_key(task), stopped.is_set)
+                request = Request(
+                    {},
+                    task.params,
+                    _work_key(task),
+                    stopped.is_set,
+                    [node.model for node in task.then],
+                )
+                left_s = task.deadline - self._clock.now()
                 with self._means.tally.inference(task.model) as counted:
-                    wanted = _Wanted(task.tenant, task.model, task.inputs, rank, task.adapt)
+                    wanted = _Wanted(task.tenant, task.model, task.inputs, rank, left_s, task.adapt)
                     answer = await self._infer(wanted, request, counted)
                     outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
                     outputs = await spill(outputs, task.tenant, self._means.blobs)
                 await self._means.remembered.keep(task, outputs, answer.model)
         except NOT_ITS_FAULT:
             raise
+        except TooLate as error:
+            raise Stopped("late") from error
         except ClawdbotError as error:
             return self._blank(task, Fault.of(error))
         timings = Timings(
@@ -221,6 +244,7 @@ class Handlers:
             load_ms=round(answer.load_ms, 3),
             compute_ms=round(answer.compute_ms, 3),
             batch_size=answer.batch_size,
+            batch_id=self._batch_id(answer),
         )
         found = {"outputs": outputs, "model": answer.model, "timings": timings}
         return self._blank(task).model_copy(update=found)
@@ -249,13 +273,14 @@ class Handlers:
             Cancelled: It was withdrawn.
         """
         tokens = asked.subject.split(".")
-        model = decode(tokens[5])
-        known = self._means.models.inputs(model)
         ask = InferAsk.of(asked.headers)
+        key = asked.headers.get(Header.CORRELATION_ID) or new_id()
+        model = await self._means.at_hand(decode(tokens[5]), key)
+        known = self._means.models.inputs(model)
         inputs, given = read_inference(asked.body, asked.headers, known)
         params = self._means.models.params(model, given)
         check_names(inputs, known, "model")
-        wanted = _Wanted(tokens[2], model, inputs, ask.rank)
+        wanted = _Wanted(tokens[2], model, inputs, ask.rank, ask.timeout_s or math.inf)
         with self._means.tally.inference(model) as counted:
             waiting = self._unlogged.under_way(ask.request_id, ask.timeout_s, model)
             async with waiting as sign:
@@ -266,10 +291,13 @@ class Handlers:
                     answer, parts = await self._infer(wanted, request, counted), 0
             asked.facts.update(
                 model=answer.model,
+                load_ms=round(answer.load_ms, 3),
                 wait_ms=round(answer.wait_ms, 3),
                 compute_ms=round(answer.compute_ms, 3),
                 batch_size=answer.batch_size,
             )
+            if answer.batch:
+                asked.facts.update(batch_id=self._batch_id(answer))
             return Reply(ask.body({} if parts else answer.outputs, answer.model))
 
     async def _in_parts(
@@ -309,9 +337,15 @@ class Handlers:
             folder = self._means.models.folder(wanted.model)
             values = await asyncio.to_thread(adapted, values, wanted.adapt, folder)
         asked = replace(request, inputs=values)
-        answer = await self._means.models.infer(wanted.model, asked, rank=wanted.rank)
+        answer = await self._means.models.infer(
+            wanted.model, asked, rank=wanted.rank, left_s=wanted.left_s
+        )
         counted.answered(answer)
         return answer
+
+    def _batch_id(self, answer: Answer) -> str:
+        """Return what those have in common who were computed in the same call; empty if alone."""
+        return f"{self._means.worker}/{answer.model}/{answer.batch}" if answer.batch else ""
 
     def _blank(self, task: Task, error: Fault | None = None) -> TaskResult:
         """Return a result without outputs."""

@@ -1,48 +1,41 @@
 """The models of one worker: which can run, loaded once, computed off the event loop."""
 
-import asyncio
+import contextlib
 import hashlib
+import math
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from events.models import Offer
 from schemas.catalogue import Catalogue, ModelSpec
-from schemas.errors import ClawdbotError, ModelUnavailable, NotFound
+from schemas.errors import ClawdbotError, InvalidArgument, ModelUnavailable, NotFound
 from schemas.values import Value
 from services.telemetry import get_logger
-from services.workers.batches import CALLS, Computed, Crew, Line, count
+from services.workers import offers
+from services.workers.batches import Computed, Crew, Line
+from services.workers.cache import Cache
+from services.workers.counters import Counters
 from services.workers.engine import AnyEngine, AsyncEngine, Engine, Request
-from services.workers.engines import engine_of
+from services.workers.loaded import Loaded
+from services.workers.loading import Loader
+from services.workers.responses import Responses
+from services.workers.responses import digest as responses_digest
+from services.workers.wanted import Shop
 
 
 log = get_logger()
 
-PACE_WEIGHT = 0.3
-"""Of the newest inference in a model's pace."""
+LOADS_MAX = 2
+"""Models loaded at the same time, where no setting says otherwise."""
 ROWS_MAX = 64
 """Rows of one call, where no setting says otherwise."""
-
-
-@dataclass
-class Loaded:
-    """A model in memory."""
-
-    name: str
-    engine: AnyEngine
-    line: Line | None = None
-    """Of those who wait for an engine that computes in threads."""
-    pace_s: float | None = None
-    """How long an inference takes lately, waiting included."""
-
-    def note(self, took_s: float) -> None:
-        """Take note of one more inference."""
-        past_s = took_s if self.pace_s is None else self.pace_s
-        self.pace_s = past_s + PACE_WEIGHT * (took_s - past_s)
 
 
 @dataclass(frozen=True)
@@ -58,6 +51,8 @@ class Answer:
     compute_ms: float
     batch_size: int = 1
     """Requests that were computed in the same call."""
+    batch: int = 0
+    """Number of that call since the model was loaded; 0 where it had only this request."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +63,12 @@ class Capacity:
     """Calls of engines."""
     rows_max: int = ROWS_MAX
     """Rows of one call of an engine that batches."""
+    loads_max: int = LOADS_MAX
+    """Models that are loaded at the same time."""
+    bytes_max: int | None = None
+    """Of all models in memory together; None for no limit."""
+    responses_bytes_max: int = 0
+    """Of all answers that are kept; 0 keeps none."""
 
 
 class Models:
@@ -96,20 +97,34 @@ class Models:
             name: spec for name, spec in catalogue.models.items() if spec.modality == modality
         }
         self._catalogue = catalogue
-        self._models_dir = models_dir
+        self._modality = modality
         self._allow_fallback = allow_fallback
-        self._engine_settings = engine_settings
         self._pool = ThreadPoolExecutor(capacity.threads, thread_name_prefix="engine")
         self._crew = Crew(self._pool.submit, capacity.threads)
         self._rows_max = capacity.rows_max
         self._failed: dict[str, str] = {}
         """Why the last try to load a model failed, by name."""
-        self._loaded: dict[str, Loaded] = {}
-        self._loading = asyncio.Lock()
+        self._served: dict[str, str] = {}
+        """Who served for each name last."""
+        self._counters: defaultdict[str, Counters] = defaultdict(Counters)
+        self._loader = Loader(models_dir, engine_settings, self.hold)
+        self._loaders = ThreadPoolExecutor(capacity.loads_max, thread_name_prefix="load")
+        shop = Shop(
+            self._open, self._loader.close, self._estimate, self._loaders, capacity.loads_max
+        )
+        self._cache = Cache(shop, capacity.bytes_max)
+        room = capacity.responses_bytes_max
+        self._responses = Responses(room) if room else None
 
     def offers(self) -> tuple[Offer, ...]:
-        """Return which models can run here, and who serves for those that cannot."""
-        return tuple(self._offer(name, spec) for name, spec in self._specs.items())
+        """Return which models can run here, who serves for those that cannot, and what they take.
+
+        May be called in a thread.
+        """
+        self._cache.report()
+        specs = dict(self._specs)
+        found = (self._offer(name, spec) for name, spec in specs.items())
+        return tuple(offers.measured(item, self._cache.get(item.served_by)) for item in found)
 
     def inputs(self, name: str) -> dict[str, bool]:
         """Return the inputs of a model, and whether each is required.
@@ -124,11 +139,8 @@ class Models:
         return {port.name: port.required for port in spec.inputs}
 
     def folder(self, name: str) -> Path:
-        """Return the folder of a model's source; without one that of all models."""
-        spec = self._specs.get(name)
-        if spec is None or spec.source is None:
-            return self._models_dir
-        return (self._models_dir / spec.source).parent
+        """Return the folder of a model's source."""
+        return self._loader.folder(name, self._specs.get(name))
 
     def params(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parameters of an inference: the catalogue's, overridden by those given.
@@ -149,7 +161,9 @@ class Models:
         document = f"{served}\n{self._specs[served].model_dump_json()}"
         return hashlib.sha256(document.encode()).hexdigest()
 
-    async def infer(self, name: str, request: Request, *, rank: int = 0) -> Answer:
+    async def infer(
+        self, name: str, request: Request, *, rank: int = 0, left_s: float = math.inf
+    ) -> Answer:
         """Run one inference; when it is cancelled, so is what can be.
 
         A thread that computes goes on until it ends or asks `request.is_stopped`; its engine is
@@ -159,30 +173,45 @@ class Models:
             name: The model.
             request: Inputs and parameters.
             rank: The lower, the sooner among those that wait for the same engine.
+            left_s: Until when it must be answered; the earlier, the sooner among the same rank.
 
         Raises:
             ModelUnavailable: The model is not here, and nothing may stand in for it.
             InvalidArgument: An input is malformed.
             EngineFailed: The engine could not compute it.
+            TooLate: There is less time left than it takes.
         """
+        if self._responses is not None:
+            spec = self._specs.get(name)
+            if spec is not None and spec.cache_responses:
+                return await self._remember(name, request, self._responses, (rank, left_s))
+        return await self._infer(name, request, rank, left_s)
+
+    async def _remember(
+        self, name: str, request: Request, responses: Responses, urgency: tuple[int, float]
+    ) -> Answer:
+        """Answer with what was computed before, or compute it and keep it."""
+        digest = responses_digest(self.fingerprint(name), request)
+        outputs = responses.find(digest)
+        if outputs is not None:
+            self._counters[name].cache_hit_count += 1
+            return Answer(outputs, self._served.get(name, name), 0.0, 0.0, 0.0)
+        answer = await self._infer(name, request, *urgency)
+        responses.keep(digest, answer.outputs)
+        return answer
+
+    async def _infer(self, name: str, request: Request, rank: int, left_s: float) -> Answer:
         begun = time.perf_counter()
-        loaded = self._loaded.get(name) or await self._load(name)
+        loaded = self._cache.take(self._served.get(name, name), begun) or await self._obtain(name)
         ready = time.perf_counter()
-        match loaded.engine:
-            case AsyncEngine() as engine:
-                computed = Computed(await engine.answer(request), 1, ready)
-            case Engine(blocking=True):
-                assert loaded.line is not None, "who computes in threads has a line"
-                computed = await loaded.line.infer(request, rank)
-            case Engine() as engine:
-                [outputs] = engine.infer([request])
-                computed = Computed(outputs, 1, ready)
-            case _:
-                raise AssertionError("an engine computes or waits")
+        try:
+            for wanted in request.then:
+                self.prefetch(wanted)
+            computed = await self._compute(loaded, request, rank, begun + left_s)
+        finally:
+            self._cache.release(loaded)
         done = time.perf_counter()
         loaded.note(done - ready)
-        if loaded.line is None:
-            count(CALLS.setdefault(loaded.name, {}), 1, round((done - ready) * 1e9))
         return Answer(
             computed.outputs,
             loaded.name,
@@ -190,84 +219,170 @@ class Models:
             load_ms=(ready - begun) * 1000,
             compute_ms=(done - computed.started) * 1000,
             batch_size=computed.batch_size,
+            batch=computed.batch,
         )
 
-    async def preload(self) -> None:
-        """Load what is to be loaded at start; what cannot be says so on the card."""
-        for name, spec in self._specs.items():
-            engine = self._engine(spec)
+    def prefetch(self, name: str) -> None:
+        """Load a model that will be asked for soon, if there is room for it."""
+        if self._cache.get(self._served.get(name, name)) is None and name in self._specs:
+            with contextlib.suppress(ModelUnavailable):  # who asks for it will hear why
+                self._cache.prefetch(self._serving(name))
+
+    def update(self, specs: Mapping[str, ModelSpec | None]) -> None:
+        """Let models appear, change and go while others are served.
+
+        Who computes with an old version finishes with it; whoever comes next waits for the new
+        one, which is loaded at once where the old one was in memory. A name that is given is
+        loaded anew, even with the same entry: its file may be another one.
+
+        Args:
+            specs: The new entries by name; None where a model goes. Other names stay as they are.
+
+        Raises:
+            InvalidArgument: A fallback is missing, or has another signature; nothing has changed.
+        """
+        models = {name: spec for name, spec in self._catalogue.models.items() if name not in specs}
+        models |= {name: spec for name, spec in specs.items() if spec is not None}
+        self._catalogue = self._catalogue.having(models)
+        self._served.clear()
+        for name, spec in specs.items():
+            self._specs.pop(name, None)
+            self._failed.pop(name, None)
+            if spec is not None and spec.modality == self._modality:
+                self._specs[name] = spec
+            was_here = self._cache.get(name) is not None
+            self._cache.drop(name)
+            if was_here:
+                self.prefetch(name)
+
+    def place(self, name: str, spec: ModelSpec, folder: Path) -> None:
+        """Have one more model, or another version of one, whose files are in a folder of its own.
+
+        Raises:
+            InvalidArgument: Its fallback is missing, or has another signature.
+        """
+        before = self._loader.folders.get(name)
+        self._loader.folders[name] = folder
+        try:
+            self.update({name: spec})
+        except InvalidArgument:
+            if before is None:
+                del self._loader.folders[name]
+            else:
+                self._loader.folders[name] = before
+            raise
+
+    def withdraw(self, name: str) -> None:
+        """Have a model no more; who computes with it finishes, then its memory is free."""
+        self.update({name: None})
+        self._loader.folders.pop(name, None)
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory that the loaded models take together, measured when they were loaded."""
+        return self._cache.used_bytes
+
+    def calls(self) -> dict[str, dict[int, tuple[int, int]]]:
+        """Return how often each engine was called, and nanoseconds, by model and rows."""
+        return {name: item.calls() for name, item in self._counters.items() if item.batches}
+
+    def counters(self, name: str) -> Counters:
+        """Return the figures of a model since the worker started; zeros if it never ran."""
+        return self._counters.get(name) or Counters()
+
+    async def preload(self, names: Iterable[str] | None = None) -> None:
+        """Load what is to be loaded at start; what cannot be says so on the card.
+
+        Args:
+            names: Only of these models.
+        """
+        for name in tuple(self._specs) if names is None else names:
+            spec = self._specs.get(name)
+            if spec is None:
+                continue  # it went while another one loaded
+            engine = self._loader.engine(name, spec)
             if engine.missing() is not None or not (spec.preload or engine.is_uncertain()):
                 continue
             try:
-                await self._load(name)
+                self._cache.release(await self._obtain(name))
             except ClawdbotError as error:
                 log.warning("model_not_loaded", model=name, error=error.message)
 
     def pace_s(self, name: str) -> float | None:
-        """Return how long an inference takes lately, seconds; None before the first one."""
-        loaded = self._loaded.get(name)
+        """Return how long an inference takes lately, seconds; None where it is not in memory."""
+        loaded = self._cache.get(self._served.get(name, name))
         return None if loaded is None else loaded.pace_s
 
     def close(self) -> None:
         """Give everything back."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        for loaded in self._loaded.values():
-            loaded.engine.close()
+        self._loaders.shutdown(wait=False, cancel_futures=True)
+        self._cache.close()
+
+    async def _compute(
+        self, loaded: Loaded, request: Request, rank: int, deadline: float
+    ) -> Computed:
+        if loaded.line is not None:
+            return await loaded.line.infer(request, rank, deadline)
+        begun = time.perf_counter()
+        match loaded.engine:
+            case AsyncEngine() as engine:
+                outputs = await engine.answer(request)
+            case Engine() as engine:
+                [outputs] = engine.infer([request])
+            case _:
+                raise AssertionError("an engine computes or waits")
+        loaded.counters.computed(1, time.perf_counter() - begun)
+        return Computed(outputs, 1, begun)
 
     def _offer(self, name: str, spec: ModelSpec) -> Offer:
-        reason = self._engine(spec).missing()
-        if reason is None:
-            failed = self._failed.get(name)  # it is tried again when it is asked for
-            return Offer(model=name, served_by=name, reason=failed or "", available=failed is None)
-        reason = f"{reason}; {spec.get}" if spec.get else reason
-        if spec.fallback is not None and self._allow_fallback:
-            stand_in = self._specs[spec.fallback]
-            lacking = self._engine(stand_in).missing()
-            return Offer(
-                model=name, served_by=spec.fallback, reason=reason, available=lacking is None
-            )
-        return Offer(model=name, served_by=name, reason=reason, available=False)
+        failed = self._failed.get(name)  # it is tried again when it is asked for
+        fallback = self._specs.get(spec.fallback or "") if self._allow_fallback else None
+        return offers.possible(self._loader, (name, spec), failed, fallback)
 
-    async def _load(self, name: str) -> Loaded:
-        async with self._loading:
-            if name in self._loaded:
-                return self._loaded[name]
-            spec = self._specs.get(name)
-            if spec is None:
-                raise ModelUnavailable(f"no worker of this pool knows the model '{name}'")
-            offer = self._offer(name, spec)
-            if not offer.available and name not in self._failed:
-                raise ModelUnavailable(f"model '{name}' cannot run here: {offer.reason}")
-            actual = offer.served_by
-            loaded = self._loaded.get(actual)
-            if loaded is None:
-                loaded = self._loaded[actual] = await self._open(actual)
-                log.info("model_loaded", model=actual, asked_for=name)
-            self._loaded[name] = loaded
-            return loaded
+    async def _obtain(self, name: str) -> Loaded:
+        """Lease the model that serves for a name, loading it first if need be."""
+        actual = self._serving(name)
+        loaded = await self._cache.obtain(actual)
+        self._served[name] = actual
+        return loaded
 
-    async def _open(self, name: str) -> Loaded:
-        """Load a model, and remember for the card why it could not be loaded."""
-        engine = self._engine(self._specs[name])
+    def _serving(self, name: str) -> str:
+        """Return which model serves for a name.
+
+        Raises:
+            ModelUnavailable: It is not here, and nothing may stand in for it.
+        """
+        spec = self._specs.get(name)
+        if spec is None:
+            raise ModelUnavailable(f"no worker of this pool knows the model '{name}'")
+        offer = self._offer(name, spec)
+        if not offer.available and name not in self._failed:
+            raise ModelUnavailable(f"model '{name}' cannot run here: {offer.reason}")
+        return offer.served_by
+
+    def _open(self, name: str) -> Loaded:
+        """Load a model, in a thread; remember for the card why it could not be."""
+        spec = self._specs.get(name)
+        if spec is None:
+            raise ModelUnavailable(f"no worker of this pool knows the model '{name}'")
         try:
-            await self._off_loop(engine.load)
+            loaded = self._loader.open(name, spec)
         except ModelUnavailable as error:
             self._failed[name] = error.message
             raise
         self._failed.pop(name, None)
-        return self.hold(name, engine)
+        return loaded
+
+    def _estimate(self, name: str) -> int:
+        spec = self._specs.get(name)
+        return 0 if spec is None else self._loader.estimate(name, spec)
 
     def hold(self, name: str, engine: AnyEngine) -> Loaded:
         """Return a loaded engine with the line before it."""
+        loaded = Loaded(name, engine.spec, engine, self._counters[name])
         if isinstance(engine, Engine) and engine.blocking:
-            return Loaded(name, engine, Line(name, engine, self._crew, self._rows_max))
-        return Loaded(name, engine)
-
-    def _engine(self, spec: ModelSpec) -> AnyEngine:
-        fixed = self._engine_settings.get(spec.engine)
-        if fixed is not None:
-            spec = spec.model_copy(update={"params": {**spec.params, **fixed}})
-        return engine_of(spec, self._models_dir)
-
-    async def _off_loop(self, call: Any, *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
+            line = Line(name, engine, self._crew, self._rows_max, loaded.counters)
+            line.idle = partial(self._cache.settle, loaded)
+            loaded.line = line
+        return loaded

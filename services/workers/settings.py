@@ -7,7 +7,7 @@ from schemas.ids import TOKEN
 from schemas.plan import DEFAULT_POOL
 from services.settings import Settings
 from services.workers.engines.model_files import MODEL_BYTES_MAX
-from services.workers.models import ROWS_MAX
+from services.workers.models import LOADS_MAX, ROWS_MAX
 
 
 MIB = 1024 * 1024
@@ -24,6 +24,13 @@ class WorkerSettings(Settings):
     """Inferences that run at the same time in threads."""
     batch_rows_max: int = Field(default=ROWS_MAX, ge=1, le=65536)
     """Most rows that an engine computes in one call; a model's `max_batch_size` may be less."""
+    cache_bytes_max: int | None = Field(default=None, ge=MIB)
+    """Memory that the loaded models may take together; unset for no limit. What does not fit is
+    unloaded: the model whose loss costs least."""
+    response_cache_bytes_max: int = Field(default=0, ge=0)
+    """Answers that are kept for models with `cache_responses`; 0 keeps none."""
+    loads_max: int = Field(default=LOADS_MAX, ge=1, le=64)
+    """Models that are loaded at the same time."""
     infer_queue_max: int = Field(default=64, ge=1)
     """Unlogged inferences that may wait; more are answered 503."""
     http_allow: str = ""
@@ -32,6 +39,8 @@ class WorkerSettings(Settings):
     """Most bytes of an answer to an `http` node."""
     model_bytes_max: int = Field(default=MODEL_BYTES_MAX, ge=1024)
     """Largest model file that the engines `onnx` and `torch` load."""
+    model_cache_bytes_max: int = Field(default=16 * 1024 * MIB, ge=MIB)
+    """Most bytes of files of the model repository that are kept below the data directory."""
     onnx_provider_options: str = ""
     """JSON, options by name by execution provider, over those of catalogue entries."""
     openai_allow: str = ""

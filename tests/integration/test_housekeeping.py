@@ -8,9 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
+from clawdbot import Client
 from events.export import unpack
 from schemas.ids import new_id
 from services.orchestrator.settings import OrchestratorSettings
+from tests.support import hostile_models as hostile
+from tests.support import onnx_models as tiny
 from tests.support.mesh import Mesh
 from tests.support.nats import NatsServer
 from tests.support.wait import until_sync
@@ -132,3 +135,43 @@ def test_defaults_keep_runs_for_weeks() -> None:
         int((policy.kept_s(status) or 0) / day_s)
         for status in ("completed", "failed", "cancelled", "rejected")
     )
+
+
+def test_parts_that_no_version_names_are_swept(http: httpx.Client, tmp_path: Path) -> None:
+    """A push that was broken off leaves nothing for ever; what a version names stays."""
+    tiny.save(tiny.identity("FP32"), tmp_path / "kept.onnx")
+    with Client(str(http.base_url)) as client:
+        client.repository.push(tmp_path / "kept.onnx")
+        [version] = client.repository.get("kept").versions
+        [part] = version.files[0].parts
+    orphan = http.post("/v1/artefacts", content=b"half a model").json()["sha256"]
+    until_sync(lambda: 404 == http.get(f"/v1/artefacts/{orphan}").status_code, timeout_s=20)
+    assert 200 == http.get(f"/v1/artefacts/{part}").status_code
+    http.delete("/v1/models/kept")
+    until_sync(lambda: 404 == http.get(f"/v1/artefacts/{part}").status_code, timeout_s=20)
+
+
+def test_gateways_push_a_folder_when_they_start(
+    mesh: Mesh, http: httpx.Client, tmp_path: Path
+) -> None:
+    """Both at once, and again: one version each, in order; what cannot be pushed is left out."""
+    folder = tmp_path / "served"
+    for number in (1, 2):
+        proto = tiny.identity("FP32")
+        proto.producer_version = str(number)
+        tiny.save(proto, folder / "counted" / str(number) / "model.onnx")
+    tiny.save(tiny.iris(), folder / "iris" / "model.onnx")
+    (folder / "evil").mkdir()
+    (folder / "evil" / "m.onnx").write_bytes(hostile.external("../secret"))
+    for name in ("pusher-0", "pusher-1"):
+        mesh.add(name, "services.gateway", http_port="0", repository_dir=str(folder)).start()
+    for name in ("pusher-0", "pusher-1"):
+        mesh.services[name].wait_ready()
+
+    def versions(model: str) -> list[int]:
+        answer = http.get(f"/v1/models/{model}").json()
+        return [version["version"] for version in answer.get("versions", ())]
+
+    until_sync(lambda: [1, 2] == versions("counted"), timeout_s=20)
+    until_sync(lambda: [1] == versions("iris"), timeout_s=20)
+    assert 404 == http.get("/v1/models/evil").status_code

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from tests.support import hostile_models as hostile
+from tests.support import onnx_models as tiny
 from tests.support.inference import DTYPES, Served
 
 
@@ -421,3 +423,32 @@ async def test_the_asyncio_client(served: Served) -> None:
         assert (1, 2) == answer.as_numpy("Y").shape
         with pytest.raises(InferenceServerException, match="input 'INDEX' is missing"):
             await client.infer("picky", [])
+
+
+def test_the_repository(client: triton.InferenceServerClient) -> None:
+    """A file is sent along, listed, answered by, unloaded and loaded again."""
+    node = tiny.helper.make_node("Identity", ["X"], ["Y"])
+    ports = {"X": ("FP32", ("n", 2))}
+    data = tiny.model([node], ports, {"Y": ports["X"]}).SerializeToString()
+    client.load_model("pushed", config="{}", files={"file:1/model.onnx": data})
+    tensor = given("X", np.ones((1, 2), np.float32))
+    answer = client.infer("pushed", [tensor], model_version="1")
+    assert ("1", 1.0) == (answer.get_response().model_version, answer.as_numpy("Y")[0, 0])
+    states = {
+        (item.name, item.version): item.state for item in client.get_model_repository_index().models
+    }
+    assert ("READY", "READY") == (states["pushed", "1"], states["doubling", "3"])
+    client.unload_model("pushed")
+    [item] = [one for one in client.get_model_repository_index().models if one.name == "pushed"]
+    assert ("UNAVAILABLE", "unloaded") == (item.state, item.reason)
+    with pytest.raises(InferenceServerException, match="NOT_FOUND"):
+        client.infer("pushed", [tensor])
+    client.load_model("pushed")
+    assert client.is_model_ready("pushed")
+    with pytest.raises(InferenceServerException, match="NOT_FOUND"):
+        client.load_model("nobody")
+    with pytest.raises(InferenceServerException, match="UNIMPLEMENTED"):
+        client.load_model("pushed", config='{"max_batch_size": 4}')
+    evil = {"file:1/model.onnx": hostile.external("../secret")}
+    with pytest.raises(InferenceServerException, match="keeps weights in other files"):
+        client.load_model("evil", config="{}", files=evil)

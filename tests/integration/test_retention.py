@@ -11,9 +11,8 @@ import nats
 import orjson
 import pytest
 
-from events import retention
 from events.archive import DirectoryArchive, MemoryArchive
-from events.blobs import JetStreamBlobStore
+from events.blobs import JetStreamBlobStore, delete_unless_renewed
 from events.catalog import Event, RunCancelled, RunStarted
 from events.evolve import fold
 from events.export import export_run, restore, unpack
@@ -294,10 +293,10 @@ async def test_a_blob_that_is_wanted_again_escapes_the_sweep(stores: Stores, how
         await stores.blobs.put("default", data, "text/plain")
     else:
         assert await stores.blobs.renew("default", ref.sha256)
-    assert not await retention._delete_blob(stores.nc, found[0])
+    assert not await delete_unless_renewed(stores.nc, BLOBS, found[0])
     assert (data, "text/plain") == await stores.blobs.get("default", ref.sha256)
     newer = await read_subject(stores.nc, f"OBJ_{BLOBS}", found[0].subject)
-    assert await retention._delete_blob(stores.nc, newer[0])
+    assert await delete_unless_renewed(stores.nc, BLOBS, newer[0])
     assert not await stores.blobs.renew("default", ref.sha256)
 
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from schemas.catalogue import ModelSpec
 
@@ -72,6 +73,14 @@ def picky() -> Any:
     return model([node], ports, {"VALUE": ("INT64", ("n", 1))}, [table])
 
 
+def scaling(number: int, side: int) -> Any:
+    """Return a model of side * side weights, FP32: Y = number * sum(X), [n, side] both."""
+    weights = numpy_helper.from_array(np.full((side, side), number, np.float32), "w")
+    node = helper.make_node("MatMul", ["X", "w"], ["Y"])
+    ports = {"X": ("FP32", ("n", side))}, {"Y": ("FP32", ("n", side))}
+    return model([node], *ports, [weights])
+
+
 def adding() -> Any:
     """Return a model with a state [n, 2]: SUM = TOTAL_OUT = TOTAL + X."""
     shape = ("FP32", ("n", 2))
@@ -120,6 +129,33 @@ def iris() -> Any:
     return model(nodes, {"X": ("FP32", ("n", 4))}, outputs, [weights])
 
 
+def restless() -> Any:
+    """Return a model that turns ROUNDS times, and takes SIZE * 4 bytes; DONE is SIZE. All [1]."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", [name], [f"{name}_out"]) for name in ("go", "state")],
+        "body",
+        [
+            helper.make_tensor_value_info("round", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, []),
+        ],
+        [
+            helper.make_tensor_value_info("go_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state_out", TensorProto.FLOAT, []),
+        ],
+    )
+    one = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
+    nodes = [
+        helper.make_node("ConstantOfShape", ["SIZE"], ["ones"], value=one),
+        helper.make_node("ReduceSum", ["ones"], ["sum"], keepdims=0),
+        helper.make_node("Loop", ["ROUNDS", "", "sum"], ["turned"], body=body),
+        helper.make_node("Reshape", ["turned", "shape"], ["DONE"]),
+    ]
+    shape = helper.make_tensor("shape", TensorProto.INT64, [1], [1])
+    ports = {"ROUNDS": ("INT64", (1,)), "SIZE": ("INT64", (1,))}
+    return model(nodes, ports, {"DONE": ("FP32", (1,))}, [shape])
+
+
 def save(proto: Any, path: Path) -> None:
     """Write a model's file."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,6 +192,7 @@ def entries(folder: Path) -> dict[str, dict[str, Any]]:
     """Write every tiny model below a folder, and return their catalogue entries."""
     save(doubling(), folder / "doubling.onnx")
     save(picky(), folder / "picky" / "1.onnx")
+    save(restless(), folder / "restless.onnx")
     save(adding(), folder / "adding.onnx")
     save(counting(), folder / "counting.onnx")
     rows = [-1, 3]
@@ -172,6 +209,14 @@ def entries(folder: Path) -> dict[str, dict[str, Any]]:
             [port("INDEX", "INT64", [-1, 1])],
             [port("VALUE", "INT64", [-1, 1])],
             max_batch_size=16,
+        ),
+        "restless": entry(
+            "restless.onnx",
+            [port("ROUNDS", "INT64", [1]), port("SIZE", "INT64", [1])],
+            [port("DONE", "FP32", [1])],
+            isolation="process",
+            limits={"memory": "200MiB"},
+            timeout_s=1,
         ),
         "adding": entry(
             "adding.onnx",
@@ -204,4 +249,16 @@ def spec(document: Mapping[str, Any]) -> ModelSpec:
     return ModelSpec.model_validate(document)
 
 
-__all__ = ["doubling", "entries", "entry", "identity", "model", "onnx", "picky", "port", "spec"]
+__all__ = [
+    "TensorProto",
+    "doubling",
+    "entries",
+    "entry",
+    "helper",
+    "identity",
+    "model",
+    "onnx",
+    "picky",
+    "port",
+    "spec",
+]

@@ -104,6 +104,35 @@ _INFERENCE: dict[str, tuple[str, ...]] = {
         "InferTensorContents contents 5",
     ),
 }
+_CHOICES = "map ModelRepositoryParameter parameters"
+_INFERENCE |= {
+    "RepositoryIndexRequest": ("string repository_name 1", "bool ready 2"),
+    "RepositoryIndexResponse": ("RepositoryIndexResponse.ModelIndex[] models 1",),
+    "RepositoryIndexResponse.ModelIndex": (
+        "string name 1",
+        "string version 2",
+        "string state 3",
+        "string reason 4",
+    ),
+    "ModelRepositoryParameter": (
+        "bool bool_param 1 one",
+        "int64 int64_param 2 one",
+        "string string_param 3 one",
+        "bytes bytes_param 4 one",
+    ),
+    "RepositoryModelLoadRequest": (
+        "string repository_name 1",
+        "string model_name 2",
+        f"{_CHOICES} 3",
+    ),
+    "RepositoryModelLoadResponse": (),
+    "RepositoryModelUnloadRequest": (
+        "string repository_name 1",
+        "string model_name 2",
+        f"{_CHOICES} 3",
+    ),
+    "RepositoryModelUnloadResponse": (),
+}
 _HEALTH = {
     "HealthCheckRequest": ("string service 1",),
     "HealthCheckResponse": ("int32 status 1",),  # an enum; on the wire the same

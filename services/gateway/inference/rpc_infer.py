@@ -80,7 +80,7 @@ class Asking:
             ClawdbotError: It cannot be answered.
         """
         name, version = request.model_name, request.model_version or None
-        spec = await self._parts.inferences.model(name, version)
+        spec = await self._parts.inferences.model(name, version, call.request_id)
         if not spec.streams:
             request.parameters.pop(WANTS_FINAL, None)
             response = await self.one(request, call)
@@ -102,7 +102,8 @@ class Asking:
     async def _read(self, request: Any, call: Call) -> tuple[ModelSpec, InferAsk]:
         name = request.model_name
         call.facts["model"] = name[:128]
-        spec = await self._parts.inferences.model(name, request.model_version or None)
+        version = request.model_version or None
+        spec = await self._parts.inferences.model(name, version, call.request_id)
         ask = asks.ask_of(spec, inputs_of(request, self._parts.regions), head_of(request))
         asks.check_places(ask, self._parts.regions)
         left_s = call.context.time_remaining()
@@ -143,11 +144,12 @@ def head_of(request: Any) -> InferRequest:
         InvalidArgument: It is malformed.
     """
     outputs = [
-        {"name": item.name, "parameters": _parameters(item.parameters)} for item in request.outputs
+        {"name": item.name, "parameters": parameters_of(item.parameters)}
+        for item in request.outputs
     ]
     document = {
         "id": request.id,
-        "parameters": _parameters(request.parameters),
+        "parameters": parameters_of(request.parameters),
         "inputs": [],
         "outputs": outputs,
     }
@@ -193,7 +195,7 @@ def inputs_of(request: Any, regions: Regions = NONE) -> Sequence[tuple[str, Tens
 def _parameters_of(item: Any) -> dict[str, Any]:
     """Return an input's parameters, of which only those of shared memory are known."""
     with asks.about(item.name):
-        return _parameters(item.parameters)
+        return parameters_of(item.parameters)
 
 
 def _typed(item: Any) -> bytes:
@@ -210,7 +212,7 @@ def _typed(item: Any) -> bytes:
     return elements.pack(item.datatype, flat)
 
 
-def _parameters(found: Mapping[str, Any]) -> dict[str, Any]:
+def parameters_of(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters as plain values."""
     plain: dict[str, Any] = {}
     for name, value in found.items():

@@ -7,8 +7,10 @@ from google.protobuf import json_format
 
 from schemas.errors import InvalidArgument
 from schemas.inference_management import LogSettings, RegionRequest, TraceSettings
+from services.gateway.inference import repository
 from services.gateway.inference.config import model_config
 from services.gateway.inference.protobuf import message
+from services.gateway.inference.rpc_infer import parameters_of
 from services.gateway.inference.watching import change_log, log_settings
 from services.gateway.routes import Parts
 from services.gateway.routes.management import validated
@@ -39,6 +41,9 @@ class Management:
             "SystemSharedMemoryUnregister": self._unregister,
             "CudaSharedMemoryStatus": self._no_regions,
             "CudaSharedMemoryUnregister": self._no_regions_more,
+            "RepositoryIndex": self._index,
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
         }
 
     async def _statistics(self, request: Any, _: Any) -> Any:
@@ -91,6 +96,20 @@ class Management:
     async def _unregister(self, request: Any, _: Any) -> Any:
         self._parts.regions.unregister(request.name)
         return _made("SystemSharedMemoryUnregisterResponse", {})
+
+    async def _index(self, request: Any, _: Any) -> Any:
+        found = await repository.index(self._parts, only_ready=request.ready)
+        return _made("RepositoryIndexResponse", {"models": [one.model_dump() for one in found]})
+
+    async def _load(self, request: Any, _: Any) -> Any:
+        given = parameters_of(request.parameters)
+        await repository.load(self._parts, request.model_name, given)
+        return _made("RepositoryModelLoadResponse", {})
+
+    async def _unload(self, request: Any, _: Any) -> Any:
+        given = parameters_of(request.parameters)
+        await repository.unload(self._parts, request.model_name, given)
+        return _made("RepositoryModelUnloadResponse", {})
 
     async def _no_regions(self, _: Any, __: Any) -> Any:
         return _made("CudaSharedMemoryStatusResponse", {})

@@ -10,7 +10,7 @@ import ormsgpack
 
 from events.models import ModelDirectory, WorkerCard
 from events.subjects import infer, withdraw
-from schemas.catalogue import Catalogue, ModelSpec, Port
+from schemas.catalogue import ModelSpec, Port
 from schemas.errors import (
     BusUnavailable,
     DeadlineExceeded,
@@ -20,8 +20,10 @@ from schemas.errors import (
     Unavailable,
 )
 from schemas.ids import DEFAULT_TENANT
+from schemas.live_catalogue import LiveCatalogue
 from schemas.messages import Header, Inference, unpack
 from schemas.open_inference import ModelMetadata, TensorMetadata
+from schemas.repository import AT, split
 from schemas.submission import MSGPACK
 from schemas.values import Value, from_wire, to_wire
 from services.gateway.inference.asks import InferAsk, Wanted
@@ -37,6 +39,7 @@ EXTENSIONS = (
     "classification",
     "logging",
     "model_configuration",
+    "model_repository",
     "parameters",
     "schedule_policy",
     "sequence",
@@ -94,7 +97,7 @@ class Inferences:
         wait_s_max: Longest wait for an answer, seconds.
     """
 
-    catalogue: Catalogue
+    catalogue: LiveCatalogue
     directory: ModelDirectory
     requests: Requests
     clock: Clock
@@ -103,14 +106,26 @@ class Inferences:
     balance: Balance
     wait_s_max: float
 
-    async def model(self, name: str, version: str | None = None) -> ModelSpec:
+    async def model(self, name: str, version: str | None = None, key: str = "") -> ModelSpec:
         """Return what a model takes and gives; a workflow is one too.
+
+        Args:
+            name: Of the model; `iris@3` and `iris@stable` are names too.
+            version: A number, or an alias; that of the name, or the one in use, without.
+            key: Decides between the version in use and its canaries; the same for the same.
 
         Raises:
             NotFound: No such model, or not this version of it.
             BusUnavailable: It may be a workflow, and the bus does not answer.
         """
-        spec = self.catalogue.models.get(name)
+        record = self.catalogue.record(split(name)[0])
+        if record is not None:
+            at = f"{name}{AT}{version}" if version else name
+            name, version = self.catalogue.concrete(at, key), None
+            if name not in self.catalogue.offered:
+                why = "its version policy leaves it out" if record.loaded else "it is unloaded"
+                raise NotFound(f"'{name}' is not kept ready: {why}")
+        spec = self.catalogue.now.models.get(name)
         if spec is None or spec.engine in HIDDEN:
             spec = await self.workflows.spec(name)
         if version is not None and version != spec.version:
@@ -130,22 +145,30 @@ class Inferences:
             spec = await self.model(name, version)
             if spec.engine == ENGINE:
                 raise InvalidArgument(f"'{name}' is a workflow: /v1/statistics counts its nodes")
-            return {name: spec}
+            return {self.offered_as(name, spec): spec}
+        own, pushed = self.catalogue.base.models, self.catalogue.offered
         return {
             name: spec
-            for name, spec in sorted(self.catalogue.models.items())
-            if spec.engine not in HIDDEN
+            for name, spec in sorted(self.catalogue.now.models.items())
+            if spec.engine not in HIDDEN and (name in own or name in pushed)
         }
 
     def metadata(self, name: str, spec: ModelSpec) -> ModelMetadata:
         """Return a model's signature."""
+        record = self.catalogue.record(split(name)[0])
+        offered = () if record is None else record.offered()
         return ModelMetadata(
             name=name,
-            versions=(spec.version,),
+            versions=tuple(str(item.version) for item in offered) or (spec.version,),
             platform=f"clawdbot_{spec.engine}",
             inputs=tuple(_described(port) for port in spec.asked),
             outputs=tuple(_described(port) for port in spec.given),
         )
+
+    def offered_as(self, name: str, spec: ModelSpec) -> str:
+        """Return what workers call a model of which a version was chosen: `iris@3`."""
+        model, _ = split(name)
+        return name if self.catalogue.record(model) is None else f"{model}{AT}{spec.version}"
 
     async def check_ready(self, name: str, spec: ModelSpec) -> None:
         """Return when a worker is there that can run a model, or every model of a workflow.
@@ -153,7 +176,10 @@ class Inferences:
         Raises:
             ModelUnavailable: None is; says why, as far as workers know.
         """
-        names = await self.workflows.models(name) if spec.engine == ENGINE else (name,)
+        names: tuple[str, ...] = (self.offered_as(name, spec),)
+        if spec.engine == ENGINE:
+            used = await self.workflows.models(name)
+            names = tuple(self.catalogue.concrete(model, "") for model in used)
         cards = await self.directory.cards(self.clock.now())
         for model in names:
             _check_offered(model, cards)
@@ -181,7 +207,7 @@ class Inferences:
             if spec.engine == ENGINE:
                 return await self._run(name, spec, ask, headers)
             return await self._infer(name, spec, ask, headers)
-        async with self.sequences.turn(name, spec, ask) as turn:
+        async with self.sequences.turn(self.offered_as(name, spec), spec, ask) as turn:
             found = await self._infer(name, spec, turn.ask, headers)
             turn.outputs = found.outputs
         return found
@@ -189,13 +215,14 @@ class Inferences:
     async def _infer(
         self, name: str, spec: ModelSpec, ask: InferAsk, headers: Mapping[str, str]
     ) -> Inferred:
-        message = self._message(name, spec, ask, headers)
+        at = self.offered_as(name, spec)
+        message = self._message(at, spec, ask, headers)
         try:
-            answer = await self._ask(name, message, together=spec.max_batch_size > 0)
+            answer = await self._ask(at, message, together=spec.max_batch_size > 0)
         except (asyncio.CancelledError, DeadlineExceeded):
             self._withdraw(message)
             raise
-        return _read(answer)
+        return _read(answer, at, name)
 
     async def stream(
         self, name: str, spec: ModelSpec, ask: InferAsk, headers: Mapping[str, str]
@@ -211,12 +238,13 @@ class Inferences:
         if spec.engine == ENGINE:
             yield await self._run(name, spec, ask, headers), True
             return
-        message = self._message(name, spec, ask, {**headers, Header.STREAM: "true"})
+        at = self.offered_as(name, spec)
+        message = self._message(at, spec, ask, {**headers, Header.STREAM: "true"})
         is_last = False
         try:
-            async with aclosing(self._parts(name, message)) as parts:
+            async with aclosing(self._parts(at, message)) as parts:
                 async for answer, is_last in parts:
-                    yield _read(answer), is_last
+                    yield _read(answer, at, name), is_last
         finally:
             if not is_last:
                 self._withdraw(message)
@@ -308,10 +336,11 @@ class _Message(NamedTuple):
         return self._replace(subject=f"{self.subject}.{worker}")
 
 
-def _read(answer: bytes) -> Inferred:
+def _read(answer: bytes, at: str, name: str) -> Inferred:
+    """Return what a worker answered; the version that was chosen goes by the model's name."""
     found = unpack(Inference, answer)
     outputs = {port: from_wire(value, field=port) for port, value in found.outputs.items()}
-    return Inferred(outputs, found.model)
+    return Inferred(outputs, name if found.model == at else found.model)
 
 
 GRACE_S = 1.0

@@ -24,6 +24,7 @@ from schemas.inference_management import (
     ModelStatistics,
     StatisticDuration,
 )
+from schemas.repository import split
 from services.requests import Requests
 from services.runtime import Clock
 
@@ -57,7 +58,7 @@ class Tallies:
                 workers = {card.worker for card in cards if card.modality == modality}
                 group.create_task(self._ask(modality, workers, found))
         return tuple(
-            summed(name, spec.version, [tally["models"].get(name, {}) for tally in found])
+            summed(split(name)[0], spec.version, [tally["models"].get(name, {}) for tally in found])
             for name, spec in models.items()
         )
 

@@ -16,6 +16,7 @@ from schemas.catalogue import Catalogue, ModelSpec, Port, ValueKind
 from schemas.errors import NotFound
 from schemas.ids import DEFAULT_TENANT, TOKEN
 from schemas.inputs import WHOLE_INPUT
+from schemas.live_catalogue import LiveCatalogue
 from schemas.messages import Header
 from schemas.plan import RUN_INPUT, TEMPLATE_ENGINE, Plan
 from schemas.values import Value, Wire, from_json, to_wire
@@ -52,7 +53,7 @@ class WorkflowModels:
     """
 
     submissions: Submissions
-    catalogue: Catalogue
+    catalogue: LiveCatalogue
     blobs: BlobStore
     wait_s: float
     _specs: dict[str, tuple[DeployedWorkflow, ModelSpec]] = field(default_factory=dict)
@@ -127,7 +128,7 @@ class WorkflowModels:
             raise NotFound(f"there is no model '{name[:128]}', and no such workflow") from error
         known = self._specs.get(plain)
         if known is None or known[0] is not deployed:
-            known = self._specs[plain] = deployed, spec_of(deployed, ports, self.catalogue)
+            known = self._specs[plain] = deployed, spec_of(deployed, ports, self.catalogue.now)
         return known
 
 

@@ -11,13 +11,14 @@ from events.jetstream import JetStreamEventStore
 from events.models import ModelDirectory
 from events.projections import Projector
 from schemas.api import ErrorBody
-from schemas.catalogue import Catalogue
+from schemas.live_catalogue import LiveCatalogue
 from schemas.message import Message
 from services.gateway.deployments import Deployments
 from services.gateway.inference.regions import Regions
 from services.gateway.inference.service import Inferences
 from services.gateway.inference.statistics import Tallies
 from services.gateway.inference.watching import Traces
+from services.gateway.model_store import ModelStore
 from services.gateway.settings import GatewaySettings
 from services.gateway.submissions import Submissions
 from services.gateway.waiters import Waiters
@@ -34,7 +35,8 @@ class Parts:
     blobs: BlobStore
     index: RunIndex
     directory: ModelDirectory
-    catalogue: Catalogue
+    catalogue: LiveCatalogue
+    models: ModelStore
     deployments: Deployments
     submissions: Submissions
     waiters: Waiters

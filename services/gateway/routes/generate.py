@@ -75,7 +75,7 @@ async def model_generate_stream(request: Request, parts: Wanted, name: str) -> R
 
 
 async def _whole(request: Request, parts: Parts, name: str, version: str | None) -> Response:
-    spec = await parts.inferences.model(name, version)
+    spec = await parts.inferences.model(name, version, request.state.correlation_id)
     ask = generate.ask_of(await request.body(), spec)
     with called_off_when_gone(request.scope):
         found = await parts.inferences.infer(name, spec, ask, _headers(request))
@@ -86,7 +86,7 @@ async def _whole(request: Request, parts: Parts, name: str, version: str | None)
 
 
 async def _stream(request: Request, parts: Parts, name: str, version: str | None) -> Response:
-    spec = await parts.inferences.model(name, version)
+    spec = await parts.inferences.model(name, version, request.state.correlation_id)
     ask = generate.ask_of(await request.body(), spec)
     stream = _parts_of(parts, name, spec, ask, _headers(request))
     try:

@@ -121,7 +121,7 @@ async def infer(request: Request, parts: Parts, name: str, version: str | None) 
         ClawdbotError: It cannot be answered.
     """
     begun = time.perf_counter()
-    spec = await parts.inferences.model(name, version)
+    spec = await parts.inferences.model(name, version, request.state.correlation_id)
     body = unpacked(
         await request.body(),
         request.headers.get("content-encoding", ""),

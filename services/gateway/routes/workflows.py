@@ -7,8 +7,10 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from schemas.api import ModelList, ModelOffer, ModelView, WorkflowList, WorkflowView
 from schemas.catalogue import ModelSpec
 from schemas.ids import valid_token
+from schemas.repository import AT
 from schemas.workflow import DEFINITION_BYTES_MAX, Deployment
 from services.gateway.inputs import read_body
+from services.gateway.model_store import offers_of
 from services.gateway.routes import ERRORS, Wanted, answer
 
 
@@ -64,18 +66,14 @@ async def models(parts: Wanted) -> Response:
     """List the catalogue, and which workers serve what."""
     async with parts.bus.prompt(parts.settings.request_s_max):
         cards = await parts.directory.cards(parts.clock.now())
-    views = []
-    for name, spec in parts.catalogue.models.items():
+    views: list[ModelView] = []
+    for name, spec in parts.catalogue.now.models.items():
+        if AT in name:
+            continue
+        concrete = parts.catalogue.concrete(name, "")
         offers = tuple(
-            ModelOffer(
-                worker=card.worker,
-                served_by=offer.served_by,
-                available=offer.available,
-                reason=offer.reason,
-            )
-            for card in cards
-            for offer in card.offers
-            if offer.model == name
+            offer.model_copy(update={"served_by": name}) if offer.served_by == concrete else offer
+            for offer in offers_of(concrete, cards)
         )
         views.append(_model_view(name, spec, offers))
     return answer(ModelList(models=tuple(views)))

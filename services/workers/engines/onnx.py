@@ -1,12 +1,13 @@
 """Runs any ONNX model whose signature the catalogue declares, on the providers it asks for."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
 from schemas.catalogue import Port
 from schemas.errors import ModelUnavailable
+from services.workers import devices
 from services.workers.engines import fields, model_files, providers
 from services.workers.engines.tensor_engine import TensorEngine, narrows
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 ONNX_BFLOAT16 = 16
 """Of onnx.TensorProto.DataType."""
-
+CUDA = "CUDAExecutionProvider"
 _ONNX_TYPES = {
     "tensor(bool)": "BOOL",
     "tensor(uint8)": "UINT8",
@@ -43,6 +44,8 @@ class OnnxEngine(TensorEngine):
     not really active is a reason not to serve), `threads` (1) of one inference.
     """
 
+    packages: ClassVar[tuple[str, ...]] = ("numpy", "onnxruntime")
+    bounds_threads: ClassVar[bool] = True
     session: Any = None
 
     @override
@@ -117,6 +120,10 @@ class OnnxEngine(TensorEngine):
             for name, value in zip(names, outputs, strict=True)
         ]
 
+    @override
+    def devices(self) -> tuple[str, ...]:
+        return () if self.session is None else tuple(self.session.get_providers())
+
     def _is_strict(self) -> bool:
         return self.spec.params.get("strict_provider", True) is not False
 
@@ -140,7 +147,16 @@ class OnnxEngine(TensorEngine):
 
     def _options(self, provider: str) -> dict[str, str]:
         operator = self.spec.params.get("operator_options", {})
-        return providers.options(self.spec.params, operator, provider)
+        return providers.options(self.spec.params, operator, provider) | self._share(provider)
+
+    def _share(self, provider: str) -> dict[str, str]:
+        """Return the options that keep a model within its share of a GPU's memory."""
+        share = None if self.spec.limits is None else self.spec.limits.gpu_share
+        gpus = devices.gpus() if share is not None and provider == CUDA else ()
+        if share is None or not gpus:
+            return {}
+        limit = str(int(share * gpus[0].memory_bytes))
+        return {"gpu_mem_limit": limit, "arena_extend_strategy": "kSameAsRequested"}
 
     def _open(self, data: bytes) -> Any:
         import onnxruntime

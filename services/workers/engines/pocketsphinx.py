@@ -9,7 +9,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
@@ -55,6 +55,8 @@ class PocketsphinxEngine(Engine):
         vad: Cut silence off both ends first, and answer "" where nobody speaks; by default only
             without a grammar, where noise would become words (docs/models.md).
     """
+
+    packages: ClassVar[tuple[str, ...]] = ("pocketsphinx",)
 
     def __init__(self, spec: ModelSpec, models_dir: Path) -> None:
         super().__init__(spec, models_dir)

@@ -1,7 +1,7 @@
 """Reads the text in an image with RapidOCR (PP-OCR models, which come inside the wheel)."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
@@ -28,6 +28,7 @@ class RapidocrEngine(Engine):
     Params: `min_score` 0 to 1: lines read with less confidence are left out.
     """
 
+    packages: ClassVar[tuple[str, ...]] = ("rapidocr",)
     reader: Any = None
 
     @override

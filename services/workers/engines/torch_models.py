@@ -57,6 +57,18 @@ def pretrained(kind: Any, folder: Path) -> Any:
         raise ModelUnavailable(f"{folder.name} could not be loaded: a file is amiss") from error
 
 
+def keep_share(spec: ModelSpec) -> None:
+    """Keep this process within its share of a GPU's memory: it has this one model.
+
+    Source: torch.cuda.set_per_process_memory_fraction.
+    """
+    import torch
+
+    share = None if spec.limits is None else spec.limits.gpu_share
+    if share is not None and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share)
+
+
 def model(
     kind: Any, folder: Path, params: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[Any, str]:

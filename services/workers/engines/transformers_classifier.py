@@ -1,7 +1,7 @@
 """Tells what somebody wants with a fine-tuned BERT or DistilBERT, from local weights."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
@@ -21,6 +21,7 @@ class TransformersClassifierEngine(Engine):
     Params: `min_confidence` 0 to 1: below it the intent is `unknown`.
     """
 
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     model: Any = None
     tokenizer: Any = None
     device: str = "cpu"
@@ -30,9 +31,14 @@ class TransformersClassifierEngine(Engine):
         return torch_models.missing(self.spec, self.models_dir)
 
     @override
+    def devices(self) -> tuple[str, ...]:
+        return (self.device,)
+
+    @override
     def load(self) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        torch_models.keep_share(self.spec)
         folder = torch_models.directory(self.spec, self.models_dir)
         self.tokenizer = torch_models.pretrained(AutoTokenizer, folder)
         self.model, self.device = torch_models.model(

@@ -1,7 +1,7 @@
 """Speaks text with FastSpeech2 Conformer and its HiFi-GAN vocoder, from local weights."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
@@ -23,6 +23,7 @@ class TransformersSpeechEngine(Engine):
     Takes and ignores the parameters of `espeak`, which stands in for it.
     """
 
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     model: Any = None
     tokenizer: Any = None
     device: str = "cpu"
@@ -32,9 +33,14 @@ class TransformersSpeechEngine(Engine):
         return torch_models.missing(self.spec, self.models_dir, "g2p_en", "numpy")
 
     @override
+    def devices(self) -> tuple[str, ...]:
+        return (self.device,)
+
+    @override
     def load(self) -> None:
         from transformers import FastSpeech2ConformerTokenizer, FastSpeech2ConformerWithHifiGan
 
+        torch_models.keep_share(self.spec)
         folder = torch_models.directory(self.spec, self.models_dir)
         self.tokenizer = torch_models.pretrained(FastSpeech2ConformerTokenizer, folder)
         self.model, self.device = torch_models.model(

@@ -1,7 +1,7 @@
 """Turns speech into text with Whisper, from local weights."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
@@ -21,6 +21,7 @@ class TransformersWhisperEngine(Engine):
     Params: `language`, what is spoken, an ISO 639-1 code.
     """
 
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     model: Any = None
     processor: Any = None
     device: str = "cpu"
@@ -30,9 +31,14 @@ class TransformersWhisperEngine(Engine):
         return torch_models.missing(self.spec, self.models_dir, "numpy")
 
     @override
+    def devices(self) -> tuple[str, ...]:
+        return (self.device,)
+
+    @override
     def load(self) -> None:
         from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+        torch_models.keep_share(self.spec)
         folder = torch_models.directory(self.spec, self.models_dir)
         self.processor = torch_models.pretrained(WhisperProcessor, folder)
         self.model, self.device = torch_models.model(

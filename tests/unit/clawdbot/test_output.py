@@ -137,8 +137,9 @@ def test_replicas_are_the_most_that_any_workflow_wishes() -> None:
         )
 
     workflows = (view(3, "pocketsphinx"), view(2, "pocketsphinx", "echo"))
-    assert wanted_workers(workflows, load(), 8) == {"text": 2, "audio": 3, "vision": 1}
-    assert wanted_workers((view(64, "rapidocr"),), load(), 8)["vision"] == 8
+    modalities = {name: spec.modality for name, spec in load().models.items()}
+    assert wanted_workers(workflows, modalities, 8) == {"text": 2, "audio": 3, "vision": 1}
+    assert wanted_workers((view(64, "rapidocr@stable"),), modalities, 8)["vision"] == 8
 
 
 def node(path: str, status: NodeViewStatus = "completed") -> NodeView:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
-from schemas import tensors
+from schemas import onnx_file, tensors
 from schemas.errors import EngineFailed, InvalidArgument, ModelUnavailable
 from schemas.values import Tensor, Value
 from services.workers.engine import Request
@@ -262,7 +262,7 @@ def test_a_graph_may_be_well_formed_and_senseless(tmp_path: Path) -> None:
 def test_nesting_has_an_end() -> None:
     """A graph in an attribute in a graph, for ever, is refused and not followed."""
     inner = b""
-    for number in range(3 * model_files.GRAPH_DEPTH_MAX):
+    for number in range(3 * onnx_file.GRAPH_DEPTH_MAX):
         tag = (b"\x32", b"\x2a", b"\x0a")[number % 3]  # graph, attribute, node
         inner = tag + _varint(len(inner)) + inner
     with pytest.raises(ModelUnavailable, match="nests too deeply"):

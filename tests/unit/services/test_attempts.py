@@ -105,7 +105,7 @@ async def test_an_engine_is_free_when_its_thread_is(cooperates: bool) -> None:
     """Its answer is discarded; the next request begins once the thread is over."""
     engine = Slow()
     models = Models(catalogue.load(), "text", Path(), allow_fallback=True, capacity=Capacity(2))
-    models._loaded["slow"] = models.hold("slow", engine)
+    models._cache.put(models.hold("slow", engine))
     sign = threading.Event()
     async with asyncio.TaskGroup() as group:
         first = group.create_task(models.infer("slow", Request({}, is_stopped=sign.is_set)))

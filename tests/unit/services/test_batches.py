@@ -1,7 +1,9 @@
 """The line before an engine: who is computed together, in which order, and whose error is whose."""
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +16,8 @@ from typing_extensions import override
 from schemas import catalogue
 from schemas.errors import InvalidArgument, ModelUnavailable
 from schemas.values import Value
-from services.workers.batches import Computed, Crew, Line
+from services.errors import status_of
+from services.workers.batches import Computed, Crew, Line, TooLate
 from services.workers.engine import BatchEngine, Request
 
 
@@ -165,6 +168,66 @@ async def test_what_is_too_late_is_not_computed(pool: ThreadPoolExecutor) -> Non
         await asyncio.sleep(0)
         play.finish()
     assert [[1], [3]] == play.engine.calls
+
+
+async def test_the_earliest_deadline_is_next_within_a_rank(pool: ThreadPoolExecutor) -> None:
+    """Whoever has none comes after those who have; a rank goes before any deadline."""
+    play = Play(Doubling(1), pool)
+    now = time.perf_counter()
+
+    async def ask(number: int, rank: int, left_s: float) -> Computed:
+        return await play.line.infer(Request({"n": number}), rank, now + left_s)
+
+    async with asyncio.TaskGroup() as group:
+        play.ask(group, 0)
+        await play.busy()
+        for number, rank, left_s in ((1, 1, math.inf), (2, 1, 90), (3, 1, 60), (4, 0, math.inf)):
+            group.create_task(ask(number, rank, left_s))
+        await asyncio.sleep(0)
+        play.finish()
+    assert [[0], [4], [3], [2], [1]] == play.engine.calls
+
+
+async def test_what_cannot_be_in_time_is_told_so_at_once(pool: ThreadPoolExecutor) -> None:
+    """As first in line and as a mate; and one is tried now and then, as things may have changed."""
+    play = Play(Doubling(), pool)
+    play.engine.held = False
+    await play.line.infer(Request({"n": 0}))
+    play.line._expected_s = 10.0
+    with pytest.raises(TooLate, match="'m' takes about 1e\\+04 ms, and there is less time left"):
+        await play.line.infer(Request({"n": 1}), 0, time.perf_counter() + 5)
+    assert 504 == status_of(TooLate("x"))
+    refused = 0
+    while refused < 100:
+        try:
+            await play.line.infer(Request({"n": 2}), 0, time.perf_counter() + 5)
+            break
+        except TooLate:
+            refused += 1
+    assert 0 < refused < 20
+    assert [[0], [2]] == play.engine.calls
+    assert 1.0 > play.line._expected_s
+
+
+async def test_a_mate_that_is_too_late_is_left_out(pool: ThreadPoolExecutor) -> None:
+    """The others of its batch are computed, and know their call by its number."""
+    play = Play(Doubling(), pool)
+    async with asyncio.TaskGroup() as group:
+        play.ask(group, 0)
+        await play.busy()
+        play.ask(group, 1)
+        await asyncio.sleep(0)
+
+        async def late() -> None:
+            with pytest.raises(TooLate):
+                await play.line.infer(Request({"n": 2}), 1, time.perf_counter() + 0.01)
+
+        group.create_task(late())
+        play.ask(group, 3)
+        await asyncio.sleep(0.02)
+        play.finish()
+    assert [[0], [1, 3]] == play.engine.calls
+    assert [0, 2, 2] == [task.result().batch for task in play.asked]
 
 
 async def test_a_batch_is_formed_when_a_thread_is_free(pool: ThreadPoolExecutor) -> None:

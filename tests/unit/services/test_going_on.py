@@ -1,5 +1,6 @@
 """A worker that goes on with what is quick."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from schemas import catalogue
 from schemas.messages import Task, TaskResult, pack, unpack
 from services.runtime import Delivery
 from services.workers.attempts import Attempts
+from services.workers.engine import Request
 from services.workers.handlers import Handlers, Means
 from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
@@ -53,8 +55,10 @@ def task() -> Task:
     )
 
 
-async def done(models: Models, chain_s: float, count: int = 1) -> TaskResult:
-    """Hand the task to a worker; return its result."""
+async def handed_in(
+    models: Models, chain_s: float, count: int = 1, given: Task | None = None
+) -> list[TaskResult]:
+    """Hand a task to a worker; return what it sends."""
     clock = ManualClock(0.0)
     blobs = MemoryBlobStore()
     remembered = Remembered(MemoryMemoStore(), blobs, models, clock)
@@ -62,8 +66,17 @@ async def done(models: Models, chain_s: float, count: int = 1) -> TaskResult:
         "w", models, remembered, blobs, Attempts(clock), Tally("w", clock), clock, chain_s=chain_s
     )
     subject = task_subject("default", "text", "default", "normal", "echo")
-    [out] = await Handlers(means).task(Delivery(subject, pack(task()), {}, sequence=1, count=count))
-    return unpack(TaskResult, out.data)
+    body = pack(given or task())
+    sent = await Handlers(means).task(Delivery(subject, body, {}, sequence=1, count=count))
+    return [unpack(TaskResult, out.data) for out in sent]
+
+
+async def done(
+    models: Models, chain_s: float, count: int = 1, given: Task | None = None
+) -> TaskResult:
+    """Hand the task to a worker; return its result."""
+    [result] = await handed_in(models, chain_s, count, given)
+    return result
 
 
 async def test_it_goes_on_with_what_is_known_to_be_quick(models: Models) -> None:
@@ -83,6 +96,26 @@ async def test_it_does_the_task_alone(models: Models, chain_s: float, count: int
 async def test_a_model_whose_pace_is_unknown_or_slow_is_not_gone_on_with(models: Models) -> None:
     """It would keep the result of the node before."""
     await done(models, 1.0)
-    models._loaded["echo"].pace_s = 2.0
+    models._cache.residents["echo"].pace_s = 2.0
     assert () == (await done(models, 1.0)).then
     assert models.pace_s("intent-small") is None
+
+
+async def test_the_next_model_is_loaded_while_a_task_is_done(models: Models) -> None:
+    """Although the worker does not go on with it by itself."""
+    first = task()
+    following_ = first.then[0].model_copy(update={"model": "intent-small"})
+    await done(models, 0.0, given=first.model_copy(update={"then": (following_,)}))
+    async with asyncio.timeout(10):
+        while models._cache.get("intent-small") is None:  # noqa: ASYNC110 - a thread loads it
+            await asyncio.sleep(0.005)
+
+
+async def test_what_is_too_late_in_line_is_answered_by_the_logs_clock(models: Models) -> None:
+    """No result is sent: the attempt counts as one that took too long, and may be tried again."""
+    hurried = task().model_copy(update={"model": "intent-small", "deadline": 5.0, "then": ()})
+    await models.infer("intent-small", Request({"text": "hi"}))
+    line = models._cache.residents["intent-small"].line
+    assert line is not None
+    line._expected_s = 60.0
+    assert [] == await handed_in(models, 0.0, given=hurried)

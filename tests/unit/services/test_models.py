@@ -7,9 +7,11 @@ import pytest
 
 from schemas.catalogue import Catalogue
 from schemas.errors import InvalidArgument, ModelUnavailable
+from schemas.values import Tensor
+from services.workers import devices
 from services.workers.engine import Request
 from services.workers.engines import onnx
-from services.workers.models import Capacity, Models
+from services.workers.models import Answer, Capacity, Models
 from tests.support import onnx_models as tiny
 
 
@@ -24,7 +26,7 @@ async def test_only_some_are_loaded_at_start(tmp_path: Path) -> None:
     found = tiny.entries(tmp_path)
     held = models(tmp_path, {**found, "picky": {**found["picky"], "preload": True}})
     await held.preload()
-    assert ["picky"] == list(held._loaded)
+    assert ["picky"] == list(held._cache.residents)
     held.close()
 
 
@@ -58,4 +60,79 @@ async def test_a_provider_that_turns_out_idle_is_found_at_start(
     [offer] = held.offers()
     assert not offer.available
     assert "CUDAExecutionProvider is not active here" in offer.reason
+    held.close()
+
+
+async def test_a_model_may_have_a_folder_of_its_own(tmp_path: Path) -> None:
+    """It is placed and withdrawn while others are served."""
+    entry = tiny.entries(tmp_path / "elsewhere")["picky"]
+    held = models(tmp_path, {})
+    held.place("picky", tiny.spec(entry), tmp_path / "elsewhere")
+    await held.preload(["picky", "nobody"])
+    index = Tensor(datatype="INT64", shape=(1, 1), data=(3).to_bytes(8, "little"))
+    answer = await held.infer("picky", Request({"index": index}))
+    assert (30).to_bytes(8, "little") == answer.outputs["value"].data
+    with pytest.raises(InvalidArgument, match="no model named nobody"):
+        held.place("picky", tiny.spec({**entry, "fallback": "nobody"}), tmp_path)
+    assert 1 == (await held.infer("picky", Request({"index": index}))).batch_size
+    held.withdraw("picky")
+    with pytest.raises(ModelUnavailable, match="knows the model 'picky'"):
+        await held.infer("picky", Request({"index": index}))
+    held.close()
+
+
+async def test_the_card_says_what_was_measured(tmp_path: Path) -> None:
+    """Of a model in memory: what it runs on, what it takes, how long a call takes by its rows."""
+    held = models(tmp_path, {"picky": tiny.entries(tmp_path)["picky"]})
+    assert (False, {}) == (held.offers()[0].loaded, held.offers()[0].latency_ms)
+    for rows in (1, 2, 2):
+        data = Tensor(datatype="INT64", shape=(rows, 1), data=bytes(8 * rows))
+        await held.infer("picky", Request({"index": data}))
+    [offer] = held.offers()
+    assert (True, ("CPUExecutionProvider",), False) == (
+        offer.loaded,
+        offer.devices,
+        offer.isolated,
+    )
+    assert offer.memory_bytes > 0
+    assert {"1", "2"} == offer.latency_ms.keys()
+    held.close()
+
+
+def test_the_machine_is_measured() -> None:
+    """Cores and memory; no GPU where its library is not there."""
+    found = devices.machine()
+    assert found.cores >= 1
+    assert found.memory_bytes > 64 * 1024 * 1024
+    assert () == devices.gpus("libnot-there.so.1")
+
+
+async def test_answers_are_kept_where_the_entry_says_so(tmp_path: Path) -> None:
+    """For the same inputs, parameters and version; within the room there is."""
+    entry = tiny.entries(tmp_path)["picky"]
+    documents = {"kept": {**entry, "cache_responses": True}, "not": entry}
+    catalogue = Catalogue.model_validate({"models": documents})
+    room = Capacity(responses_bytes_max=200)
+    held = Models(catalogue, "text", tmp_path, allow_fallback=True, capacity=room)
+
+    async def ask(name: str, number: int, **params: Any) -> Answer:
+        data = number.to_bytes(8, "little")
+        index = Tensor(datatype="INT64", shape=(1, 1), data=data)
+        answer = await held.infer(name, Request({"index": index}, params))
+        assert (10 * number).to_bytes(8, "little") == answer.outputs["value"].data
+        return answer
+
+    for name in ("kept", "not"):
+        for number in (1, 1, 2):
+            await ask(name, number)
+    calls = [held.counters(name).execution_count for name in ("kept", "not")]
+    assert ([2, 3], 1) == (calls, held.counters("kept").cache_hit_count)
+    assert "kept" == (await ask("kept", 1)).model
+    await ask("kept", 1, threshold=1)
+    for number in (3, 4, 5, 6, 1):
+        await ask("kept", number)
+    assert 8 == held.counters("kept").execution_count
+    held.update({"kept": tiny.spec({**documents["kept"], "version": "2"})})
+    await ask("kept", 1)
+    assert 9 == held.counters("kept").execution_count
     held.close()

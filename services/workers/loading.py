@@ -1,0 +1,157 @@
+"""Loads a model, warms it, measures what it takes, and unloads it; all in threads."""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from importlib import import_module
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from schemas.catalogue import ModelSpec
+from schemas.errors import ModelUnavailable
+from schemas.serving import Limits
+from services.telemetry import get_logger
+from services.workers import warming
+from services.workers.engine import AnyEngine, Engine
+from services.workers.engines import engine_of, model_files
+from services.workers.isolation import Isolated, NotIsolated
+from services.workers.loaded import Loaded
+from services.workers.memory import give_back, held_bytes
+
+
+KEPT_BYTES = 16 * 1024 * 1024
+"""From here on it matters that a runtime gave back less than half of a model."""
+TRIM_BYTES = 16 * 1024 * 1024
+"""Unloaded bytes after which freed memory is given back to the system: that takes time."""
+log = get_logger()
+
+
+class Loader:
+    """Makes engines and brings them into memory.
+
+    Args:
+        models_dir: Where weights are looked for.
+        engine_settings: By engine, what an operator sets: parameters that no node can change.
+        hold: Puts a line before an engine that is loaded.
+    """
+
+    def __init__(
+        self,
+        models_dir: Path,
+        engine_settings: Mapping[str, Mapping[str, Any]],
+        hold: Callable[[str, AnyEngine], Loaded],
+    ) -> None:
+        self._models_dir = models_dir
+        self.folders: dict[str, Path] = {}
+        """Where the files of a model are, if elsewhere, by name."""
+        self._engine_settings = engine_settings
+        self._hold = hold
+        self._measuring = Lock()
+        """One model at a time: what is added to the process is then its own."""
+        self._freed = 0
+        """Bytes of models unloaded since memory was last given back to the system."""
+        self._kept: set[str] = set()
+        """Models whose runtime did not give back their memory: next time in a process."""
+
+    def engine(self, name: str, spec: ModelSpec) -> AnyEngine:
+        """Return the engine of a model, not loaded; in a process of its own if that is due."""
+        fixed = self._engine_settings.get(spec.engine)
+        if fixed is not None:
+            spec = spec.model_copy(update={"params": {**spec.params, **fixed}})
+        folder = self.folders.get(name, self._models_dir)
+        engine = engine_of(spec, folder)
+        if not self._is_isolated(name, engine):
+            return engine
+        if isinstance(engine, Engine):
+            return Isolated(engine)
+        return NotIsolated(spec, folder)
+
+    def folder(self, name: str, spec: ModelSpec | None) -> Path:
+        """Return the folder of a model's source; without one that of all models."""
+        root = self.folders.get(name, self._models_dir)
+        return root if spec is None or spec.source is None else (root / spec.source).parent
+
+    def _is_isolated(self, name: str, engine: AnyEngine) -> bool:
+        spec = engine.spec
+        if spec.isolation != "auto":
+            return spec.isolation == "process"
+        limits = spec.limits or Limits()
+        if limits.memory is not None or limits.gpu_share is not None:
+            return True
+        return name in self._kept or (limits.threads is not None and not engine.bounds_threads)
+
+    def open(self, name: str, spec: ModelSpec) -> Loaded:
+        """Load a model and warm it.
+
+        Raises:
+            ModelUnavailable: It cannot run here; says why.
+        """
+        engine = self.engine(name, spec)
+        try:
+            _import(engine)
+            alone = nullcontext() if isinstance(engine, Isolated) else self._measuring
+            with alone:
+                return self._bring_up(name, engine)
+        except ModelUnavailable:
+            engine.close()
+            raise
+
+    def _bring_up(self, name: str, engine: AnyEngine) -> Loaded:
+        before, begun = held_bytes(), time.perf_counter()
+        engine.load()
+        in_memory = time.perf_counter()
+        if isinstance(engine, Engine):
+            warming.warm(engine)
+        loaded = self._hold(name, engine)
+        loaded.load_s, loaded.warm_s = in_memory - begun, time.perf_counter() - in_memory
+        said = engine.memory()
+        added = held_bytes() - before if said is None else said
+        loaded.size_bytes = max(added, self.estimate(name, engine.spec))
+        limit = None if engine.spec.limits is None else engine.spec.limits.memory_bytes
+        if limit is not None and loaded.size_bytes > limit:
+            raise ModelUnavailable(f"it takes {loaded.size_bytes} bytes, its limit is {limit}")
+        loaded.counters.load_count += 1
+        loaded.counters.load_s += loaded.load_s + loaded.warm_s
+        return loaded
+
+    def close(self, loaded: Loaded) -> None:
+        """Unload a model, and have the allocator give back its memory."""
+        log.info("model_unloaded", model=loaded.name, size_bytes=loaded.size_bytes)
+        if isinstance(loaded.engine, Isolated):
+            loaded.engine.close()
+            return
+        with self._measuring:
+            before = held_bytes()
+            loaded.engine.close()
+            self._freed += loaded.size_bytes
+            if self._freed < TRIM_BYTES:
+                return  # so little is used for the next model
+            self._freed = 0
+            give_back()
+            kept = loaded.size_bytes - (before - held_bytes())
+        if kept > max(KEPT_BYTES, loaded.size_bytes / 2):
+            self._kept.add(loaded.name)
+            log.warning("memory_kept", model=loaded.name, kept_bytes=kept)
+
+    def estimate(self, name: str, spec: ModelSpec) -> int:
+        """Return the size of a model's file: what it takes at least, bytes."""
+        if spec.source is None:
+            return 0
+        try:
+            return model_files.size(self.folders.get(name, self._models_dir), spec.source)
+        except ModelUnavailable:
+            return 0
+
+
+def _import(engine: AnyEngine) -> None:
+    """Import what loading imports: a library is of all its models.
+
+    Raises:
+        ModelUnavailable: A package is absent, or broken.
+    """
+    for package in engine.packages:
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise ModelUnavailable(f"the Python package {package} cannot be imported") from error
