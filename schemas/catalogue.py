@@ -231,21 +231,21 @@ class ModelSpec(UserInput):
         return tuple(port for port in self.outputs if port.name not in states)
 
 
-def _is_of_tokens(port: Port) -> bool:
-    content = CONTENTS.get(port.content)
-    return content is not None and content.needs_vocabulary
-
-
 def _check_bucketed(side: str, port: Port | None, name: str, axis: int, rows: int) -> None:
     """Refuse to pad or cut what has no dimension that varies there."""
     if port is None:
         raise ValueError(f"buckets: the model has no {side} '{name}'")
-    if port.kind != "tensor" or port.datatype == BYTES:
+    if port.kind != "tensor" or port.datatype in {BYTES, "BF16"}:
         raise ValueError(f"buckets: {side} '{name}' must be a tensor of numbers")
     if port.shape[axis : axis + 1] != (-1,) or (rows and axis == 0):
         raise ValueError(
             f"buckets: dimension {axis} of {side} '{name}' must be -1, and not that of the rows"
         )
+
+
+def _is_of_tokens(port: Port) -> bool:
+    content = CONTENTS.get(port.content)
+    return content is not None and content.needs_vocabulary
 
 
 def _with_content(port: Port, content: str, signature: str) -> Port:
@@ -315,11 +315,6 @@ class Catalogue(UserInput):
         return {**spec.params, **given}
 
 
-def _made(port: Port) -> tuple[object, ...]:
-    """Return what decides how an input is made of a file or a text."""
-    return (port.content, port.shape, port.vocabulary) if port.content else ()
-
-
 def _check_fallbacks(models: Mapping[str, ModelSpec]) -> None:
     for name, spec in models.items():
         if spec.fallback is None:
@@ -329,6 +324,11 @@ def _check_fallbacks(models: Mapping[str, ModelSpec]) -> None:
             raise ValueError(f"models.{name}.fallback: no model named {spec.fallback}")
         if signature(stand_in) != signature(spec):
             raise ValueError(f"models.{name}.fallback: {spec.fallback} has another signature")
+
+
+def _made(port: Port) -> tuple[object, ...]:
+    """Return what decides how an input is made of a file or a text."""
+    return (port.content, port.shape, port.vocabulary) if port.content else ()
 
 
 def signature(spec: ModelSpec) -> tuple[object, ...]:
