@@ -54,22 +54,23 @@ class Loader:
         self._kept: set[str] = set()
         """Models whose runtime did not give back their memory: next time in a process."""
 
-    def folder(self, name: str) -> Path:
-        """Return below which folder the source of a model is."""
-        return self.folders.get(name, self._models_dir)
-
     def engine(self, name: str, spec: ModelSpec) -> AnyEngine:
         """Return the engine of a model, not loaded; in a process of its own if that is due."""
         fixed = self._engine_settings.get(spec.engine)
         if fixed is not None:
             spec = spec.model_copy(update={"params": {**spec.params, **fixed}})
-        folder = self.folder(name)
+        folder = self.folders.get(name, self._models_dir)
         engine = engine_of(spec, folder)
         if not self._is_isolated(name, engine):
             return engine
         if isinstance(engine, Engine):
             return Isolated(engine)
         return NotIsolated(spec, folder)
+
+    def folder(self, name: str, spec: ModelSpec | None) -> Path:
+        """Return the folder of a model's source; without one that of all models."""
+        root = self.folders.get(name, self._models_dir)
+        return root if spec is None or spec.source is None else (root / spec.source).parent
 
     def _is_isolated(self, name: str, engine: AnyEngine) -> bool:
         spec = engine.spec

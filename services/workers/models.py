@@ -140,11 +140,8 @@ class Models:
         return {port.name: port.required for port in spec.inputs}
 
     def folder(self, name: str) -> Path:
-        """Return the folder of a model's source; without one that of all models."""
-        spec, folder = self._specs.get(name), self._loader.folder(name)
-        if spec is None or spec.source is None:
-            return folder
-        return (folder / spec.source).parent
+        """Return the folder of a model's source."""
+        return self._loader.folder(name, self._specs.get(name))
 
     def params(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parameters of an inference: the catalogue's, overridden by those given.

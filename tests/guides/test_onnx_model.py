@@ -10,8 +10,10 @@ import yaml
 from typer.testing import CliRunner
 
 from clawdbot.cli.main import app
+from events.packages import packages
 from schemas import catalogue
 from schemas.catalogue import ModelSpec
+from schemas.pushes import check_spec
 from schemas.values import Tensor
 from services.workers.engine import Request
 from services.workers.models import Capacity, Models
@@ -39,6 +41,10 @@ async def test_the_model_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [port.tensor_name for port in written.inputs] == [p.tensor_name for p in told.inputs]
     own = {"source": told.source, "parity": None, "inputs": told.inputs, "outputs": told.outputs}
     assert told == written.model_copy(update=own)
+
+    [package] = packages(tmp_path / "models" / "iris")  # what `clawdbot models push` takes
+    check_spec(package.spec, package.paths)
+    assert ("iris", ("model.onnx", "parity.json")) == (package.name, package.paths)
 
     held = Models(known, "text", tmp_path / "models", allow_fallback=True, capacity=Capacity())
     row = np.array([[5.1, 3.5, 1.4, 0.2]], "f4")

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from clawdbot.cli.main import app
+from events.packages import packages
 from schemas.parity import Report
 from tests.support import guides
 
@@ -34,6 +35,9 @@ def test_the_model_is_converted_and_quantised(
         assert ("clawdbot", 0) == (program, done.exit_code), done.output
     sys.modules.pop("triage")
 
+    pushed = {package.name: package.spec for package in packages(tmp_path / "models")}
+    assert {"triage", "triage-int8", "triage-static"} == pushed.keys()
+    assert all(spec.parity is not None and spec.max_batch_size for spec in pushed.values())
     reports = {
         folder.name: Report.model_validate_json((folder / "parity.json").read_bytes())
         for folder in (tmp_path / "models").iterdir()
