@@ -115,14 +115,6 @@ class Worker:
                 log.info("card_left", error=error.message)  # it goes stale by itself
             await bus.close()
 
-    def _shelf(
-        self, bus: Bus, keys: JetStreamKeyRing, live: LiveCatalogue, models: Models
-    ) -> tuple[Shelf, CatalogueWatch]:
-        settings, repository = self.settings, ModelRepository(bus.nc, keys)
-        cache = Cache(settings.data_dir / "model-cache", settings.model_cache_bytes_max)
-        shelf = Shelf(live, repository, models, settings.modality, cache)
-        return shelf, CatalogueWatch(bus, repository, live)
-
     def _models(self, live: LiveCatalogue) -> Models:
         settings = self.settings
         return Models(
@@ -139,6 +131,14 @@ class Worker:
             ),
             engine_settings=engine_settings(settings),
         )
+
+    def _shelf(
+        self, bus: Bus, keys: JetStreamKeyRing, live: LiveCatalogue, models: Models
+    ) -> tuple[Shelf, CatalogueWatch]:
+        settings, repository = self.settings, ModelRepository(bus.nc, keys)
+        cache = Cache(settings.data_dir / "model-cache", settings.model_cache_bytes_max)
+        shelf = Shelf(live, repository, models, settings.modality, cache)
+        return shelf, CatalogueWatch(bus, repository, live)
 
     async def _serve_infer(
         self, bus: Bus, means: Means, handlers: Handlers, group: asyncio.TaskGroup
