@@ -67,9 +67,9 @@ class WorkerCard(Message):
     machine: Machine | None = None
     held_bytes: int = 0
     """Memory of the worker's own process, measured."""
-    cache_bytes: int = 0
+    models_bytes: int = 0
     """Of it and of its models' processes, what models take."""
-    cache_bytes_max: int | None = None
+    models_bytes_max: int | None = None
 
 
 @dataclass(frozen=True)

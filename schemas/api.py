@@ -75,7 +75,7 @@ class WorkflowView(Message):
     outputs: tuple[str, ...]
     """The nodes whose outputs are the run's outputs."""
     adapted: dict[str, Adaptation] = Field(default_factory=dict, exclude_if=not_)
-    """How inputs of nodes, `node.input`, are made of the files that come."""
+    """How inputs of nodes, `node.input`, are made of the files and texts that come."""
     deployed_at: float
     definition: WorkflowDefinition
 
@@ -113,7 +113,7 @@ class NodeView(Message):
     model: str
     """The model that ran, or that is asked for."""
     adapted: dict[str, str] = Field(default_factory=dict, exclude_if=not_)
-    """Inputs that an adapter makes of the files that come, and which."""
+    """Inputs that an adapter makes of the files and texts that come, and which."""
     worker: str | None = None
     scheduled_at: float | None = None
     finished_at: float | None = None

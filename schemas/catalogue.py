@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from schemas.complaints import first_complaint
 from schemas.errors import InvalidArgument, NotFound
-from schemas.ids import ModelName, TemplateId
+from schemas.ids import ModelName, Sha256, TemplateId
 from schemas.message import UserInput
 from schemas.parity import Parity
 from schemas.serving import WARM_UPS_MAX, Buckets, Limits, WarmUp, is_none
@@ -26,6 +26,19 @@ ValueKind = Literal["text", "audio", "image", "json", "tensor"]
 TEMPLATE_CHARS_MAX = 16 * 1024
 NAME_CHARS_MAX = 128
 LABELS_MAX = 65_536
+
+
+class Vocabulary(UserInput):
+    """The tokens of a model, for the adapter that makes them of a text."""
+
+    path: Annotated[str, Field(max_length=NAME_CHARS_MAX)]
+    """One token a line; beside the model's source."""
+    sha256: Sha256
+    """Of the file: another one is not read."""
+    lower_case: bool = True
+    """Whether the model was trained on text without capitals and accents."""
+    tokens_max: int = Field(default=512, ge=2, le=8192)
+    """As many as the model has positions for; the rest is cut."""
 
 
 class Port(UserInput):
@@ -44,6 +57,8 @@ class Port(UserInput):
     """Open Inference shape; -1 is a dynamic dimension."""
     content: Annotated[str, Field(json_schema_extra={"enum": ["", *CONTENTS]})] = ""
     """What the numbers of a tensor mean, of `schemas.signatures`; a signature sets it."""
+    vocabulary: Vocabulary | None = None
+    """Of a tensor of tokens; the model's `vocabulary` sets it."""
     required: bool = True
     """A run is refused when nothing can feed a required input."""
     labels: tuple[Annotated[str, Field(max_length=NAME_CHARS_MAX)], ...] = Field(
@@ -92,6 +107,8 @@ class ModelSpec(UserInput):
     """Where the weights are: a path below the models directory, or None when a library has them."""
     signature: Annotated[str, Field(json_schema_extra={"enum": ["", *SIGNATURES]})] = ""
     """A signature of the library that its inputs and outputs keep."""
+    vocabulary: Vocabulary | None = None
+    """The model's tokens: a text can then be bound to its inputs of tokens."""
     version: str = "1"
     fallback: ModelName | None = None
     """A model of the same signature that may serve in development when the weights are absent."""
@@ -144,6 +161,20 @@ class ModelSpec(UserInput):
                 for port in getattr(self, side)
             )
             object.__setattr__(self, side, ports)  # it is being made: nobody has it yet
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_vocabulary(self) -> "ModelSpec":
+        if self.vocabulary is None:
+            return self
+        tokens = [port for port in self.inputs if _is_of_tokens(port)]
+        if not tokens:
+            raise ValueError("vocabulary: no input holds tokens, by a signature or its content")
+        ports = tuple(
+            port.model_copy(update={"vocabulary": self.vocabulary}) if port in tokens else port
+            for port in self.inputs
+        )
+        object.__setattr__(self, "inputs", ports)
         return self
 
     @model_validator(mode="after")
@@ -204,12 +235,17 @@ def _check_bucketed(side: str, port: Port | None, name: str, axis: int, rows: in
     """Refuse to pad or cut what has no dimension that varies there."""
     if port is None:
         raise ValueError(f"buckets: the model has no {side} '{name}'")
-    if port.kind != "tensor" or port.datatype == BYTES:
+    if port.kind != "tensor" or port.datatype in {BYTES, "BF16"}:
         raise ValueError(f"buckets: {side} '{name}' must be a tensor of numbers")
     if port.shape[axis : axis + 1] != (-1,) or (rows and axis == 0):
         raise ValueError(
             f"buckets: dimension {axis} of {side} '{name}' must be -1, and not that of the rows"
         )
+
+
+def _is_of_tokens(port: Port) -> bool:
+    content = CONTENTS.get(port.content)
+    return content is not None and content.needs_vocabulary
 
 
 def _with_content(port: Port, content: str, signature: str) -> Port:
@@ -290,12 +326,14 @@ def _check_fallbacks(models: Mapping[str, ModelSpec]) -> None:
             raise ValueError(f"models.{name}.fallback: {spec.fallback} has another signature")
 
 
+def _made(port: Port) -> tuple[object, ...]:
+    """Return what decides how an input is made of a file or a text."""
+    return (port.content, port.shape, port.vocabulary) if port.content else ()
+
+
 def signature(spec: ModelSpec) -> tuple[object, ...]:
     """Return what two models must share so that one may serve for the other."""
-    ports = [
-        (port.name, port.kind, port.required, port.content, port.shape if port.content else ())
-        for port in spec.inputs
-    ]
+    ports = [(port.name, port.kind, port.required, *_made(port)) for port in spec.inputs]
     return (spec.modality, tuple(ports), tuple((port.name, port.kind) for port in spec.outputs))
 
 

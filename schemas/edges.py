@@ -2,22 +2,32 @@
 
 from schemas.catalogue import Port
 from schemas.plan import Adaptation
-from schemas.signatures import CONTENTS, adapter_params, may_meet
+from schemas.signatures import CONTENTS, Content, adapter_params, may_meet
 
 
 def adaptation_of(target: Port) -> Adaptation | None:
-    """Return what makes a file fit an input, if there is anything."""
-    content = CONTENTS.get(target.content)
-    if content is None or not content.adapter:
+    """Return what makes a file or a text fit an input, if there is anything."""
+    content = _made_of(target)
+    if content is None:
         return None
     params = adapter_params(target.content, target.shape)
+    if target.vocabulary is not None:
+        params |= target.vocabulary.model_dump()
     return Adaptation(adapter=content.adapter, params=params)
 
 
 def is_made_of(offer: Port, target: Port) -> bool:
-    """Tell whether an adapter makes an input of such a file as a node gives."""
+    """Tell whether an adapter makes an input of such a file or text as a node gives."""
+    content = _made_of(target)
+    return content is not None and content.source == offer.kind
+
+
+def _made_of(target: Port) -> Content | None:
+    """Return the content of an input, if an adapter makes it."""
     content = CONTENTS.get(target.content)
-    return content is not None and bool(content.source) and content.source == offer.kind
+    if content is None or not content.adapter:
+        return None
+    return None if content.needs_vocabulary and target.vocabulary is None else content
 
 
 def mismatch(offer: Port, target: Port) -> str | None:

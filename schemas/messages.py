@@ -123,7 +123,7 @@ class Task(Message):
     """Take a result that is at most this old, seconds; 0 never."""
     correlation_id: str = ""
     adapt: dict[str, Adaptation] = Field(default_factory=dict, exclude_if=not_)
-    """How inputs are made of the files that come."""
+    """How inputs are made of the files and texts that come."""
     behind: bool = Field(default=False, exclude_if=not_)
     """Whether the log may not know of it yet."""
     then: tuple[Following, ...] = Field(default=(), exclude_if=not_)

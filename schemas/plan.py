@@ -41,7 +41,7 @@ EXPAND_S = 30.0
 
 
 class Adaptation(Message):
-    """How an input is made of a file, where a file comes: in the worker, before the engine."""
+    """How an input is made of a file or a text that comes: in the worker, before the engine."""
 
     adapter: str
     """Name and version: a version computes the same for ever."""
@@ -60,11 +60,11 @@ class Binding(Message):
     otherwise: tuple["Binding", ...] = Field(default=(), exclude_if=not_)
     """Where from when that node was skipped."""
     adapt: Adaptation | None = Field(default=None, exclude_if=not_)
-    """What is done to a file that comes this way."""
+    """What is done to a file or a text that comes this way."""
 
 
 def adaptations(bindings: Mapping[str, Binding]) -> dict[str, Adaptation]:
-    """Return how inputs are made of files, by input."""
+    """Return how inputs are made of files and texts, by input."""
     return {name: item.adapt for name, item in bindings.items() if item.adapt is not None}
 
 

@@ -42,6 +42,7 @@ class Content:
         source: Kind of file that `adapter` makes it of; empty for none.
         adapter: Name and version.
         params: Of the adapter.
+        needs_vocabulary: Whether the adapter needs the model's own.
     """
 
     says: str
@@ -50,6 +51,13 @@ class Content:
     source: str = ""
     adapter: str = ""
     params: Mapping[str, Any] = field(default_factory=dict)
+    needs_vocabulary: bool = False
+
+
+def _tokens(says: str, part: str) -> Content:
+    return Content(
+        says, "INT64", (-1, -1), "text", "text-to-tokens/1", {"part": part}, needs_vocabulary=True
+    )
 
 
 CONTENTS: Mapping[str, Content] = {
@@ -77,8 +85,9 @@ CONTENTS: Mapping[str, Content] = {
         "audio-to-samples/1",
         {"rate_hz": 16_000},
     ),
-    "tokens/ids": Content("ids of the model's own tokens", "INT64", (-1, -1)),
-    "tokens/mask": Content("1 for a token, 0 for padding", "INT64", (-1, -1)),
+    "tokens/ids": _tokens("ids of the model's own tokens", "ids"),
+    "tokens/mask": _tokens("1 for a token, 0 for padding", "mask"),
+    "tokens/types": _tokens("which of two texts a token is of: 0, the first", "types"),
     "scores/classes": Content("a number for each class", "FP32", (-1, -1)),
     "scores/tokens": Content("a number for each class, of each token", "FP32", (-1, -1, -1)),
     "boxes/xyxy": Content("left, top, right, bottom in pixels of the input", "FP32", (-1, -1, 4)),
@@ -110,6 +119,7 @@ _TEXT, _AUDIO, _IMAGE = Role("text"), Role("audio"), Role("image")
 _TOKENS = {
     "input_ids": Role("tensor", "tokens/ids"),
     "attention_mask": Role("tensor", "tokens/mask", optional=True),
+    "token_type_ids": Role("tensor", "tokens/types", optional=True),
 }
 
 SIGNATURES: Mapping[str, Signature] = {

@@ -57,7 +57,7 @@ def deploy(
             nodes = counted(len(view.definition.nodes), "node")
             screen.print(f"{view.name} version {view.version}, {nodes}")
             for place, item in view.adapted.items():
-                screen.print(f"{place}: a file is made into a tensor by {item.adapter}")
+                screen.print(f"{place}: a file or text is made into a tensor by {item.adapter}")
             for warning in view.warnings:
                 screen.note(f"warning: {warning}")
 

@@ -194,10 +194,10 @@ def nested(nodes: Sequence[NodeView]) -> Iterator[NodeView]:
 
 
 def adapted_lines(run: RunView) -> Iterator[str]:
-    """Yield which inputs an adapter makes of the files that come."""
+    """Yield which inputs an adapter makes of the files and texts that come."""
     for node in run.nodes:
         for name, adapter in node.adapted.items():
-            yield f"{node.id}.{name}: a file is made by {adapter}"
+            yield f"{node.id}.{name}: a file or text is made into a tensor by {adapter}"
 
 
 def step_name(path: str) -> str:

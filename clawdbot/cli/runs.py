@@ -319,7 +319,9 @@ def _show_workflow(screen: Screen, view: WorkflowView, client: Client) -> None:
     for edge in view.definition.edges:
         screen.print(f"edge {edge.source} -> {edge.target}")
     for place, made in view.adapted.items():
-        screen.print(f"{place}: a file is made by {made.adapter} {brief(made.params)}")
+        screen.print(
+            f"{place}: a file or text is made into a tensor by {made.adapter} {brief(made.params)}"
+        )
     for warning in view.warnings:
         screen.note(f"warning: {warning}")
 

@@ -90,5 +90,6 @@ def convert(wanted: Conversion) -> Report:
             modality=wanted.modality,
             max_batch_size=wanted.max_batch_size if rows_are_kept(made, requests) else 0,
         )
+        spec = folders.with_signature(folder, spec, source)
         folders.write(folder, spec, report)
     return report

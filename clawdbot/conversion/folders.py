@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from clawdbot.conversion.source import TensorInfo
+from clawdbot.conversion.source import Source, TensorInfo
 from schemas.catalogue import Modality, ModelSpec, Port
 from schemas.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from schemas.parity import Report
+from schemas.workflow import invalid
 
 
 MODEL, SPEC, PARITY = "model.onnx", "model.yaml", "parity.json"
+VOCABULARY = "vocab.txt"
 MODEL_BYTES_MAX = 2 * 1024 * 1024 * 1024
 """A protobuf holds no more; a model's weights are in its file."""
 
@@ -79,6 +82,28 @@ def spec_of(
     return ModelSpec.model_validate(document)
 
 
+def with_signature(folder: Path, spec: ModelSpec, source: Source) -> ModelSpec:
+    """Return an entry with the signature that a source keeps, and write its vocabulary.
+
+    Raises:
+        InvalidArgument: The model does not keep it after all.
+    """
+    document = spec.model_dump() | {"signature": source.signature}
+    if source.vocabulary is not None and source.signature:
+        data = source.vocabulary.data
+        (folder / VOCABULARY).write_bytes(data)
+        document["vocabulary"] = {
+            "path": VOCABULARY,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "lower_case": source.vocabulary.lower_case,
+            "tokens_max": source.vocabulary.tokens_max,
+        }
+    try:
+        return ModelSpec.model_validate(document)
+    except ValidationError as error:
+        raise invalid(error) from error
+
+
 def write(folder: Path, spec: ModelSpec, report: Report) -> None:
     """Write what stands beside the model's file."""
     document = spec.model_dump(mode="json", exclude_defaults=True)
@@ -105,4 +130,6 @@ def _written(port: Port) -> dict[str, Any]:
     """Return a port as a reader wants it: what it is, and nothing that goes without saying."""
     told = {"name", "tensor", "kind", "datatype", "shape"}
     whole = port.model_dump(mode="json", include=told)
-    return whole | port.model_dump(mode="json", exclude_defaults=True, exclude=told)
+    more = {"content", "vocabulary"}  # the signature and the model say them
+    rest = port.model_dump(mode="json", exclude_defaults=True, exclude=told | more)
+    return whole | rest

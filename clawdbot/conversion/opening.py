@@ -6,12 +6,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from clawdbot.conversion.hf_source import folder_source
 from clawdbot.conversion.onnx_source import OnnxSource
 from clawdbot.conversion.sklearn_source import SklearnSource
 from clawdbot.conversion.source import Source, need
 from clawdbot.conversion.torch_source import (
     TorchSource,
-    folder_source,
     module_source,
     program_file,
 )

@@ -1,5 +1,6 @@
 """Makes an int8 model of an ONNX model, if it is still good enough; says what it costs."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +114,9 @@ def quantize(wanted: Quantization) -> Report:
             max_batch_size=batches if rows_are_kept(made, requests) else 0,
         )
         if given is not None:  # names, shapes and words of the model it was made of
+            if given.vocabulary is not None:
+                name = given.vocabulary.path
+                shutil.copyfile(wanted.source / name, folder / name)
             told = {"source": folders.MODEL, "parity": report.parity}
             spec = given.model_copy(update=told)
         folders.write(folder, spec, report)

@@ -36,6 +36,15 @@ class TensorInfo:
         return plain if plain[:1].isalpha() else f"t_{plain}"[:64]
 
 
+@dataclass(frozen=True)
+class VocabularyFile:
+    """The tokens of a model, a line each; see `schemas.catalogue.Vocabulary`."""
+
+    data: bytes
+    lower_case: bool
+    tokens_max: int
+
+
 class Source(ABC):
     """A model that can be run here, and written as ONNX."""
 
@@ -47,6 +56,9 @@ class Source(ABC):
     packages: tuple[str, ...] = ()
     """Libraries whose version matters."""
     inputs: Sequence[TensorInfo] = ()
+    signature: str = ""
+    """Of the library, that it keeps."""
+    vocabulary: VocabularyFile | None = None
 
     @abstractmethod
     def run(self, feeds: Feeds) -> dict[str, "NDArray[Any]"]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from clawdbot.conversion.source import Feeds, Source, TensorInfo, need
-from schemas import hf_files, pt2
+from schemas import pt2
 from schemas.errors import FailedPrecondition, InvalidArgument, ModelUnavailable
 
 
@@ -21,12 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ARCHIVE_BYTES_MAX = 16 * 1024 * 1024 * 1024
-HF_TASKS = {
-    "embedding": ("AutoModel", "last_hidden_state"),
-    "classification": ("AutoModelForSequenceClassification", "logits"),
-    "token-classification": ("AutoModelForTokenClassification", "logits"),
-    "generation": ("AutoModelForCausalLM", "logits"),
-}
 _DATATYPES = {
     "bool": "BOOL",
     "uint8": "UINT8",
@@ -104,7 +98,7 @@ class TorchSource(Source):
         import torch
 
         try:
-            with _quiet():
+            with quiet():
                 made = torch.onnx.export(
                     self._program,
                     (),
@@ -116,11 +110,21 @@ class TorchSource(Source):
                     optimize=True,
                     verbose=False,
                 )
+                _make_room(made.model.graph, set(self._outputs))
                 made.save(str(path), external_data=False)
         except Exception as error:
             raise FailedPrecondition(
-                f"torch cannot write this model as ONNX with opset {opset}: {_brief(error)}"
+                f"torch cannot write this model as ONNX with opset {opset}: {brief(error)}"
             ) from error
+
+
+def _make_room(graph: Any, names: set[str]) -> None:
+    """Rename what inside a graph has the name of an output: operators have common names."""
+    outputs = {id(value) for value in graph.outputs}
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if value.name in names and id(value) not in outputs:
+                value.name = f"{value.name}__inside"
 
 
 def program_file(path: Path) -> TorchSource:
@@ -135,12 +139,12 @@ def program_file(path: Path) -> TorchSource:
     data = path.read_bytes()
     try:
         archive = pt2.sanitized(data, ARCHIVE_BYTES_MAX)
-        with _quiet():
+        with quiet():
             program = torch.export.load(io.BytesIO(archive))
     except ModelUnavailable as error:
         raise InvalidArgument(f"{path.name}: {error.message}") from error
     except Exception as error:
-        raise InvalidArgument(f"torch cannot load {path.name}: {_brief(error)}") from error
+        raise InvalidArgument(f"torch cannot load {path.name}: {brief(error)}") from error
     source = TorchSource(program, path.name)
     source.size_bytes, source.sha256 = len(data), hashlib.sha256(data).hexdigest()
     return source
@@ -167,74 +171,11 @@ def module_source(module: Any, args: Any, kwargs: Mapping[str, Any], name: str) 
         order = list(inspect.signature(module.forward).parameters)
         flat = {**dict(zip(order, dynamic[0], strict=False)), **dynamic[1]}
     try:
-        with _quiet():
+        with quiet():
             program = torch.export.export(module.eval(), places, named, dynamic_shapes=flat)
     except Exception as error:
-        raise InvalidArgument(f"torch cannot export the module: {_brief(error)}") from error
+        raise InvalidArgument(f"torch cannot export the module: {brief(error)}") from error
     return TorchSource(program, name)
-
-
-def folder_source(folder: Path, task: str) -> TorchSource:
-    """Return a folder of transformers, its tokens and their mask as inputs of any length.
-
-    Raises:
-        InvalidArgument: It cannot be loaded, or its task is unknown.
-    """
-    need("torch", "torch", "transformers")
-    import torch
-    import transformers
-
-    if task not in HF_TASKS:
-        raise InvalidArgument(f"--task is one of {', '.join(HF_TASKS)}, not '{task}'")
-    transformers.utils.logging.disable_progress_bar()
-    class_name, output = HF_TASKS[task]
-    try:
-        for path in sorted(folder.rglob("*.json")):
-            hf_files.check_document(f"{folder.name}/{path.name}", path.read_bytes())
-    except ModelUnavailable as error:
-        raise InvalidArgument(error.message) from error
-    try:
-        model = getattr(transformers, class_name).from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            attn_implementation="eager",
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidArgument(f"{folder.name} cannot be loaded: {_brief(error)}") from error
-    return _exported_folder(model.eval(), folder, output)
-
-
-def _exported_folder(model: Any, folder: Path, output: str) -> TorchSource:
-    import torch
-
-    class Tokens(torch.nn.Module):  # type: ignore[misc]
-        """Takes tokens and their mask, gives one output."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids: Any, attention_mask: Any) -> dict[str, Any]:
-            found = self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
-            return {output: getattr(found, output)}
-
-    free = dict.fromkeys((0, 1), torch.export.Dim.AUTO)  # up to what the model has positions for
-    ids = torch.ones((2, 5), dtype=torch.int64)
-    try:
-        with _quiet():
-            program = torch.export.export(
-                Tokens(), (ids, torch.ones_like(ids)),
-                dynamic_shapes={"input_ids": free, "attention_mask": free},
-            )  # fmt: skip
-    except Exception as error:
-        raise InvalidArgument(f"torch cannot export {folder.name}: {_brief(error)}") from error
-    source = TorchSource(program, folder.name)
-    source.packages = (*source.packages, "transformers")
-    source.size_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return source
 
 
 def _two_rows(tensor: Any) -> Any:
@@ -255,7 +196,7 @@ def _info(name: str, value: Any) -> TensorInfo:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep torch from warning of itself."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -267,7 +208,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
     """Return what is wrong, on a line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 400 else text[:399] + "…"  # noqa: PLR2004 - a few lines

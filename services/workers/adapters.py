@@ -1,48 +1,60 @@
-"""Makes the tensors that a model wants of the files that come: before the engine, by the plan.
+"""Makes the tensors that a model wants of files and texts: before the engine, by the plan.
 
 An adapter is a pure function with a name and a version; a version computes the same for ever,
-because forks of old runs ask for it. Whatever is no file passes as it is.
+because forks of old runs ask for it. Whatever is no file, or no text, passes as it is.
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from schemas.errors import InvalidArgument, ModelUnavailable
 from schemas.plan import Adaptation
 from schemas.values import Binary, Tensor, Value
+from services.workers import wordpiece
 from services.workers.engines import audio_io, fields, image_io
 
 
 CHANNELS = 3
 ADAPTED_SIDE_MAX = 4096
 
-Adapter = Callable[[bytes, Mapping[str, Any], str], Tensor]
-"""Takes a file, params, and the name of the input."""
+Adapter = Callable[[Any, Mapping[str, Any], str, Path], Tensor]
+"""Takes a file's bytes or a text, params, the input's field, and the folder of the model."""
 
 
-def adapted(inputs: Mapping[str, Value], wanted: Mapping[str, Adaptation]) -> dict[str, Value]:
-    """Return inputs with the files among them made into what the plan says.
+def adapted(
+    inputs: Mapping[str, Value], wanted: Mapping[str, Adaptation], folder: Path
+) -> dict[str, Value]:
+    """Return inputs with the files and texts among them made into what the plan says.
+
+    Args:
+        inputs: By name.
+        wanted: What is done, by input.
+        folder: Where the model's source is.
 
     Raises:
         InvalidArgument: A file cannot be read; names `inputs.<name>`.
-        ModelUnavailable: This worker is too old to know an adapter, or lacks a package.
+        ModelUnavailable: This worker is too old to know an adapter, or lacks a package or a file.
     """
     found = dict(inputs)
     for name, adaptation in wanted.items():
         value = found.get(name)
-        if not isinstance(value, Binary):
+        material = value.data if isinstance(value, Binary) else value
+        if not isinstance(material, bytes | str):
             continue
-        adapter = ADAPTERS.get(adaptation.adapter)
-        if adapter is None:
+        kind, adapter = ADAPTERS.get(adaptation.adapter, (None, None))
+        if kind is None or adapter is None:
             raise ModelUnavailable(f"this worker does not know the adapter {adaptation.adapter}")
+        if not isinstance(material, kind):
+            continue
         absent = fields.missing_package("numpy", "PIL")
         if absent is not None:
             raise ModelUnavailable(absent)
-        found[name] = adapter(value.data, adaptation.params, f"inputs.{name}")
+        found[name] = adapter(material, adaptation.params, f"inputs.{name}", folder)
     return found
 
 
-def _image_to_pixels(data: bytes, params: Mapping[str, Any], field: str) -> Tensor:
+def _image_to_pixels(data: bytes, params: Mapping[str, Any], field: str, _: Path) -> Tensor:
     """Return FP32 [1, channel=3, height, width]: RGB, (value / 255 - mean) / std.
 
     The image is scaled until it covers height and width, bilinear with antialiasing, and its middle
@@ -71,7 +83,7 @@ def _image_to_pixels(data: bytes, params: Mapping[str, Any], field: str) -> Tens
     return Tensor(datatype="FP32", shape=first.shape, data=first.tobytes())
 
 
-def _audio_to_samples(data: bytes, params: Mapping[str, Any], field: str) -> Tensor:
+def _audio_to_samples(data: bytes, params: Mapping[str, Any], field: str, _: Path) -> Tensor:
     """Return FP32 [1, sample] in [-1, 1], mono, at 16 kHz."""
     if params.get("rate_hz") != audio_io.RATE_HZ:
         raise ModelUnavailable(f"audio-to-samples/1 gives {audio_io.RATE_HZ} samples a second")
@@ -83,6 +95,27 @@ def _audio_to_samples(data: bytes, params: Mapping[str, Any], field: str) -> Ten
     return Tensor(datatype="FP32", shape=(1, len(samples)), data=samples.astype("<f4").tobytes())
 
 
+def _text_to_tokens(text: str, params: Mapping[str, Any], field: str, folder: Path) -> Tensor:
+    """Return INT64 [1, token]: the ids of the text's tokens, their mask, or zeros."""
+    import numpy as np
+
+    if len(text) > fields.TEXT_CHARS_MAX:
+        raise InvalidArgument(
+            f"the text has {len(text)} characters; at most {fields.TEXT_CHARS_MAX} are allowed",
+            field=field,
+        )
+    known = wordpiece.vocabulary(folder, str(params["path"]), str(params["sha256"]))
+    ids = wordpiece.tokens(
+        text,
+        known,
+        lower_case=bool(params["lower_case"]),
+        tokens_max=int(params["tokens_max"]),
+    )
+    values = {"ids": ids, "mask": [1] * len(ids), "types": [0] * len(ids)}[params["part"]]
+    data = np.array(values, "<i8").tobytes()
+    return Tensor(datatype="INT64", shape=(1, len(ids)), data=data)
+
+
 def _check_bytes(data: bytes, bytes_max: int, field: str) -> None:
     if not 0 < len(data) <= bytes_max:
         raise InvalidArgument(
@@ -90,7 +123,9 @@ def _check_bytes(data: bytes, bytes_max: int, field: str) -> None:
         )
 
 
-ADAPTERS: Mapping[str, Adapter] = {
-    "audio-to-samples/1": _audio_to_samples,
-    "image-to-pixels/1": _image_to_pixels,
+ADAPTERS: Mapping[str, tuple[type[bytes | str], Adapter]] = {
+    "audio-to-samples/1": (bytes, _audio_to_samples),
+    "image-to-pixels/1": (bytes, _image_to_pixels),
+    "text-to-tokens/1": (str, _text_to_tokens),
 }
+"""What each takes, and what it computes."""

@@ -126,7 +126,7 @@ class Worker:
                 settings.compute_threads,
                 settings.batch_rows_max,
                 settings.loads_max,
-                settings.cache_bytes_max,
+                settings.model_memory_bytes_max,
                 settings.response_cache_bytes_max,
             ),
             engine_settings=engine_settings(settings),
@@ -201,6 +201,7 @@ class Worker:
         await told.models.preload()
         while True:
             told.shelf.news.clear()
+            told.models.report()
             offers = await asyncio.to_thread(told.models.offers)
             card = WorkerCard(
                 worker=told.worker,
@@ -210,8 +211,8 @@ class Worker:
                 at=clock.now(),
                 machine=await asyncio.to_thread(devices.machine),
                 held_bytes=held_bytes(),
-                cache_bytes=told.models.used_bytes,
-                cache_bytes_max=self.settings.cache_bytes_max,
+                models_bytes=told.models.used_bytes,
+                models_bytes_max=self.settings.model_memory_bytes_max,
             )
             try:
                 await directory.announce(card)

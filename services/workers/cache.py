@@ -322,7 +322,7 @@ class Cache:
             self._sizes.pop(name, None)
         raise ModelUnavailable(
             f"model '{name}' takes {need / MIB:.1f} MiB, all models of this worker together "
-            f"may take {bytes_max / MIB:.1f} (CLAWDBOT_CACHE_BYTES_MAX)"
+            f"may take {bytes_max / MIB:.1f} (CLAWDBOT_MODEL_MEMORY_BYTES_MAX)"
         )
 
     def _retire(self, loaded: Loaded) -> None:

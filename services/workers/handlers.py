@@ -334,7 +334,8 @@ class Handlers:
             raise InvalidArgument(error.message, field="inputs") from error
         counted.fetched()
         if wanted.adapt:
-            values = await asyncio.to_thread(adapted, values, wanted.adapt)
+            folder = self._means.models.folder(wanted.model)
+            values = await asyncio.to_thread(adapted, values, wanted.adapt, folder)
         asked = replace(request, inputs=values)
         answer = await self._means.models.infer(
             wanted.model, asked, rank=wanted.rank, left_s=wanted.left_s

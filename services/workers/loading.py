@@ -54,12 +54,16 @@ class Loader:
         self._kept: set[str] = set()
         """Models whose runtime did not give back their memory: next time in a process."""
 
+    def folder(self, name: str) -> Path:
+        """Return below which folder the source of a model is."""
+        return self.folders.get(name, self._models_dir)
+
     def engine(self, name: str, spec: ModelSpec) -> AnyEngine:
         """Return the engine of a model, not loaded; in a process of its own if that is due."""
         fixed = self._engine_settings.get(spec.engine)
         if fixed is not None:
             spec = spec.model_copy(update={"params": {**spec.params, **fixed}})
-        folder = self.folders.get(name, self._models_dir)
+        folder = self.folder(name)
         engine = engine_of(spec, folder)
         if not self._is_isolated(name, engine):
             return engine
@@ -93,6 +97,9 @@ class Loader:
             raise
 
     def _bring_up(self, name: str, engine: AnyEngine) -> Loaded:
+        if self._freed and not isinstance(engine, Isolated):
+            self._freed = 0
+            give_back()  # else it moves into what the last one left, and seems to take nothing
         before, begun = held_bytes(), time.perf_counter()
         engine.load()
         in_memory = time.perf_counter()

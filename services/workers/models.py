@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -53,6 +53,8 @@ class Answer:
     """Requests that were computed in the same call."""
     batch: int = 0
     """Number of that call since the model was loaded; 0 where it had only this request."""
+    remembered: bool | None = None
+    """Whether it was computed before; None where nobody looks."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,6 @@ class Models:
 
         May be called in a thread.
         """
-        self._cache.report()
         specs = dict(self._specs)
         found = (self._offer(name, spec) for name, spec in specs.items())
         return tuple(offers.measured(item, self._cache.get(item.served_by)) for item in found)
@@ -137,6 +138,13 @@ class Models:
             known = ", ".join(sorted(self._specs))
             raise NotFound(f"no model named '{name}' here; known: {known}", field="model")
         return {port.name: port.required for port in spec.inputs}
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of a model's source; without one that of all models."""
+        spec, folder = self._specs.get(name), self._loader.folder(name)
+        if spec is None or spec.source is None:
+            return folder
+        return (folder / spec.source).parent
 
     def params(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parameters of an inference: the catalogue's, overridden by those given.
@@ -191,10 +199,11 @@ class Models:
         outputs = responses.find(digest)
         if outputs is not None:
             self._counters[name].cache_hit_count += 1
-            return Answer(outputs, self._served.get(name, name), 0.0, 0.0, 0.0)
+            served = self._served.get(name, name)
+            return Answer(outputs, served, 0.0, 0.0, 0.0, remembered=True)
         answer = await self._infer(name, request, *urgency)
         responses.keep(digest, answer.outputs)
-        return answer
+        return replace(answer, remembered=False)
 
     async def _infer(self, name: str, request: Request, rank: int, left_s: float) -> Answer:
         begun = time.perf_counter()
@@ -272,6 +281,10 @@ class Models:
         """Have a model no more; who computes with it finishes, then its memory is free."""
         self.update({name: None})
         self._loader.folders.pop(name, None)
+
+    def report(self) -> None:
+        """Add to the metrics what is not counted each time."""
+        self._cache.report()
 
     @property
     def used_bytes(self) -> int:

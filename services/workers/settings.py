@@ -24,7 +24,7 @@ class WorkerSettings(Settings):
     """Inferences that run at the same time in threads."""
     batch_rows_max: int = Field(default=ROWS_MAX, ge=1, le=65536)
     """Most rows that an engine computes in one call; a model's `max_batch_size` may be less."""
-    cache_bytes_max: int | None = Field(default=None, ge=MIB)
+    model_memory_bytes_max: int | None = Field(default=None, ge=MIB)
     """Memory that the loaded models may take together; unset for no limit. What does not fit is
     unloaded: the model whose loss costs least."""
     response_cache_bytes_max: int = Field(default=0, ge=0)

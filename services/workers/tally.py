@@ -32,7 +32,16 @@ class Duration:
         return {"count": self.count, "ns": self.ns}
 
 
-PHASES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+PHASES = (
+    "success",
+    "fail",
+    "queue",
+    "compute_input",
+    "compute_infer",
+    "compute_output",
+    "cache_hit",
+    "cache_miss",
+)
 
 
 @dataclass
@@ -128,11 +137,16 @@ class Counted:
         if error is not None or answer is None:
             self._tally.note(self._model, {"fail": over - self._begun})
             return
-        phases = {
-            "success": over - self._begun,
-            "queue": (answer.wait_ms + answer.load_ms) * 1e6,
-            "compute_input": self._fetched - self._begun,
-            "compute_infer": answer.compute_ms * 1e6,
-            "compute_output": over - self._answered,
-        }
+        phases: dict[str, float] = {"success": over - self._begun}
+        if answer.remembered:
+            phases["cache_hit"] = over - self._begun
+        else:
+            phases |= {
+                "queue": (answer.wait_ms + answer.load_ms) * 1e6,
+                "compute_input": self._fetched - self._begun,
+                "compute_infer": answer.compute_ms * 1e6,
+                "compute_output": over - self._answered,
+            }
+        if answer.remembered is False:
+            phases["cache_miss"] = 0
         self._tally.note(answer.model, phases)

@@ -99,6 +99,8 @@ def test_what_is_asked_for(client: triton.InferenceServerClient) -> None:
     assert ["TWICE", "SUM"] == [item.name for item in answer.get_response().outputs]
     assert np.array_equal(2 * a, answer.as_numpy("TWICE"))
     assert np.array_equal(a + b, answer.as_numpy("SUM"))
+    packed = client.infer("doubling", [given("A", a), given("B", b)], compression_algorithm="gzip")
+    assert np.array_equal(a + b, packed.as_numpy("SUM"))
     large = np.random.default_rng(1).random((600_000, 2)).astype(np.float32)
     assert np.array_equal(large, client.infer("same-fp32", [given("X", large)]).as_numpy("Y"))
     text = given("text", np.array(["turn on the lights"], np.object_))

@@ -1,10 +1,12 @@
 """Workflows as models of the Open Inference Protocol: an inference is a run."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import nats
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
@@ -141,3 +143,32 @@ def test_what_goes_wrong(client: triton.InferenceServerClient, http: httpx.Clien
     for name in ("nobody", "workflow:nobody", "workflow:", "a*b"):
         answer = http.post(f"/v2/models/{name}/infer", json={"inputs": []})
         assert 404 == answer.status_code
+
+
+def test_statistics_are_of_the_whole_mesh(
+    client: triton.InferenceServerClient, running: Running, http: httpx.Client
+) -> None:
+    """Any gateway gives the same; a node of a workflow counts, and what came over NATS does."""
+    others = triton.InferenceServerClient(running.url("gateway-1").removeprefix("http://"))
+
+    def counts() -> tuple[int, int]:
+        pair = [item.get_inference_statistics("intent-small") for item in (client, others)]
+        [first], [second] = (item["model_stats"] for item in pair)
+        return first["inference_stats"]["success"]["count"], second["execution_count"]
+
+    def ask() -> None:
+        client.infer("intent-small", [text("text", "hi")])
+        client.infer("asked", [text("text", "hi"), text("name", "x")])
+        subject = "clawdbot.v1.default.infer.text.intent-small"
+        asyncio.run(_ask(running.server.url, subject, b'{"inputs": {"text": "hi"}}'))
+
+    success, executions = counts()
+    ask()
+    assert (success + 3, executions + 3) == counts()
+    others.close()
+
+
+async def _ask(url: str, subject: str, body: bytes) -> None:
+    nc = await nats.connect(url)
+    await nc.request(subject, body, timeout=10)
+    await nc.close()

@@ -34,7 +34,7 @@ def model_config(name: str, spec: ModelSpec) -> dict[str, Any]:
         ],
         "default_model_filename": PurePosixPath(spec.source or "").name,
         "model_transaction_policy": {"decoupled": spec.streams},
-        "response_cache": {"enable": False},
+        "response_cache": {"enable": spec.cache_responses},
     }
     if spec.version.isdecimal():
         config["version_policy"] = {"specific": {"versions": [int(spec.version)]}}

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from schemas.errors import ClawdbotError, FailedPrecondition, InvalidArgument, ModelUnavailable
 from schemas.ids import new_id
 from services.errors import Unsupported
+from services.gateway.inference.pipeline import in_order
 from services.gateway.inference.protobuf import HEALTH, SERVICE, message
 from services.gateway.inference.rpc_infer import Asking, Call
 from services.gateway.inference.rpc_management import Management
@@ -181,25 +182,45 @@ class InferenceServer:
         return message("inference.ModelMetadataResponse")(**found.model_dump())
 
     async def _stream(self, requests: Any, context: Any) -> AsyncIterator[Any]:
-        """Answer the requests of a stream one after the other, each in parts."""
-        response = message("inference.ModelStreamInferResponse")
-        kind = message("inference.ModelInferRequest")
-        async for data in requests:
-            call, request = Call(context, new_id()), kind()
-            with self._noted("ModelStreamInfer", len(data), call) as noted:
-                try:
-                    request = decoded(kind, data)
-                    async with aclosing(self._asking.stream(request, call)) as parts:
-                        async for part in parts:
-                            yield response(infer_response=part)
-                except ClawdbotError as error:
-                    noted.failed(code_of(error), sentence(error))
-                except Exception:
-                    log.exception("request_crashed", request_id=call.request_id)
-                    noted.failed(grpc.StatusCode.INTERNAL, f"{CRASHED}: {call.request_id}")
-            if noted.text:
-                failed = message("inference.ModelInferResponse")(id=request.id)
-                yield response(error_message=noted.text, infer_response=failed)
+        """Answer the requests of a stream in their order."""
+
+        def answer(data: bytes) -> AsyncGenerator[Any, None]:
+            return self._answers(data, context)
+
+        async with aclosing(in_order(requests, answer, self._may_grow)) as responses:
+            async for response in responses:
+                yield response
+
+    async def _may_grow(self, data: bytes) -> bool:
+        """Tell whether a request may be answered in parts; one that is refused is not."""
+        try:
+            return await self._asking.may_grow(
+                decoded(message("inference.ModelInferRequest"), data)
+            )
+        except ClawdbotError:
+            return False
+
+    async def _answers(self, data: bytes, context: Any) -> AsyncGenerator[Any, None]:
+        """Yield the responses to one request of a stream; an error is one too."""
+        response, kind = (
+            message(f"inference.{name}")
+            for name in ("ModelStreamInferResponse", "ModelInferRequest")
+        )
+        call, request = Call(context, new_id()), kind()
+        with self._noted("ModelStreamInfer", len(data), call) as noted:
+            try:
+                request = decoded(kind, data)
+                async with aclosing(self._asking.stream(request, call)) as parts:
+                    async for part in parts:
+                        yield response(infer_response=part)
+            except ClawdbotError as error:
+                noted.failed(code_of(error), sentence(error))
+            except Exception:
+                log.exception("request_crashed", request_id=call.request_id)
+                noted.failed(grpc.StatusCode.INTERNAL, f"{CRASHED}: {call.request_id}")
+        if noted.text:
+            failed = message("inference.ModelInferResponse")(id=request.id)
+            yield response(error_message=noted.text, infer_response=failed)
 
 
 def decoded(kind: Any, data: bytes) -> Any:

@@ -73,6 +73,15 @@ class Asking:
         self._parts.traces.note(name, call.request_id, times)
         return response
 
+    async def may_grow(self, request: Any) -> bool:
+        """Tell whether a request may be answered in parts.
+
+        Raises:
+            NotFound, BusUnavailable: No such model, or nobody can tell.
+        """
+        name, version = request.model_name, request.model_version or None
+        return (await self._parts.inferences.model(name, version)).streams
+
     async def stream(self, request: Any, call: Call) -> AsyncGenerator[Any, None]:
         """Yield the answer in parts; each says whether it is the last.
 

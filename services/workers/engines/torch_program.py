@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
@@ -38,6 +38,7 @@ class TorchProgramEngine(TensorEngine):
     """
 
     module: Any = None
+    packages: ClassVar[tuple[str, ...]] = ("torch",)
     device: str = "cpu"
 
     def __init__(self, *args: Any) -> None:
@@ -77,6 +78,7 @@ class TorchProgramEngine(TensorEngine):
         bytes_max = int(self.spec.params.get("bytes_max", model_files.MODEL_BYTES_MAX))
         data = model_files.read(self.models_dir, self.spec.source, bytes_max)
         archive = pt2.sanitized(data, bytes_max)
+        torch_models.keep_share(self.spec)
         self.device = torch_models.device_of(self.spec.params)
         try:
             program = torch.export.load(io.BytesIO(archive))
@@ -104,6 +106,10 @@ class TorchProgramEngine(TensorEngine):
             found = self.module(*by_place, **by_name)
         named = _named(found)
         return [named[port.tensor_name].cpu().numpy() for port in self.spec.outputs]
+
+    @override
+    def devices(self) -> tuple[str, ...]:
+        return (self.device,)
 
     @override
     def close(self) -> None:

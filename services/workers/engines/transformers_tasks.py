@@ -1,7 +1,7 @@
 """Runs a Hugging Face folder of a common kind: embeddings of texts, or text that goes on."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
@@ -26,6 +26,7 @@ class TransformersEngine(Engine):
     many. Params of a request: `max_new_tokens` (128).
     """
 
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     model: Any = None
     tokenizer: Any = None
     device: str = "cpu"
@@ -42,6 +43,7 @@ class TransformersEngine(Engine):
     def load(self) -> None:
         import transformers
 
+        torch_models.keep_share(self.spec)
         class_name, _ = self._task()
         folder = torch_models.directory(self.spec, self.models_dir)
         self.tokenizer = torch_models.pretrained(transformers.AutoTokenizer, folder)
@@ -52,6 +54,10 @@ class TransformersEngine(Engine):
     def infer(self, batch: Sequence[Request]) -> list[Mapping[str, Value]]:
         _, compute = self._task()
         return [compute(request) for request in batch]
+
+    @override
+    def devices(self) -> tuple[str, ...]:
+        return (self.device,)
 
     @override
     def close(self) -> None:

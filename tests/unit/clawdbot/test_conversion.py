@@ -18,9 +18,11 @@ from clawdbot.conversion.onnx_source import OnnxSource
 from clawdbot.conversion.opening import open_source
 from clawdbot.conversion.source import TensorInfo
 from schemas.catalogue import ModelSpec
+from schemas.edges import adaptation_of
 from schemas.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from schemas.parity import Report, Tolerance
 from schemas.values import Tensor
+from services.workers.adapters import adapted
 from services.workers.engine import Request
 from services.workers.engines.onnx import OnnxEngine
 from tests.support import onnx_models as tiny
@@ -349,6 +351,13 @@ class Nested(torch.nn.Module):
 def nested():
     return torch.export.export(Nested(), ([torch.ones(2), torch.ones(2)],))
 
+class Common(torch.nn.Module):
+    def forward(self, linear):
+        return {"relu": torch.relu(linear) * 2, "mul": torch.relu(linear)}
+
+def common():
+    return Common(), torch.randn(2, 3)
+
 def program():
     return torch.export.export(torch.nn.Linear(3, 2).eval(), (torch.ones(2, 3),))
 """
@@ -387,6 +396,8 @@ def test_programs_of_torch(torch: Any, code: Path, tmp_path: Path) -> None:
     assert report.parity.source_sha256 is not None
     with pytest.raises(InvalidArgument, match="lists or dicts"):
         open_source("mine:nested")
+    common = convert(Conversion("mine:common", tmp_path / "common"))  # names of operators
+    assert ["relu", "mul"] == list(common.parity.outputs)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -399,14 +410,51 @@ def test_folders_of_transformers(torch: Any, tmp_path: Path) -> None:
     )  # fmt: skip
     transformers.BertModel(config).save_pretrained(tmp_path / "bert")
     report = convert(Conversion(str(tmp_path / "bert"), tmp_path / "made"))
-    assert ["last_hidden_state"] == list(report.parity.outputs)
+    assert ["embedding"] == list(report.parity.outputs)
     spec = yaml.safe_load((tmp_path / "made" / "model.yaml").read_text())
     assert ["input_ids", "attention_mask"] == [port["name"] for port in spec["inputs"]]
+    assert ("token-embedding/1", None) == (spec["signature"], spec.get("vocabulary"))
     with pytest.raises(InvalidArgument, match="--task is one of"):
         open_source(str(tmp_path / "bert"), "dancing")
     (tmp_path / "bert" / "config.json").write_text('{"auto_map": {"AutoModel": "evil.Model"}}')
     with pytest.raises(InvalidArgument, match="names code"):
         open_source(str(tmp_path / "bert"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_brings_its_vocabulary(torch: Any, tmp_path: Path) -> None:
+    """A text then goes in and a vector comes out, the same as in transformers."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "by", "##e", "!"]
+    (tmp_path / "words.txt").write_text("\n".join(words), encoding="utf-8")
+    tokenizer = transformers.BertTokenizer(str(tmp_path / "words.txt"))
+    tokenizer.save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=32,
+    )  # fmt: skip
+    model = transformers.BertModel(config).eval()
+    model.save_pretrained(folder)
+    convert(Conversion(str(folder), tmp_path / "made"))
+    quantize(Quantization(tmp_path / "made", tmp_path / "small"))
+    for made in (tmp_path / "made", tmp_path / "small"):
+        spec = ModelSpec.model_validate(yaml.safe_load((made / "model.yaml").read_text()))
+        wanted = {port.name: adaptation_of(port) for port in spec.inputs}
+        found = adapted(
+            dict.fromkeys(wanted, "Hello, bye!"),
+            {name: item for name, item in wanted.items() if item is not None},
+            made,
+        )
+        engine = OnnxEngine(spec, made)
+        engine.load()
+        [outputs] = engine.infer([Request(found)])
+        vector = np.frombuffer(outputs["embedding"].data, "<f4")
+        with torch.inference_mode():
+            hidden = model(**tokenizer("Hello, bye!", return_tensors="pt")).last_hidden_state[0]
+        expected = torch.nn.functional.normalize(hidden.mean(0), dim=0).numpy()
+        assert float(vector @ expected) > 0.99
 
 
 def test_weights_stay_in_the_file(tmp_path: Path) -> None:

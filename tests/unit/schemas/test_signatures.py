@@ -165,6 +165,49 @@ def test_edges_that_can(names: tuple[str, ...], inputs: Any) -> None:
     compiled(*names, **inputs)
 
 
+TOKENS = [tensor("input_ids", "INT64", -1, -1), tensor("attention_mask", "INT64", -1, -1)]
+VOCABULARY = {"path": "vocab.txt", "sha256": "a" * 64, "tokens_max": 128}
+
+
+def test_a_text_is_made_into_tokens_of_the_models_own() -> None:
+    """Each input of them is bound to the text, with the vocabulary by its digest."""
+    logits = [tensor("logits", "FP32", -1, 2)]
+    model = entry(TOKENS, logits, "sequence-classification/1", vocabulary=VOCABULARY)
+    catalogue = Catalogue.model_validate({"models": {**MODELS, "judge": model}})
+    nodes = [
+        {"id": name, "type": "model", "params": {"model": name}} for name in ("camera", "judge")
+    ]
+    document = {"nodes": nodes, "edges": [{"source": "camera", "target": "judge"}]}
+    bindings = compile_plan(parse_definition(document), catalogue).node("judge").bindings
+    for name, part in (("input_ids", "ids"), ("attention_mask", "mask")):
+        assert ("camera", "note") == (bindings[name].node, bindings[name].output)
+        adaptation = bindings[name].adapt
+        assert adaptation is not None
+        assert (part, "a" * 64, 128, True) == tuple(
+            adaptation.params[key] for key in ("part", "sha256", "tokens_max", "lower_case")
+        )
+    again = Catalogue.model_validate_json(catalogue.model_dump_json())
+    assert catalogue == again
+
+
+def test_tokens_without_a_vocabulary_are_made_of_nothing() -> None:
+    """The text has to become tokens somewhere else."""
+    model = entry(TOKENS, [tensor("logits", "FP32", -1, 2)], "sequence-classification/1")
+    catalogue = Catalogue.model_validate({"models": {**MODELS, "judge": model}})
+    nodes = [
+        {"id": name, "type": "model", "params": {"model": name}} for name in ("camera", "judge")
+    ]
+    document = {"nodes": nodes, "edges": [{"source": "camera", "target": "judge"}]}
+    with pytest.raises(InvalidArgument, match="nothing upstream gives its input 'input_ids'"):
+        compile_plan(parse_definition(document), catalogue)
+
+
+def test_a_vocabulary_needs_tokens() -> None:
+    """A model without any has no use for it."""
+    with pytest.raises(ValueError, match="no input holds tokens"):
+        Catalogue.model_validate({"models": {"a": {**CLASSIFY, "vocabulary": VOCABULARY}}})
+
+
 def test_alternatives_want_the_same_of_a_file() -> None:
     """Another size is another input: the plan has one adapter for both."""
     other = entry([tensor("pixels", "FP32", -1, 3, 384, 384)], [SCORES], "image-classification/1")

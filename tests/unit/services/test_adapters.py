@@ -1,6 +1,8 @@
 """Adapters: what they compute, that a worker runs them by the plan, and that runs say so."""
 
+import hashlib
 import io
+import random
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ from schemas.values import Binary, Tensor, from_wire, to_wire
 from schemas.workflow import parse_definition
 from services.orchestrator.messages import task_of
 from services.runtime import Delivery
-from services.workers.adapters import ADAPTERS, adapted
+from services.workers import wordpiece
+from services.workers.adapters import ADAPTERS
+from services.workers.adapters import adapted as adapted_in
 from services.workers.attempts import Attempts
 from services.workers.handlers import Handlers, Means
 from services.workers.models import Capacity, Models
@@ -36,6 +40,13 @@ from tests.support.clock import ManualClock
 
 np = pytest.importorskip("numpy", reason="the extra `models` is not installed")
 pillow = pytest.importorskip("PIL.Image", reason="the extra `models` is not installed")
+
+
+def adapted(
+    inputs: dict[str, Any], wanted: dict[str, Adaptation], folder: Path | None = None
+) -> dict[str, Any]:
+    """Return inputs with what the plan says done to them."""
+    return adapted_in(inputs, wanted, folder or Path())
 
 
 def picture(width: int, height: int, *, mode: str = "RGB", form: str = "PNG") -> Binary:
@@ -183,3 +194,76 @@ def test_a_result_is_remembered_with_its_adapters(tmp_path: Path) -> None:
     plain = task.model_copy(update={"adapt": {}})
     assert remembered._digest(task) != remembered._digest(plain)
     models.close()
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "un", "##aff", "##able", "hello", "!", "[", "]", "sep",
+         "cafe", "\u4f60", "##s", "a"]  # fmt: skip
+
+
+def vocabulary(folder: Path, **more: Any) -> dict[str, Adaptation]:
+    """Write a vocabulary; return how two inputs are made of a text."""
+    (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    sha256 = hashlib.sha256((folder / "vocab.txt").read_bytes()).hexdigest()
+    told = {"path": "vocab.txt", "sha256": sha256, "lower_case": True, "tokens_max": 8, **more}
+    return {
+        name: Adaptation(adapter="text-to-tokens/1", params={"part": part, **told})
+        for name, part in (("x", "ids"), ("mask", "mask"))
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("Hello, unaffable!", [7, 1, 4, 5, 6, 8]),
+        ("Caf\u00e9s\u4f60", [12, 14, 13]),
+        ("a\u0000\u200b a", [15, 15]),
+        ("[SEP]", [9, 11, 10]),
+        ("xyz", [1]),
+        ("a" * 101, [1]),
+        ("", []),
+        ("a " * 50, [15] * 6),
+    ],
+)
+def test_a_text_becomes_tokens(text: str, ids: list[int], tmp_path: Path) -> None:
+    """Between a start and an end that no text can say; as many as the model reads."""
+    found = adapted({"x": text, "mask": text}, vocabulary(tmp_path), tmp_path)
+    read = [np.frombuffer(found[name].data, "<i8").tolist() for name in ("x", "mask")]
+    assert [[2, *ids, 3], [1] * (len(ids) + 2)] == read
+    assert (1, len(ids) + 2) == found["x"].shape
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"sha256": "0" * 64}, "not the one that the catalogue names"),
+        ({"path": "absent.txt"}, "there is no file 'absent.txt'"),
+        ({"path": "../vocab.txt"}, "below the models directory"),
+    ],
+)
+def test_a_vocabulary_that_is_another(change: Any, says: str, tmp_path: Path) -> None:
+    """Is not read: the plan says which one it was."""
+    wanted = vocabulary(tmp_path, **change)
+    with pytest.raises(ModelUnavailable, match=says):
+        adapted({"x": "hello"}, wanted, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tokens_are_those_of_the_library(tmp_path: Path) -> None:
+    """Of transformers, over texts of every sort."""
+    transformers = pytest.importorskip("transformers", reason="the extra `torch` is not installed")
+    chance = random.Random(0)
+    signs = "\u4f60\u597d\u3042\u2019\u20ac"
+    letters = f"abcdeABC\u00e9\u00c4\u00df\u0130 \t.,!?-'$^`12\u00a0\ufffd\u200d{signs}"
+    pieces = sorted({*f"abcdei.,!?-'$^`12\u00df{signs}"})
+    words = [*pieces, *(f"##{piece}" for piece in pieces), "ab", "##cd", "abc", "##de"]
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]), encoding="utf-8"
+    )
+    data = (tmp_path / "vocab.txt").read_bytes()
+    for lower_case in (True, False):
+        theirs = transformers.BertTokenizer(str(tmp_path / "vocab.txt"), do_lower_case=lower_case)
+        ours = wordpiece.vocabulary(tmp_path, "vocab.txt", hashlib.sha256(data).hexdigest())
+        for _ in range(300):
+            text = "".join(chance.choices(letters, k=chance.randint(0, 30)))
+            found = wordpiece.tokens(text, ours, lower_case=lower_case, tokens_max=512)
+            assert theirs(text)["input_ids"] == found, repr(text)
