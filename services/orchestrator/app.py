@@ -53,6 +53,7 @@ from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.shares import Shares
 from services.orchestrator.starters import Starters
 from services.orchestrator.verifier import Pace, Verifier
+from services.orchestrator.versions import Versions
 from services.repository import CatalogueWatch
 from services.runtime import Bus, Delivery, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
@@ -131,7 +132,7 @@ class Orchestrator:
         live = LiveCatalogue(settings.load_catalogue())
         catalogue = CatalogueWatch(bus, ModelRepository(bus.nc, stores.keys), live)
         await catalogue.begin()
-        means = self._means(bus, stores, runs, live)
+        means = self._means(bus, stores, runs, Versions(live, catalogue.refresh))
         handlers = Handlers(means)
 
         async def mend_gates() -> None:
@@ -167,13 +168,13 @@ class Orchestrator:
         await self._serve_control(bus, handlers)
         await micro.announce(bus.nc, SERVICE, settings.instance, DESCRIPTION)
 
-    def _means(self, bus: Bus, stores: Stores, runs: Runs, live: LiveCatalogue) -> Means:
+    def _means(self, bus: Bus, stores: Stores, runs: Runs, versions: Versions) -> Means:
         settings, clock = self.settings, SystemClock()
         return Means(
             runs=runs,
             store=stores.log,
             definitions=DefinitionStore(bus.nc.jetstream()),
-            catalogue=live,
+            versions=versions,
             blobs=stores.blobs,
             gates=Gates(GateStore(bus.nc), clock),
             shares=Shares(

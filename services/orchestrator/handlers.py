@@ -36,7 +36,6 @@ from schemas.compiler import compile_plan
 from schemas.errors import Aborted, AlreadyExists, InvalidArgument, NotFound, TerminalError
 from schemas.forks import parse_fork
 from schemas.ids import valid_token
-from schemas.live_catalogue import LiveCatalogue
 from schemas.messages import Abandoned, Control, Fault, Header, TaskResult, pack, unpack
 from schemas.plan import Plan
 from schemas.submission import inputs_digest, parse_submission
@@ -47,6 +46,7 @@ from services.orchestrator.messages import emission_of, task_of
 from services.orchestrator.routing import Routing
 from services.orchestrator.runs import Decision, Runs, Wanted
 from services.orchestrator.shares import Shares
+from services.orchestrator.versions import Versions
 from services.runtime import Clock, Delivery, Outgoing
 from services.telemetry import child_traceparent, get_logger
 
@@ -63,7 +63,7 @@ class Means:
     runs: Runs
     store: EventStore
     definitions: DefinitionStore
-    catalogue: LiveCatalogue
+    versions: Versions
     blobs: BlobStore
     gates: Gates
     shares: Shares
@@ -95,7 +95,7 @@ class Handlers:
                 command = await self._fork(tenant, delivery, correlation_id)
             else:
                 command = await self._start(tenant, workflow, delivery, correlation_id)
-            plan = self._means.catalogue.pinned(command.plan, run_id)
+            plan = await self._means.versions.chosen(command.plan, run_id)
             command = command if plan is command.plan else replace(command, plan=plan)
         except TerminalError as error:
             return await self._reject(key, workflow, delivery, error)
@@ -137,7 +137,7 @@ class Handlers:
         prepared = await prepare_fork(
             self._means.store,
             self._means.definitions,
-            self._means.catalogue.now,
+            self._means.versions.live.now,
             parent,
             parse_fork(delivery.data),
             at=at,
@@ -309,8 +309,8 @@ class Handlers:
                     f"max_nodes is {planned.params['max_nodes']}"
                 )
             workflows = await called(self._means.definitions, key.tenant, definition)
-            plan = compile_plan(definition, self._means.catalogue.now, workflows)
-            plan = self._means.catalogue.pinned(plan, key.run_id)
+            plan = compile_plan(definition, self._means.versions.live.now, workflows)
+            plan = await self._means.versions.chosen(plan, key.run_id)
         except TerminalError as error:
             where = f"{error.field}: " if error.field else ""
             message = f"node '{path}' was given no graph that works: {where}{error.message}"

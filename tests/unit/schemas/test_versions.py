@@ -10,6 +10,7 @@ from schemas.plan import Plan
 from schemas.repository import ModelRecord, ModelVersion, Push
 from schemas.versions import as_before
 from schemas.workflow import parse_definition
+from services.orchestrator.versions import Versions
 
 
 ECHO = catalogue.load().models["echo"]
@@ -85,3 +86,21 @@ def test_a_fork_keeps_versions_unless_it_changes_them() -> None:
     assert ran == fork
     changed = as_before(plan(live(2)), ran, {"each/b.model"})
     assert [["mine@1"], ["echo", "mine"]] == named(changed)
+
+
+async def test_a_model_that_was_just_pushed_is_looked_up() -> None:
+    """A run that begins before its orchestrator heard of a model has a version all the same."""
+    heard = LiveCatalogue(Catalogue(models={"echo": ECHO}))
+    looks = []
+
+    async def look() -> None:
+        looks.append(1)
+        record = live(2).record("mine")
+        assert record is not None
+        heard.merge([record])
+
+    versions = Versions(heard, look)
+    for _ in range(2):
+        chosen = await versions.chosen(plan(live(2)), "run")
+        assert [["mine@2"], ["echo", "mine@2"]] == named(chosen)
+    assert [1] == looks
