@@ -54,12 +54,16 @@ class Loader:
         self._kept: set[str] = set()
         """Models whose runtime did not give back their memory: next time in a process."""
 
+    def folder(self, name: str) -> Path:
+        """Return where the files of a model are looked for."""
+        return self.folders.get(name, self._models_dir)
+
     def engine(self, name: str, spec: ModelSpec) -> AnyEngine:
         """Return the engine of a model, not loaded; in a process of its own if that is due."""
         fixed = self._engine_settings.get(spec.engine)
         if fixed is not None:
             spec = spec.model_copy(update={"params": {**spec.params, **fixed}})
-        folder = self.folders.get(name, self._models_dir)
+        folder = self.folder(name)
         engine = engine_of(spec, folder)
         if not self._is_isolated(name, engine):
             return engine
@@ -137,7 +141,7 @@ class Loader:
         if spec.source is None:
             return 0
         try:
-            return model_files.size(self.folders.get(name, self._models_dir), spec.source)
+            return model_files.size(self.folder(name), spec.source)
         except ModelUnavailable:
             return 0
 

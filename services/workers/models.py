@@ -141,10 +141,10 @@ class Models:
 
     def folder(self, name: str) -> Path:
         """Return the folder of a model's source; without one that of all models."""
-        spec = self._specs.get(name)
+        spec, root = self._specs.get(name), self._loader.folder(name)
         if spec is None or spec.source is None:
-            return self._models_dir
-        return (self._models_dir / spec.source).parent
+            return root
+        return (root / spec.source).parent
 
     def params(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parameters of an inference: the catalogue's, overridden by those given.
