@@ -55,7 +55,7 @@ class Loader:
         """Models whose runtime did not give back their memory: next time in a process."""
 
     def folder(self, name: str) -> Path:
-        """Return where the files of a model are looked for."""
+        """Return below which folder the source of a model is."""
         return self.folders.get(name, self._models_dir)
 
     def engine(self, name: str, spec: ModelSpec) -> AnyEngine:
@@ -141,7 +141,7 @@ class Loader:
         if spec.source is None:
             return 0
         try:
-            return model_files.size(self.folder(name), spec.source)
+            return model_files.size(self.folders.get(name, self._models_dir), spec.source)
         except ModelUnavailable:
             return 0
 

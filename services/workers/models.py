@@ -141,10 +141,10 @@ class Models:
 
     def folder(self, name: str) -> Path:
         """Return the folder of a model's source; without one that of all models."""
-        spec, root = self._specs.get(name), self._loader.folder(name)
+        spec, folder = self._specs.get(name), self._loader.folder(name)
         if spec is None or spec.source is None:
-            return root
-        return (root / spec.source).parent
+            return folder
+        return (folder / spec.source).parent
 
     def params(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parameters of an inference: the catalogue's, overridden by those given.

@@ -76,6 +76,8 @@ class Shelf:
         """Why a version is not there, by concrete name."""
         self._checked: set[str] = set()
         """Digests that this process has found whole."""
+        self._coming: dict[str, int] = {}
+        """Bytes of versions that are being fetched, by digest."""
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def at_hand(self, name: str, key: str) -> str:
@@ -185,21 +187,25 @@ class Shelf:
                 log.warning("cache_damaged", digest=version.digest)
                 await asyncio.to_thread(shutil.rmtree, folder)
         if not there:
-            await self._make_room(version)
-            with draft(self._cache.folder) as fresh:
-                await fetch(self._repository, DEFAULT_TENANT, version.files, fresh)
-                keep(fresh, folder)
+            self._coming[version.digest] = version.size_bytes
+            try:
+                await self._make_room()
+                with draft(self._cache.folder) as fresh:
+                    await fetch(self._repository, DEFAULT_TENANT, version.files, fresh)
+                    keep(fresh, folder)
+            finally:
+                del self._coming[version.digest]
         self._checked.add(version.digest)
 
-    async def _make_room(self, version: ModelVersion) -> None:
-        """Delete what was not used for longest until a version fits.
+    async def _make_room(self) -> None:
+        """Delete what was not used for longest until all that is coming fits.
 
         Raises:
             ModelUnavailable: It does not fit beside what is offered.
         """
         there = await asyncio.to_thread(self._there)
         needed = {item.digest for one in self._live.records.values() for item in one.offered()}
-        total = sum(item.size_bytes for item in there.values()) + version.size_bytes
+        total = sum(item.size_bytes for item in there.values()) + sum(self._coming.values())
         held = {item.digest: name for name, item in self._held.items()}
         for digest in [*(set(there) - held.keys()), *held]:
             if total <= self._cache.bytes_max:
@@ -207,9 +213,8 @@ class Shelf:
             old = there.get(digest)
             if old is None or digest in needed or old.spec.modality != self._modality:
                 continue
-            if digest in held:
+            if digest in held and self._held.pop(held[digest], None) is not None:
                 self._models.withdraw(held[digest])
-                del self._held[held[digest]]
             await asyncio.to_thread(shutil.rmtree, self._cache.of(old), True)
             total -= old.size_bytes
         if total > self._cache.bytes_max:
