@@ -24,8 +24,11 @@ import events.jetstream
 import events.keys
 import services.orchestrator.app
 import services.workers.app
+import services.workers.devices
+import services.workers.loading
 import services.workers.models
 from events.group_commit import GroupCommit
+from events.models import Machine
 from services.workers import engines
 from tests.support.sim.loop import RUNNING, VirtualLoop
 
@@ -70,6 +73,9 @@ def simulated(
         (services.workers.models, "ThreadPoolExecutor", _Pool),
         (services.orchestrator.app, "configure", lambda *_: None),
         (services.workers.app, "configure", lambda *_: None),
+        (services.workers.app, "held_bytes", lambda: 0),  # what is measured goes into cards
+        (services.workers.loading, "held_bytes", lambda: 0),
+        (services.workers.devices, "machine", lambda: Machine(cores=1, memory_bytes=0)),
     ]
     engines._CLASSES["moody"] = ("tests.support.sim.moody", "MoodyEngine")
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
