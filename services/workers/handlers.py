@@ -192,6 +192,7 @@ class Handlers:
                         "params": node.params,
                         "inputs": inputs,
                         "adapt": adaptations(node.bindings),
+                        "scheduled_at": now,
                         "deadline": now + node.timeout_s,
                     }
                 )
@@ -226,7 +227,8 @@ class Handlers:
                     stopped.is_set,
                     [node.model for node in task.then],
                 )
-                left_s = task.deadline - self._clock.now()
+                # not what is left of it: who was held back (ADR-0020) would pass everybody
+                left_s = task.deadline - task.scheduled_at
                 with self._means.tally.inference(task.model) as counted:
                     wanted = _Wanted(task.tenant, task.model, task.inputs, rank, left_s, task.adapt)
                     answer = await self._infer(wanted, request, counted)

@@ -41,10 +41,10 @@ class TransformersEngine(Engine):
 
     @override
     def load(self) -> None:
+        class_name, _ = self._task()
         import transformers
 
         torch_models.keep_share(self.spec)
-        class_name, _ = self._task()
         folder = torch_models.directory(self.spec, self.models_dir)
         self.tokenizer = torch_models.pretrained(transformers.AutoTokenizer, folder)
         kind = getattr(transformers, class_name)
