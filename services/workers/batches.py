@@ -25,6 +25,7 @@ from schemas.errors import Cancelled, DeadlineExceeded, EngineFailed, ModelUnava
 from schemas.values import Value
 from services.telemetry import BATCH_SIZE
 from services.workers.counters import Counters
+from services.workers.curve import Curve
 from services.workers.engine import BatchEngine, Engine, Request
 
 
@@ -117,7 +118,7 @@ class Line:
     ) -> None:
         self._engine = engine
         self._crew = crew
-        self._rows_max = min(rows_max, engine.spec.max_batch_size or 1)
+        self._curve = Curve(min(rows_max, engine.spec.max_batch_size or 1))
         self._sizes = BATCH_SIZE.labels(model)
         self.busy = False
         """Whether a thread computes, even if nobody waits for it any more."""
@@ -201,8 +202,9 @@ class Line:
         """Take the most urgent request, and those that one call may compute with it."""
         key = min(self._lines, key=lambda key: self._lines[key][0][:3])
         line = self._lines[key]
+        most = self._curve.most(sum(item[3].rows for item in line)) if len(line) > 1 else 1
         batch = [heapq.heappop(line)[3]]
-        left = self._rows_max - batch[0].rows
+        left = most - batch[0].rows
         while key is not None and line and line[0][3].rows <= left:
             item = heapq.heappop(line)[3]
             if self._is_worth(item):
@@ -214,7 +216,9 @@ class Line:
         self, batch: Sequence[_Waiting], started: float, job: "Future[list[Outcome]]"
     ) -> None:
         """Begin the next call, then hand out the answers."""
-        slower_s = time.perf_counter() - started - self._expected_s
+        took_s = time.perf_counter() - started
+        self._curve.note(sum(item.rows for item in batch), took_s)
+        slower_s = took_s - self._expected_s
         self._expected_s += slower_s * (SLOWER_WEIGHT if slower_s > 0 else 1.0)
         number = self._calls if len(batch) > 1 else 0
         self.busy = False
