@@ -1,12 +1,14 @@
 """Inference over HTTP beside onnxruntime in process: `python -m bench.inference [SECONDS]`.
 
 `tiny` is all overhead; `wide` streams 50 MB of weights a call, so a batch gains a lot. Each is
-asked by 1, 16 and 64 clients with binary tensors, with batches and without. JSON lines on stdout.
+asked by 1, 16 and 64 clients with binary tensors, with batches and without. Large tensors are set
+beside a bare NATS echo of as many bytes. JSON lines on stdout.
 """
 
 import asyncio
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +24,7 @@ import uvloop
 import yaml
 from onnx import helper, numpy_helper
 
+from bench import echo
 from bench.cpu import Meter
 from tests.support import onnx_models
 from tests.support.mesh import Mesh
@@ -32,6 +35,7 @@ WIDTHS = {"tiny": (128, 256, 10), "wide": (128, 3456, 3456, 10)}
 CLIENTS = (1, 16, 64)
 LARGE = {"large-1": 2**20 // 4, "large-5": 5 * 2**20 // 4}
 """Models that give back what they get: 1 and 5 MiB of FP32."""
+LARGE_CLIENTS = (1, 4)
 BATCH = 32
 HEADER = "Inference-Header-Content-Length"
 MASTER_TEXT = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
@@ -120,6 +124,21 @@ async def load(mesh: Mesh, name: str, clients: int, seconds: float) -> dict[str,
     }
 
 
+def echoes(url: str, seconds: float) -> Iterator[dict[str, Any]]:
+    """Yield what nats-py does alone with messages as large as the large tensors."""
+    command = [sys.executable, "-m", "bench.echo", url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as responder:  # noqa: S603 - ours
+        try:
+            assert responder.stdout is not None
+            responder.stdout.readline()
+            for name, width in LARGE.items():
+                for clients in LARGE_CLIENTS:
+                    row = uvloop.run(echo.load(url, 4 * width, clients, seconds))
+                    yield {"model": name, "nats_echo": True, "clients": clients, **row}
+        finally:
+            responder.terminate()
+
+
 @contextmanager
 def served(folder: Path, url: str, rows_max: int) -> Iterator[Mesh]:
     """Serve the models through a gateway and a worker."""
@@ -160,11 +179,13 @@ def main() -> None:
             entries[name] = onnx_models.entry(f"{name}.onnx", *ports)
         catalogue = yaml.safe_dump({"models": entries})
         (folder / "catalogue.yaml").write_text(catalogue, encoding="utf-8")
+        for line in echoes(server.url, seconds):
+            print(json.dumps(line), flush=True)
         for rows_max in (64, 1):
             with served(folder, server.url, rows_max) as mesh:
                 cells = [(name, clients) for name in WIDTHS for clients in CLIENTS]
                 if rows_max == 1:
-                    cells = [(name, clients) for name in LARGE for clients in (1, 4)] + cells
+                    cells = [(name, clients) for name in LARGE for clients in LARGE_CLIENTS] + cells
                 for name, clients in cells:
                     row = uvloop.run(load(mesh, name, clients, seconds))
                     line = {"model": name, "rows_max": rows_max, "clients": clients, **row}
