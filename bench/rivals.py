@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ import orjson
 import uvloop
 
 from bench.cpu import Meter
+from bench.peers import measured
 from events.express import Express
 from events.subjects import call
 from schemas.ids import DEFAULT_TENANT
@@ -144,29 +144,12 @@ def ours(seconds: float, orchestrators: int) -> list[Row]:
             mesh.stop()
 
 
-def rival(system: str, scripts: Path, peers: Path, seconds: float) -> list[Row]:
+def rival(system: str, scripts: Path, seconds: float) -> list[Row]:
     """Measure another system by its own script; nothing when it is not there."""
-    python = peers / "base" / "bin" / "python"
-    script = scripts / "wf_bench.py"
-    if not script.is_file() or not python.is_file():
-        print(f"{system}: left out, no {script.name} or no environment in $PEERS", file=sys.stderr)
-        return []
     in_flight = ",".join(map(str, IN_FLIGHT))
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "rows.jsonl"
-        command = [str(python), str(script.resolve()), system, "--conc", in_flight]
-        command += ["--secs", str(seconds), "--rounds", "1", "--out", str(out)]
-        done = subprocess.run(  # noqa: S603 - scripts the caller named
-            command,
-            env={**os.environ, "PEERS": str(peers)},  # noqa: TID251 - handed to a child
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
-    if not lines:
-        print(f"{system}: left out, {done.stdout.strip()[-300:]}", file=sys.stderr)
-    newest = {row["conc"]: row for row in map(json.loads, lines)}
+    arguments = ["--conc", in_flight, "--secs", str(seconds)]
+    lines = measured(system, scripts / "wf_bench.py", arguments)
+    newest = {row["conc"]: row for row in lines}
     return [
         Row(system, n, row["wps"], row["p50"], row["p99"], row["cpu_ms"], row["err"])
         for n, row in newest.items()
@@ -208,14 +191,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--orchestrators", type=int, default=1)
     options = parser.parse_args()
-    peers = Path(os.environ.get("PEERS", "/var/tmp/peers"))  # noqa: TID251, S108 - the scripts' own
     rows: list[Row] = []
     for _ in range(options.rounds):
         for system in options.systems or (OURS, *RIVALS):
             if system == OURS:
                 fresh = ours(options.seconds, options.orchestrators)
             else:
-                fresh = rival(system, options.scripts, peers, options.seconds)
+                fresh = rival(system, options.scripts, options.seconds)
             for row in fresh:
                 print(json.dumps(asdict(row)), flush=True)
             rows += fresh

@@ -25,6 +25,7 @@ import yaml
 
 from bench.cpu import Meter
 from bench.inference import MASTER_TEXT, floor
+from bench.peers import measured, peers
 from tests.support import onnx_models
 from tests.support.mesh import Mesh
 from tests.support.nats import NatsServer
@@ -177,28 +178,12 @@ def ours(model: str, models: Path, seconds: int) -> Iterator[Row]:
                     )
 
 
-def rival(system: str, model: str, scripts: Path, peers: Path, seconds: int) -> Iterator[Row]:
+def rival(system: str, model: str, scripts: Path, seconds: int) -> Iterator[Row]:
     """Measure another server by its own script; nothing when it is not there."""
-    python, script = peers / "base" / "bin" / "python", scripts / "serve_bench.py"
-    if not script.is_file() or not python.is_file():
-        print(f"{system}: left out, no {script.name} or no environment in $PEERS", file=sys.stderr)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "rows.jsonl"
-        command = [str(python), str(script.resolve()), system, "--models", model]
-        command += ["--wires", RIVALS[system], "--conc", ",".join(map(str, CLIENTS))]
-        command += ["--secs", str(seconds), "--rounds", "1", "--out", str(out)]
-        done = subprocess.run(  # noqa: S603 - scripts the caller named
-            command,
-            env={**os.environ, "PEERS": str(peers)},  # noqa: TID251 - handed to a child
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
-    if not lines:
-        print(f"{system}: left out, {done.stdout.strip()[-300:]}", file=sys.stderr)
-    for row in {(row["mode"], row["conc"]): row for row in map(json.loads, lines)}.values():
+    arguments = ["--models", model, "--wires", RIVALS[system], "--secs", str(seconds)]
+    arguments += ["--conc", ",".join(map(str, CLIENTS))]
+    lines = measured(system, scripts / "serve_bench.py", arguments)
+    for row in {(row["mode"], row["conc"]): row for row in lines}.values():
         yield Row(
             system,
             row["mode"],
@@ -269,17 +254,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=4)
     options = parser.parse_args()
-    peers = Path(os.environ.get("PEERS", "/var/tmp/peers"))  # noqa: TID251, S108 - the scripts' own
-    if not (peers / "models" / "tiny.onnx").is_file():
+    models = peers() / "models"
+    if not (models / "tiny.onnx").is_file():
         sys.exit(f"no models: make them with {options.scripts / 'make_models.py'}")
     rows: list[Row] = []
     for _ in range(options.rounds):
         for model in options.models.split(","):
             for system in options.systems or (OURS, *RIVALS):
                 if system == OURS:
-                    fresh = ours(model, peers / "models", options.seconds)
+                    fresh = ours(model, models, options.seconds)
                 else:
-                    fresh = rival(system, model, options.scripts, peers, options.seconds)
+                    fresh = rival(system, model, options.scripts, options.seconds)
                 for row in fresh:
                     print(json.dumps(asdict(row)), flush=True)
                     rows.append(row)

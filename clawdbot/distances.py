@@ -4,6 +4,7 @@ import math
 import struct
 from collections.abc import Sequence
 
+from schemas import datatypes
 from schemas.values import Tensor
 
 
@@ -11,20 +12,6 @@ TEXT_CHARS_MAX = 200_000
 """Characters of a text whose edit distance is computed; of longer ones only that they differ."""
 ELEMENTS_MAX = 4_000_000
 """Elements of a tensor that are compared one by one."""
-_FORMATS = {
-    "BOOL": "?",
-    "UINT8": "B",
-    "UINT16": "H",
-    "UINT32": "I",
-    "UINT64": "Q",
-    "INT8": "b",
-    "INT16": "h",
-    "INT32": "i",
-    "INT64": "q",
-    "FP16": "e",
-    "FP32": "f",
-    "FP64": "d",
-}
 
 
 def edit_distance(left: str, right: str) -> int:
@@ -95,7 +82,7 @@ def cosine(left: Sequence[float], right: Sequence[float]) -> float | None:
 
 def elements(tensor: Tensor) -> Sequence[float] | None:
     """Return a tensor's elements in order; None where they are too many, or no numbers."""
-    kind = _FORMATS.get(tensor.datatype)
+    kind = datatypes.STRUCT.get(tensor.datatype)
     if kind is None or math.prod(tensor.shape) > ELEMENTS_MAX:
         return None
     layout = f"<{math.prod(tensor.shape)}{kind}"

@@ -248,12 +248,6 @@ class RunIndex:
         self._write_noted()
         return self._db.execute(query, values)
 
-    def next_wake(self) -> float | None:
-        """Return the earliest wake time of all runs."""
-        query = "SELECT min(wake) FROM runs WHERE status='running'"
-        found: float | None = self._ask(query).fetchone()[0]
-        return found
-
     def runs(
         self,
         tenant: str,

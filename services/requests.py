@@ -45,7 +45,7 @@ class NobodyServes(ModelUnavailable):
 
 @dataclass(eq=False)
 class _Sent:
-    """A message of one request or more."""
+    """A message of a lane: one request or more."""
 
     lane: "_Lane"
     left: int
@@ -59,6 +59,7 @@ class _Asked:
     item: Item
     answer: "asyncio.Future[Item]"
     sent: _Sent | None = None
+    """In which message; None while it waits, and where each goes alone."""
 
 
 @dataclass(eq=False)
@@ -242,7 +243,7 @@ class Requests:
     def _put(self, subject: str, asked: _Asked, *, together: bool) -> None:
         """Send a request: alone, at the end of this turn, or behind those before it."""
         if not together:
-            self._send(_Lane(subject), [asked])
+            self._send(subject, [asked])
             return
         lane = self._lanes.get(subject)
         if lane is None:
@@ -263,23 +264,23 @@ class Requests:
         waiting = [asked for asked in lane.waiting if not asked.answer.done()]
         lane.waiting.clear()
         for together in bundles(waiting, _body_size):
-            self._send(lane, together)
+            sent = _Sent(lane, len(together))
+            lane.unanswered += 1
+            for asked in together:
+                asked.sent = sent
+            self._send(lane.subject, together)
         if not lane.unanswered:
             self._lanes.pop(lane.subject, None)
 
-    def _send(self, lane: _Lane, together: Sequence[_Asked]) -> None:
+    def _send(self, subject: str, together: Sequence[_Asked]) -> None:
         assert self._express is not None, "who asks has opened it"
-        sent = _Sent(lane, len(together))
-        lane.unanswered += 1
-        for asked in together:
-            asked.sent = sent
         items = [asked.item for asked in together]
         if len(items) == 1:
             data, head = items[0].body, encode_head(items[0].headers)
         else:
             data, head = pack(items), HEAD
         try:
-            self._express.publish(lane.subject, data, head, f"{self._inbox}.{items[0].token}")
+            self._express.publish(subject, data, head, f"{self._inbox}.{items[0].token}")
         except NatsError:
             _fail(together, BusUnavailable("the bus is away; try again"))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clawdbot.conversion.source import Feeds, TensorInfo
+from schemas import datatypes
 from schemas.errors import InvalidArgument
 from schemas.parity import OutputParity, Tolerance
 
@@ -20,29 +21,12 @@ INTEGERS_BELOW = 4
 RANDOM_SIZES = ((1, 4), (3, 7), (16, 5))
 """Rows, and any other free size, of each random request."""
 
-DTYPES = {
-    "BOOL": "?",
-    "UINT8": "u1",
-    "UINT16": "<u2",
-    "UINT32": "<u4",
-    "UINT64": "<u8",
-    "INT8": "i1",
-    "INT16": "<i2",
-    "INT32": "<i4",
-    "INT64": "<i8",
-    "FP16": "<f2",
-    "FP32": "<f4",
-    "FP64": "<f8",
-    "BYTES": "O",
-}
-_DATATYPES = {"b1": "BOOL", **{code.lstrip("<"): name for name, code in DTYPES.items()}}
-
 
 def datatype_of(array: "NDArray[Any]") -> str:
     """Return what the Open Inference Protocol calls an array's elements."""
     if array.dtype.kind in "OUS":
         return "BYTES"
-    return _DATATYPES.get(array.dtype.str.lstrip("<|"), str(array.dtype))
+    return datatypes.of_array(array.dtype.str) or str(array.dtype)
 
 
 def read_examples(path: Path) -> "dict[str, NDArray[Any]]":
@@ -85,12 +69,12 @@ def _random(chance: Any, datatype: str, shape: Sequence[int]) -> "NDArray[Any]":
     import numpy as np
 
     if datatype in {"FP16", "FP32", "FP64"}:
-        found: NDArray[Any] = chance.standard_normal(shape).astype(DTYPES[datatype])
+        found: NDArray[Any] = chance.standard_normal(shape).astype(datatypes.NUMPY[datatype])
         return found
     if datatype == "BYTES":
         return np.array([f"text {n}" for n in range(int(np.prod(shape)))], object).reshape(shape)
     below = 2 if datatype == "BOOL" else INTEGERS_BELOW
-    whole: NDArray[Any] = chance.integers(0, below, shape).astype(DTYPES[datatype])
+    whole: NDArray[Any] = chance.integers(0, below, shape).astype(datatypes.NUMPY[datatype])
     return whole
 
 

@@ -8,27 +8,12 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from clawdbot.conversion.source import Feeds, Source, TensorInfo, need
+from schemas import datatypes
 from schemas.errors import InvalidArgument
 
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-TYPES = {
-    "tensor(bool)": "BOOL",
-    "tensor(uint8)": "UINT8",
-    "tensor(uint16)": "UINT16",
-    "tensor(uint32)": "UINT32",
-    "tensor(uint64)": "UINT64",
-    "tensor(int8)": "INT8",
-    "tensor(int16)": "INT16",
-    "tensor(int32)": "INT32",
-    "tensor(int64)": "INT64",
-    "tensor(float16)": "FP16",
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-    "tensor(string)": "BYTES",
-}
 
 
 class OnnxSource(Source):
@@ -92,10 +77,10 @@ def _info(item: Any) -> TensorInfo:
     Raises:
         InvalidArgument: It is no tensor.
     """
-    if item.type not in TYPES:
+    if item.type not in datatypes.ONNX:
         raise InvalidArgument(f"'{item.name}' is {item.type}, and a catalogue has tensors only")
     shape = tuple(
         size if isinstance(size, int) else str(size or f"{item.name}_{index}")
         for index, size in enumerate(item.shape)
     )
-    return TensorInfo(item.name, TYPES[item.type], shape)
+    return TensorInfo(item.name, datatypes.ONNX[item.type], shape)

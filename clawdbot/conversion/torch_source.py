@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from clawdbot.conversion.source import Feeds, Source, TensorInfo, need
-from schemas import pt2
+from schemas import datatypes, pt2
 from schemas.errors import FailedPrecondition, InvalidArgument, ModelUnavailable
 
 
@@ -21,17 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ARCHIVE_BYTES_MAX = 16 * 1024 * 1024 * 1024
-_DATATYPES = {
-    "bool": "BOOL",
-    "uint8": "UINT8",
-    "int8": "INT8",
-    "int16": "INT16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "FP16",
-    "float32": "FP32",
-    "float64": "FP64",
-}
 
 
 class TorchSource(Source):
@@ -189,10 +178,10 @@ def _two_rows(tensor: Any) -> Any:
 
 def _info(name: str, value: Any) -> TensorInfo:
     dtype = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
-    if dtype not in _DATATYPES:
+    if dtype not in datatypes.TORCH:
         raise InvalidArgument(f"'{name}' is {dtype}, and a catalogue has no such tensors")
     shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
-    return TensorInfo(name, _DATATYPES[dtype], shape)
+    return TensorInfo(name, datatypes.TORCH[dtype], shape)
 
 
 @contextmanager

@@ -215,7 +215,8 @@ class Handlers:
         try:
             async with self._means.attempts.under_way(task) as stopped:
                 model = await self._means.at_hand(task.model, task.run_id)
-                task = task.model_copy(update={"model": model})
+                if model != task.model:
+                    task = task.model_copy(update={"model": model})
                 known = await self._means.remembered.find(task)
                 if known is not None:
                     memo = {"model": known.model, "memo_of": known.source}

@@ -7,23 +7,12 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from schemas import tensors
+from schemas import datatypes, tensors
 from schemas.errors import InvalidArgument
 from schemas.values import Tensor
 
 
-NUMBERS = {
-    "UINT8": "B",
-    "UINT16": "H",
-    "UINT32": "I",
-    "UINT64": "Q",
-    "INT8": "b",
-    "INT16": "h",
-    "INT32": "i",
-    "INT64": "q",
-    "FP32": "f",
-    "FP64": "d",
-}
+NUMBERS = {name: code for name, code in datatypes.STRUCT.items() if name not in {"BOOL", "FP16"}}
 _FLOATS = {"FP32", "FP64"}
 _BINARY_ONLY = {"FP16", "BF16"}
 _KINDS: dict[str, tuple[set[type], str]] = {

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
+from schemas import datatypes
 from schemas.catalogue import Port
 from schemas.errors import ModelUnavailable
 from services.workers import devices
@@ -18,22 +19,7 @@ if TYPE_CHECKING:
 ONNX_BFLOAT16 = 16
 """Of onnx.TensorProto.DataType."""
 CUDA = "CUDAExecutionProvider"
-_ONNX_TYPES = {
-    "tensor(bool)": "BOOL",
-    "tensor(uint8)": "UINT8",
-    "tensor(uint16)": "UINT16",
-    "tensor(uint32)": "UINT32",
-    "tensor(uint64)": "UINT64",
-    "tensor(int8)": "INT8",
-    "tensor(int16)": "INT16",
-    "tensor(int32)": "INT32",
-    "tensor(int64)": "INT64",
-    "tensor(float16)": "FP16",
-    "tensor(bfloat16)": "BF16",
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-    "tensor(string)": "BYTES",
-}
+_ONNX_TYPES = {**datatypes.ONNX, "tensor(bfloat16)": "BF16"}
 
 
 class OnnxEngine(TensorEngine):

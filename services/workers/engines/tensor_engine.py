@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
-from schemas import tensors
+from schemas import datatypes, tensors
 from schemas.catalogue import Port
 from schemas.errors import ClawdbotError, EngineFailed, InvalidArgument, ModelUnavailable
 from schemas.values import Tensor, Value
@@ -23,22 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 THREADS_MAX = 256
-
-_DTYPES = {
-    "BOOL": "?",
-    "UINT8": "u1",
-    "UINT16": "<u2",
-    "UINT32": "<u4",
-    "UINT64": "<u8",
-    "INT8": "i1",
-    "INT16": "<i2",
-    "INT32": "<i4",
-    "INT64": "<i8",
-    "FP16": "<f2",
-    "FP32": "<f4",
-    "FP64": "<f8",
-}
-_DATATYPES = {code.lstrip("<").replace("?", "b1"): name for name, code in _DTYPES.items()}
 
 
 class TensorEngine(BatchEngine):
@@ -156,7 +140,7 @@ class TensorEngine(BatchEngine):
         else:
             own = list(shape)
             own[padded.axis] = padding.length(buckets, request)
-            array = np.ones(own, _DTYPES[port.datatype])
+            array = np.ones(own, datatypes.NUMPY[port.datatype])
         return padding.pad(array, padded.axis, shape[padded.axis], padded.value)
 
     def _shape(self, port: Port, request: Request) -> tuple[int, ...]:
@@ -255,7 +239,7 @@ def array_of(tensor: Tensor, name: str) -> "NDArray[Any]":
     if tensor.datatype == "BOOL":
         flags: NDArray[Any] = np.frombuffer(tensor.data, np.uint8) != 0
         return flags.reshape(tensor.shape)
-    dtype = _DTYPES["UINT16" if tensor.datatype == "BF16" else tensor.datatype]
+    dtype = datatypes.NUMPY["UINT16" if tensor.datatype == "BF16" else tensor.datatype]
     return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
 
 
@@ -280,8 +264,7 @@ def tensor_of(array: "NDArray[Any]", port: Port) -> Tensor:
 
 def datatype_of(array: "NDArray[Any]") -> str:
     """Return what the Open Inference Protocol calls an array's elements."""
-    code = array.dtype.str.lstrip("<|")  # big-endian stays what it is: nothing of ours
-    return _DATATYPES.get(code, str(array.dtype))
+    return datatypes.of_array(array.dtype.str) or str(array.dtype)
 
 
 def narrows(declared: Sequence[int], found: Sequence[int]) -> bool:

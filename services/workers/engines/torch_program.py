@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
-from schemas import pt2
+from schemas import datatypes, pt2
 from schemas.catalogue import Port
 from schemas.errors import EngineFailed, ModelUnavailable
 from services.workers.engines import fields, model_files, torch_models
@@ -15,18 +15,6 @@ from services.workers.engines.tensor_engine import TensorEngine, narrows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_DATATYPES = {
-    "bool": "BOOL",
-    "uint8": "UINT8",
-    "int8": "INT8",
-    "int16": "INT16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "FP16",
-    "float32": "FP32",
-    "float64": "FP64",
-}
 
 
 class TorchProgramEngine(TensorEngine):
@@ -167,7 +155,7 @@ def _check(
             raise ModelUnavailable(f"the program has no {side} '{port.tensor_name}', only {have}")
         value = nodes[found[port.tensor_name]].meta.get("val")
         dtype = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
-        if _DATATYPES.get(dtype) != port.datatype:
+        if datatypes.TORCH.get(dtype) != port.datatype:
             raise ModelUnavailable(
                 f"{side} '{port.name}' is declared {port.datatype}, the program has {dtype}"
             )
