@@ -125,13 +125,15 @@ class Loader:
             loaded.engine.close()
             return
         with self._measuring:
+            if self._freed + loaded.size_bytes < TRIM_BYTES:
+                loaded.engine.close()
+                self._freed += loaded.size_bytes
+                return  # so little is used for the next model
+            give_back()  # what others freed is not this one's
             before = held_bytes()
             loaded.engine.close()
-            self._freed += loaded.size_bytes
-            if self._freed < TRIM_BYTES:
-                return  # so little is used for the next model
-            self._freed = 0
             give_back()
+            self._freed = 0
             kept = loaded.size_bytes - (before - held_bytes())
         if kept > max(KEPT_BYTES, loaded.size_bytes / 2):
             self._kept.add(loaded.name)
