@@ -128,6 +128,7 @@ class Worker:
                 settings.loads_max,
                 settings.model_memory_bytes_max,
                 settings.response_cache_bytes_max,
+                settings.calibration_ms / 1000,
             ),
             engine_settings=engine_settings(settings),
         )

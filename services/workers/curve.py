@@ -37,6 +37,11 @@ class Curve:
         self._seen = dict.fromkeys(self._sizes, 0)
         self._calls = 0
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes that are told apart, ascending."""
+        return self._sizes
+
     def note(self, rows: int, took_s: float) -> None:
         """Take note of a call."""
         size, row_s = self._size(rows), took_s / rows

@@ -31,6 +31,8 @@ class Loaded:
     """What loading and warming it took, measured."""
     load_s: float = 0.0
     warm_s: float = 0.0
+    calibrate_s: float = 0.0
+    """What measuring its latency took."""
     pace_s: float | None = None
     """How long an inference takes lately, waiting included."""
     leases: int = 0

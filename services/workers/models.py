@@ -71,6 +71,8 @@ class Capacity:
     """Of all models in memory together; None for no limit."""
     responses_bytes_max: int = 0
     """Of all answers that are kept; 0 keeps none."""
+    calibrate_s: float = 0.0
+    """To measure the latency of a model when it is loaded; 0: it is not measured."""
 
 
 class Models:
@@ -109,7 +111,7 @@ class Models:
         self._served: dict[str, str] = {}
         """Who served for each name last."""
         self._counters: defaultdict[str, Counters] = defaultdict(Counters)
-        self._loader = Loader(models_dir, engine_settings, self.hold)
+        self._loader = Loader(models_dir, engine_settings, self.hold, capacity.calibrate_s)
         self._loaders = ThreadPoolExecutor(capacity.loads_max, thread_name_prefix="load")
         shop = Shop(
             self._open, self._loader.close, self._estimate, self._loaders, capacity.loads_max
@@ -250,6 +252,7 @@ class Models:
         for name, spec in specs.items():
             self._specs.pop(name, None)
             self._failed.pop(name, None)
+            self._counters[name].forget()
             if spec is not None and spec.modality == self._modality:
                 self._specs[name] = spec
             was_here = self._cache.get(name) is not None
