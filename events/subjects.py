@@ -140,6 +140,11 @@ def task(tenant: str, modality: str, pool: str, lane: str, model: str) -> str:
     return f"{ROOT}.{tenant}.task.{modality}.{pool}.{lane}.{encode(model)}"
 
 
+def warm(tenant: str, modality: str, pool: str, model: str) -> str:
+    """Where the workers of a pool hear that a model will be wanted."""
+    return f"{ROOT}.{tenant}.warm.{modality}.{pool}.{encode(model)}"
+
+
 def lane_of(subject: str) -> str:
     """Read the lane out of a `task` subject."""
     return subject.split(".")[6]

@@ -99,6 +99,13 @@ CHANNELS = (
         "waited for any more: it leaves the line, or is stopped.",
     ),
     Channel(
+        "warm",
+        pattern("warm", "modality", "pool", "model"),
+        bytes,
+        "Orchestrator -> every worker of the pool, core NATS, empty. The model is wanted soon: "
+        "who can run it and has room for it loads it.",
+    ),
+    Channel(
         "task",
         pattern("task", "modality", "pool", "lane", "model"),
         Task,

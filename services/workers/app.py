@@ -179,6 +179,8 @@ class Worker:
         """Hear what is called off from now on, and what was before."""
         await bus.nc.subscribe(every("cancel", "*"), cb=handlers.cancel)
         await bus.nc.subscribe(every("withdraw", "*"), cb=handlers.withdraw)
+        hints = f"{self.settings.modality}.{self.settings.pool}.*"
+        await bus.nc.subscribe(every("warm", hints), cb=handlers.warm)
         await bus.patiently(lambda: self._catch_up(bus, attempts))
 
     async def _catch_up(self, bus: Bus, attempts: Attempts) -> None:

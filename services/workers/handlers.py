@@ -321,6 +321,15 @@ class Handlers:
         """Stop an unlogged inference that nobody waits for any more."""
         self._unlogged.withdraw(message.subject.rpartition(".")[2])
 
+    async def warm(self, message: Message) -> None:
+        """Load a model that will be asked for soon, if it is here and there is room for it."""
+        try:
+            model = decode(message.subject.rpartition(".")[2])
+        except InvalidArgument as error:
+            log.warning("hint_unreadable", subject=message.subject, error=error.message)
+            return
+        self._means.models.prefetch(model)
+
     async def cancel(self, message: Message) -> None:
         """Stop attempts that nobody waits for any more."""
         try:

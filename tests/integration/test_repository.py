@@ -1,5 +1,6 @@
 """The model repository: from a folder to answers, over every way that clients have."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -277,3 +278,29 @@ def test_canaries_of_runs(client: Client, tmp_path: Path) -> None:
         ran.append({node.model for node in run.nodes})
     assert all(len(models) == 1 for models in ran)
     assert {"tried@1", "tried@2"} == {model for models in ran for model in models}
+
+
+def test_the_next_model_warms_while_a_node_runs(
+    client: Client, running: Running, tmp_path: Path
+) -> None:
+    """Also at another service: its workers are told when the node before begins."""
+    hints = Hints(modality="vision")
+    client.repository.push(written(tmp_path, "later", 2.0), hints=hints)
+    until_sync(
+        lambda: any(offer.available for offer in client.repository.get("later").versions[0].offers),
+        timeout_s=30,
+    )
+    builder = WorkflowBuilder().add_node("slow", model="repeat", delay_ms=60_000, timeout_s=300)
+    builder.add_node("next", model="later", inputs={"x": "input.x"}).connect("slow", "next")
+    builder.deploy("warms", client=client)
+    run = client.run("warms", {"text": "some words", "x": ONES}, wait_s=0)
+    log = running.mesh.services["vision-0"].log
+
+    def loads() -> list[bool]:
+        lines = [line for line in log.read_text().splitlines() if '"model_loaded"' in line]
+        return [item["ahead"] for item in map(json.loads, lines) if item["model"] == "later@1"]
+
+    until_sync(loads, timeout_s=30)
+    assert [True] == loads()
+    assert "running" == client.get(run.run_id).status
+    client.cancel(run.run_id)
