@@ -32,13 +32,19 @@ class Vocabulary(UserInput):
     """The tokens of a model, for the adapter that makes them of a text."""
 
     path: Annotated[str, Field(max_length=NAME_CHARS_MAX)]
-    """One token a line; beside the model's source."""
+    """Beside the model's source: one token a line, or a `tokenizer.json` if it ends in .json."""
     sha256: Sha256
     """Of the file: another one is not read."""
     lower_case: bool = True
-    """Whether the model was trained on text without capitals and accents."""
+    """Whether the model was trained on text without capitals and accents; a `tokenizer.json` says
+    it itself."""
     tokens_max: int = Field(default=512, ge=2, le=8192)
     """As many as the model has positions for; the rest is cut."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file says all that a tokenizer does."""
+        return self.path.lower().endswith(".json")
 
 
 class Port(UserInput):

@@ -2,7 +2,7 @@
 
 from schemas.catalogue import Port
 from schemas.plan import Adaptation
-from schemas.signatures import CONTENTS, Content, adapter_params, may_meet
+from schemas.signatures import CONTENTS, TOKENIZER_ADAPTER, Content, adapter_params, may_meet
 
 
 def adaptation_of(target: Port) -> Adaptation | None:
@@ -11,8 +11,12 @@ def adaptation_of(target: Port) -> Adaptation | None:
     if content is None:
         return None
     params = adapter_params(target.content, target.shape)
-    if target.vocabulary is not None:
-        params |= target.vocabulary.model_dump()
+    vocabulary = target.vocabulary
+    if vocabulary is not None and vocabulary.is_whole:
+        params |= vocabulary.model_dump(exclude={"lower_case"})
+        return Adaptation(adapter=TOKENIZER_ADAPTER, params=params)
+    if vocabulary is not None:
+        params |= vocabulary.model_dump()
     return Adaptation(adapter=content.adapter, params=params)
 
 

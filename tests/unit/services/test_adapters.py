@@ -21,7 +21,13 @@ from schemas.compiler import compile_plan
 from schemas.errors import InvalidArgument, ModelUnavailable
 from schemas.messages import TaskResult, unpack
 from schemas.plan import Adaptation
-from schemas.signatures import CONTENTS, IMAGENET_MEAN, IMAGENET_STD, adapter_params
+from schemas.signatures import (
+    CONTENTS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    TOKENIZER_ADAPTER,
+    adapter_params,
+)
 from schemas.values import Binary, Tensor, from_wire, to_wire
 from schemas.workflow import parse_definition
 from services.orchestrator.messages import task_of
@@ -132,7 +138,8 @@ def test_a_worker_that_is_too_old() -> None:
 
 def test_every_adapter_of_the_library_is_here() -> None:
     """And none that the library does not name."""
-    assert {item.adapter for item in CONTENTS.values() if item.adapter} == set(ADAPTERS)
+    named = {item.adapter for item in CONTENTS.values() if item.adapter}
+    assert {*named, TOKENIZER_ADAPTER} == set(ADAPTERS)
 
 
 def catalogue(folder: Path) -> Catalogue:
