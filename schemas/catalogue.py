@@ -16,7 +16,7 @@ from schemas.ids import ModelName, Sha256, TemplateId
 from schemas.message import UserInput
 from schemas.parity import Parity
 from schemas.serving import WARM_UPS_MAX, Buckets, Limits, WarmUp, is_none
-from schemas.signatures import CONTENTS, SIGNATURES, check_content, contents_of
+from schemas.signatures import CONTENTS, SIGNATURES, Content, check_content, contents_of
 from schemas.tensors import BYTES, DATATYPE_SIZES, DATATYPES, RANK_MAX
 
 
@@ -72,6 +72,14 @@ class Port(UserInput):
     )
     """Names of an output's elements, by index; a classification says them."""
     description: str = ""
+
+    @property
+    def made_of(self) -> Content | None:
+        """What an adapter makes of a file or a text for this input; None where none does."""
+        content = CONTENTS.get(self.content)
+        if content is None or not content.adapter:
+            return None
+        return None if content.needs_vocabulary and self.vocabulary is None else content
 
     @field_validator("datatype")
     @classmethod
@@ -229,6 +237,11 @@ class ModelSpec(UserInput):
         """The inputs that a client sends: all but a sequence's state."""
         states = {state.input for state in self.state}
         return tuple(port for port in self.inputs if port.name not in states)
+
+    @cached_property
+    def made(self) -> tuple[Port, ...]:
+        """The inputs that an adapter makes of a file or a text."""
+        return tuple(port for port in self.inputs if port.made_of is not None)
 
     @cached_property
     def given(self) -> tuple[Port, ...]:

@@ -14,6 +14,7 @@ from events.paths import node_id_of
 from events.spill import fetch, spill
 from events.subjects import DEFAULT_LANE, LANES, RunKey, decode, lane_of, result, run_key
 from events.view import bound_inputs, missing_inputs
+from schemas.edges import adaptations_of
 from schemas.errors import ClawdbotError, InvalidArgument, NotFound
 from schemas.ids import new_id
 from schemas.messages import (
@@ -279,11 +280,13 @@ class Handlers:
         ask = InferAsk.of(asked.headers)
         key = asked.headers.get(Header.CORRELATION_ID) or new_id()
         model = await self._means.at_hand(decode(tokens[5]), key)
-        known = self._means.models.inputs(model)
+        spec = self._means.models.spec(model)
+        known = {port.name: port.required for port in spec.inputs}
         inputs, given = read_inference(asked.body, asked.headers, known)
         params = self._means.models.params(model, given)
+        inputs, adapt = adaptations_of(spec, inputs)
         check_names(inputs, known, "model")
-        wanted = _Wanted(tokens[2], model, inputs, ask.rank, ask.timeout_s or math.inf)
+        wanted = _Wanted(tokens[2], model, inputs, ask.rank, ask.timeout_s or math.inf, adapt)
         with self._means.tally.inference(model) as counted:
             waiting = self._unlogged.under_way(ask.request_id, ask.timeout_s, model)
             async with waiting as sign:

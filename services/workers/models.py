@@ -129,8 +129,8 @@ class Models:
         found = (self._offer(name, spec) for name, spec in specs.items())
         return tuple(offers.measured(item, self._cache.get(item.served_by)) for item in found)
 
-    def inputs(self, name: str) -> dict[str, bool]:
-        """Return the inputs of a model, and whether each is required.
+    def spec(self, name: str) -> ModelSpec:
+        """Return the entry of a model.
 
         Raises:
             NotFound: No such model here.
@@ -139,7 +139,7 @@ class Models:
         if spec is None:
             known = ", ".join(sorted(self._specs))
             raise NotFound(f"no model named '{name}' here; known: {known}", field="model")
-        return {port.name: port.required for port in spec.inputs}
+        return spec
 
     def folder(self, name: str) -> Path:
         """Return the folder of a model's source."""
@@ -159,8 +159,7 @@ class Models:
         Raises:
             NotFound: No such model here.
         """
-        self.inputs(name)
-        served = self._offer(name, self._specs[name]).served_by
+        served = self._offer(name, self.spec(name)).served_by
         document = f"{served}\n{self._specs[served].model_dump_json()}"
         return hashlib.sha256(document.encode()).hexdigest()
 

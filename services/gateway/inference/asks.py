@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from schemas import tensors
 from schemas.catalogue import ModelSpec, Port
+from schemas.edges import spread
 from schemas.errors import InvalidArgument
 from schemas.open_inference import ID_CHARS_MAX, InferRequest, InputTensor, RequestedOutput
 from schemas.values import OCTETS, Binary, Tensor, Value
@@ -159,19 +160,20 @@ def bind(spec: ModelSpec, found: Sequence[tuple[str, Tensor]]) -> dict[str, Valu
         if port.name in inputs:
             raise InvalidArgument(f"the input '{name}' is there twice")
         inputs[port.name] = _value(tensor, port)
-    check_whole(inputs, ports)
-    return inputs
+    return whole(spec, inputs)
 
 
-def check_whole(inputs: Mapping[str, Value], ports: Mapping[str, Port]) -> None:
-    """Refuse the lack of an input that is needed.
+def whole(spec: ModelSpec, inputs: dict[str, Value]) -> dict[str, Value]:
+    """Return inputs with nothing missing; a text stands for all tokens of it.
 
     Raises:
-        InvalidArgument: Names it.
+        InvalidArgument: Names an input that is missing.
     """
-    for name, port in ports.items():
-        if port.required and port.name not in inputs:
-            raise InvalidArgument(f"the input '{name}' is missing")
+    found = spread(spec, inputs) if spec.made else inputs
+    for port in spec.asked:
+        if port.required and port.name not in found:
+            raise InvalidArgument(f"the input '{port.tensor_name}' is missing")
+    return found
 
 
 class _Blobs:
@@ -278,25 +280,33 @@ class about:  # noqa: N801 - reads as a word of the sentence
 def _value(tensor: Tensor, port: Port) -> Value:
     """Return what a port takes."""
     with about(port.tensor_name):
+        content = port.made_of
+        if content is not None and tensor.datatype == tensors.BYTES:
+            if tensors.count_of(tensor.shape) != 1:
+                raise InvalidArgument(f"send one element, with {content.source}")
+            return _item(tensor, content.source)
         if tensor.datatype != port.datatype:
             raise InvalidArgument(f"the datatype is {port.datatype}, not {tensor.datatype}")
         if not tensors.fits(tensor.shape, port.shape):
             raise InvalidArgument(f"the shape is {list(port.shape)}, not {list(tensor.shape)}")
-        if port.kind == "tensor":
-            return tensor
-        [item] = tensors.elements(tensor.data, 1)
-        try:
-            match port.kind:
-                case "text":
-                    return item.decode()
-                case "json":
-                    return orjson.loads(item)
-                case _:
-                    return Binary(media_type=OCTETS, data=item)
-        except UnicodeDecodeError as error:
-            raise InvalidArgument("the text is not UTF-8") from error
-        except orjson.JSONDecodeError as error:
-            raise InvalidArgument("the element is not JSON") from error
+        return tensor if port.kind == "tensor" else _item(tensor, port.kind)
+
+
+def _item(tensor: Tensor, kind: str) -> Value:
+    """Return the one element of a tensor of BYTES, as a text, JSON or a file."""
+    [item] = tensors.elements(tensor.data, 1)
+    try:
+        match kind:
+            case "text":
+                return item.decode()
+            case "json":
+                return orjson.loads(item)
+            case _:
+                return Binary(media_type=OCTETS, data=item)
+    except UnicodeDecodeError as error:
+        raise InvalidArgument("the text is not UTF-8") from error
+    except orjson.JSONDecodeError as error:
+        raise InvalidArgument("the element is not JSON") from error
 
 
 def _wanted(
