@@ -1,5 +1,7 @@
 """The model repository: from a folder to answers, over every way that clients have."""
 
+import asyncio
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -304,3 +306,57 @@ def test_the_next_model_warms_while_a_node_runs(
     assert [True] == loads()
     assert "running" == client.get(run.run_id).status
     client.cancel(run.run_id)
+
+
+def test_a_text_goes_in_where_tokens_are_wanted(
+    client: Client, running: Running, tmp_path: Path
+) -> None:
+    """Over HTTP, with Triton's client and plainly, and over NATS: the worker makes the tokens."""
+    folder = tmp_path / "summing"
+    ids, shape = {"h": 5, "i": 7, "!": 11}, ("n", "t")
+    nodes = [
+        tiny.helper.make_node("Mul", ["input_ids", "attention_mask"], ["seen"]),
+        tiny.helper.make_node("Cast", ["seen"], ["real"], to=tiny.TensorProto.FLOAT),
+        tiny.helper.make_node("ReduceSum", ["real", "axes"], ["logits"], keepdims=1),
+    ]
+    axes = tiny.helper.make_tensor("axes", tiny.TensorProto.INT64, [1], [1])
+    ports = dict.fromkeys(("input_ids", "attention_mask"), ("INT64", shape))
+    proto = tiny.model(nodes, ports, {"logits": ("FP32", ("n", 1))}, [axes])
+    tiny.save(proto, folder / "model.onnx")
+    known = {"type": "BPE", "vocab": ids, "merges": []}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": known}))
+    digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    told = {"path": "tokenizer.json", "sha256": digest, "tokens_max": 16}
+    entry = tiny.entry(
+        "model.onnx",
+        [tiny.port(name, "INT64", [-1, -1]) for name in ports],
+        [tiny.port("logits", "FP32", [-1, 1])],
+        signature="sequence-classification/1",
+        vocabulary=told,
+        max_batch_size=8,
+    )
+    (folder / "model.yaml").write_text(yaml.safe_dump(entry))
+    client.repository.push(folder)
+    server = triton.InferenceServerClient(running.url().removeprefix("http://"))
+    try:
+        text = triton.InferInput("input_ids", [1], "BYTES")
+        text.set_data_from_numpy(np.array([b"hi!"], object))
+        assert 23.0 == server.infer("summing", [text]).as_numpy("logits")[0, 0]
+    finally:
+        server.close()
+    with httpx.Client(base_url=running.url()) as http:
+        plain = http.post("/v2/models/summing/generate", json={"text_input": "hi"})
+        assert 12.0 == plain.json()["logits"], plain.text
+
+    async def over_nats() -> Any:
+        nc = await nats.connect(running.server.url)
+        try:
+            body = json.dumps({"inputs": {"input_ids": "hihi"}}).encode()
+            answer = await nc.request(infer("default", "text", "summing"), body, timeout=20)
+            return json.loads(answer.data)
+        finally:
+            await nc.close()
+
+    found = asyncio.run(over_nats())
+    assert "summing@1" == found["model"], found
+    assert "FP32" in str(found["outputs"])
