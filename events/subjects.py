@@ -145,6 +145,11 @@ def warm(tenant: str, modality: str, pool: str, model: str) -> str:
     return f"{ROOT}.{tenant}.warm.{modality}.{pool}.{encode(model)}"
 
 
+def tally(tenant: str, modality: str, worker: str) -> str:
+    """Where a worker says what it has computed until now."""
+    return f"{ROOT}.{tenant}.tally.{modality}.{worker}"
+
+
 def lane_of(subject: str) -> str:
     """Read the lane out of a `task` subject."""
     return subject.split(".")[6]

@@ -43,7 +43,7 @@ class BatchStatistics(Message):
 
 
 class ModelStatistics(Message):
-    """What the workers that live computed with a model since they started."""
+    """What workers computed with a model since they started, also those that ended since."""
 
     name: str
     version: str

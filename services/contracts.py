@@ -99,6 +99,13 @@ CHANNELS = (
         "waited for any more: it leaves the line, or is stopped.",
     ),
     Channel(
+        "tally",
+        pattern("tally", "modality", "worker"),
+        dict[str, Any],
+        "Worker -> gateways, core NATS, JSON. What it has computed, every few seconds and "
+        "when it is stopped; the same stands in STATS of its service.",
+    ),
+    Channel(
         "warm",
         pattern("warm", "modality", "pool", "model"),
         bytes,

@@ -360,3 +360,35 @@ def test_a_text_goes_in_where_tokens_are_wanted(
     found = asyncio.run(over_nats())
     assert "summing@1" == found["model"], found
     assert "FP32" in str(found["outputs"])
+
+
+def test_what_a_worker_counted_stays_when_it_ends(
+    client: Client, running: Running, tmp_path: Path
+) -> None:
+    """It tells all gateways when it is stopped; they had never asked it."""
+    client.repository.push(written(tmp_path, "tallied", 2.0), hints=Hints(modality="vision"))
+    extra = running.mesh.add("vision-extra", "services.workers", modality="vision")
+    extra.start()
+    extra.wait_ready()
+    subject = infer("default", "vision", "tallied", extra.fact("ready", "worker"))
+    body = ormsgpack.packb({"inputs": {"x": to_wire(ONES)}})
+    headers = {"Content-Type": "application/msgpack"}
+
+    async def ask() -> str:
+        nc = await nats.connect(running.server.url)
+        try:
+            answer = await nc.request(subject, body, timeout=20, headers=headers)
+            return answer.data.decode()
+        finally:
+            await nc.close()
+
+    assert "tallied@1" in asyncio.run(ask())
+    running.mesh.stop_one("vision-extra")
+
+    def counted(gateway: str) -> list[int]:
+        url = f"{running.url(gateway)}/v2/models/tallied/stats"
+        [found] = httpx.get(url).json()["model_stats"]
+        return [found["inference_count"], found["inference_stats"]["success"]["count"]]
+
+    for gateway in ("gateway-0", "gateway-1"):
+        until_sync(lambda: [1, 1] == counted(gateway), timeout_s=30)  # noqa: B023 - called at once

@@ -1,7 +1,11 @@
 """What a worker counts of its requests, by model and by where the time went."""
 
+from typing import Any
+
 import pytest
 
+from services.gateway.inference.kept import WORKERS_MAX, Kept
+from services.gateway.inference.statistics import summed
 from services.workers.models import Answer
 from services.workers.tally import Tally
 from tests.support.clock import ManualClock
@@ -56,3 +60,47 @@ def test_what_was_computed_before_is_a_hit() -> None:
         found["cache_miss"],
         found["compute_infer"],
     )
+
+
+def said(worker: str, at: float, count: int, model: str = "m", rows: int = 1) -> dict[str, Any]:
+    """Return what a worker tells."""
+    duration = {"count": count, "ns": 10 * count}
+    counted = {
+        "last_inference": round(at),
+        "requests": {"success": duration},
+        "calls": {str(rows): duration},
+    }
+    return {"worker": worker, "at": at, "models": {model: counted}}
+
+
+def total(kept: Kept, model: str = "m") -> tuple[int, int, int]:
+    """Return inferences, executions and successes of a model, over all workers."""
+    found = summed(model, "1", kept.of(model))
+    return (
+        found.inference_count,
+        found.execution_count,
+        found.inference_stats.success.count,
+    )
+
+
+def test_what_a_worker_counted_stays() -> None:
+    """The newest word of each, in whichever order they come; also of those that are gone."""
+    kept = Kept()
+    assert (0, 0, 0) == total(kept)
+    kept.hear(said("a", 1.0, 3))
+    kept.hear(said("b", 1.0, 2, rows=4))
+    assert (11, 5, 5) == total(kept)
+    kept.hear(said("a", 3.0, 7))
+    kept.hear(said("a", 2.0, 5))
+    assert (15, 9, 9) == total(kept)
+    assert 3 == summed("m", "1", kept.of("m")).last_inference
+    assert (0, 0, 0) == total(kept, "other")
+
+
+def test_workers_beyond_the_limit_are_a_sum() -> None:
+    """Nothing falls, however many workers come and go."""
+    kept = Kept()
+    for number in range(WORKERS_MAX + 10):
+        kept.hear(said(f"w{number}", 1.0, 1))
+        assert number + 1 == total(kept)[0]
+    assert WORKERS_MAX == len(kept._tallies)
