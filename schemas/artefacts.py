@@ -11,7 +11,8 @@ from typing import Any
 
 import orjson
 
-from schemas.errors import InvalidArgument
+from schemas import pt2
+from schemas.errors import InvalidArgument, ModelUnavailable
 from schemas.onnx_file import examine
 from schemas.tokenizer_file import TOKENIZER_BYTES_MAX
 
@@ -153,6 +154,10 @@ def check_content(path: str, data: "bytes | memoryview") -> None:
             examine(data)
         elif path.lower().endswith(SAFETENSORS):
             _check_safetensors(data)
+        elif path.lower().endswith(PROGRAM):
+            pt2.check(data)
+    except ModelUnavailable as error:
+        raise InvalidArgument(f"'{path}': {error.message}") from error
     except InvalidArgument as error:
         if error.message.startswith(f"'{path}'"):
             raise
