@@ -113,6 +113,8 @@ def main() -> None:
         (folder / "catalogue.yaml").write_text(catalogue, encoding="utf-8")
         ids = np.random.default_rng(1).integers(0, WORDS, (1, TOKENS))
         with served(folder, server.url, ROWS[-1]) as mesh:
+            for name in entries:  # loaded, before anything is measured
+                uvloop.run(load(mesh, http(name, "ids", ids, "INT64"), 1, 0.5))
             for name in entries:
                 message = http(name, "ids", ids, "INT64")
                 for clients in CLIENTS:

@@ -101,6 +101,8 @@ class Graphs:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            # torch leaves the pool open, and would never give back any memory again
+            torch._C._cuda_endAllocateToPool(stream.device_index, self._pool)  # noqa: SLF001
             log.warning("cuda_graph_not_recorded", shapes=dict(shapes), error=str(error))
             return None
         return _Graph(graph, inputs, outputs)

@@ -18,7 +18,7 @@ from services.workers import loading
 from services.workers.engine import Engine, Request
 from services.workers.engines import engine_of
 from services.workers.loaded import HALF_LIFE_S, Loaded
-from services.workers.memory import Budget
+from services.workers.memory import Budget, Size
 from services.workers.models import Capacity, Models
 from tests.support import onnx_models as tiny
 
@@ -48,7 +48,15 @@ class Sized(Engine):
 
     @override
     def memory(self) -> int:
-        return int(self.spec.version) * MIB
+        return 0 if self.is_for_gpu() else int(self.spec.version) * MIB
+
+    @override
+    def is_for_gpu(self) -> bool:
+        return self.spec.description == "gpu"
+
+    @override
+    def device_memory(self) -> int:
+        return int(self.spec.version) * MIB if self.is_for_gpu() else 0
 
     @override
     def infer(self, batch: Sequence[Request]) -> list[Mapping[str, Value]]:
@@ -171,6 +179,29 @@ async def test_one_large_model_goes_for_two_small_ones_and_back() -> None:
     assert "2" == await ask(held, "big")
     assert {"big"} < held._cache.residents.keys()
     assert 2 == len(held._cache.residents)
+    held.close()
+
+
+async def test_whoever_goes_leaves_the_memory_that_runs_out() -> None:
+    """Models on a GPU go for others there, not those on the processor; and the other way round."""
+    entries = {name: document(name, 1) for name in ("a", "b", "c")}
+    entries |= {name: document(name, 1, description="gpu") for name in ("x", "y", "z")}
+    entries["large"] = document("large", 3, description="gpu")
+    catalogue = Catalogue.model_validate({"models": entries})
+    room = Capacity(threads=4, budget=Budget(host=2 * MIB, device=2 * MIB))
+    held = Models(catalogue, "text", Path(), allow_fallback=True, capacity=room)
+    _held.append(held)
+    for name in ("x", "y", "a", "b", "c"):
+        await ask(held, name)
+    await until(lambda: Sized.closed == ["a"])
+    assert Size(2 * MIB, 2 * MIB) == held.used
+    await ask(held, "y")
+    await ask(held, "z")
+    await until(lambda: Sized.closed == ["a", "x"])
+    assert {"b", "c", "y", "z"} == held._cache.residents.keys()
+    with pytest.raises(ModelUnavailable, match="CLAWDBOT_MODEL_DEVICE_MEMORY_BYTES_MAX"):
+        await ask(held, "large")
+    assert {"b", "c", "y", "z"} == held._cache.residents.keys()
     held.close()
 
 
