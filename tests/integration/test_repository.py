@@ -154,6 +154,34 @@ def test_triton_repository_extension(client: Client, running: Running, tmp_path:
         server.close()
 
 
+def test_a_configuration_alone_is_another_version(
+    client: Client, running: Running, tmp_path: Path
+) -> None:
+    """Of the same files; what the files decide is not changed, and a rollback brings it back."""
+    client.repository.push(written(tmp_path, "tuned", 2.0))
+    server = triton.InferenceServerClient(running.url().removeprefix("http://"))
+    try:
+        config = server.get_model_config("tuned")
+        assert 0 == config["max_batch_size"]
+        server.load_model("tuned", config=json.dumps(config))
+        assert 1 == client.repository.get("tuned").current
+        server.load_model("tuned", config=json.dumps({**config, "max_batch_size": 8}))
+        assert (2, 2.0) == (client.repository.get("tuned").current, asked(running.url(), "tuned"))
+        changed = server.get_model_config("tuned")
+        assert (8, [2]) == (changed["max_batch_size"], changed["input"][0]["dims"])
+        for wrong in ('{"backend": "python"}', '{"max_batch_size": -1}', '{"version_policy": {}}'):
+            with pytest.raises(InferenceServerException, match="400"):
+                server.load_model("tuned", config=wrong)
+        server.load_model("tuned", config=json.dumps({"version_policy": {"all": {}}}))
+        view = client.repository.rollback("tuned")
+        assert (1, "all") == (view.current, view.policy.keep)
+        until_sync(lambda: 0 == server.get_model_config("tuned")["max_batch_size"])
+        with pytest.raises(InferenceServerException, match="404"):
+            server.load_model("nobody", config="{}")
+    finally:
+        server.close()
+
+
 def test_what_is_needed_is_not_removed(client: Client, running: Running, tmp_path: Path) -> None:
     """Aliases, canaries, workflows; by force everything goes, and its numbers with it."""
     name = "needed"

@@ -208,6 +208,9 @@ def test_orders_that_fit_nothing(http: httpx.Client) -> None:
     assert 404 == http.delete("/v1/models/nobody").status_code
     assert 400 == http.post("/v1/models/nobody/control", json={"action": "explode"}).status_code
     assert 404 == http.post("/v2/repository/models/nobody/load").status_code
-    parameters = {"parameters": {"config": "{}"}}
-    assert 501 == http.post("/v2/repository/models/echo/load", json=parameters).status_code
+    for config, status in (("{}", 200), ('{"response_cache": {"enable": true}}', 409), ("no", 400)):
+        parameters = {"parameters": {"config": config}}
+        answer = http.post("/v2/repository/models/echo/load", json=parameters)
+        assert status == answer.status_code, answer.text
+        assert 400 <= http.post("/v2/repository/models/no/load", json=parameters).status_code
     assert 200 == http.post("/v2/repository/models/echo/load").status_code
