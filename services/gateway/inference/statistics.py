@@ -15,11 +15,12 @@ from typing import Any, Protocol
 
 import orjson
 
-from events.models import ModelDirectory
+from events.models import ModelDirectory, WorkerCard
 from schemas.catalogue import ModelSpec
 from schemas.inference_management import (
     BatchStatistics,
     InferStatistics,
+    MemoryUsage,
     ModelStatistics,
     StatisticDuration,
 )
@@ -78,7 +79,9 @@ class Tallies:
                 workers = {card.worker for card in cards if card.modality == modality}
                 group.create_task(self._ask(modality, workers))
         return tuple(
-            summed(split(name)[0], spec.version, self.kept.of(name))
+            summed(split(name)[0], spec.version, self.kept.of(name)).model_copy(
+                update={"memory_usage": memory_of(name, cards)}
+            )
             for name, spec in models.items()
         )
 
@@ -93,6 +96,17 @@ class Tallies:
                     workers.discard(tally["worker"])
                 if not workers:
                     return
+
+
+def memory_of(name: str, cards: Iterable[WorkerCard]) -> tuple[MemoryUsage, ...]:
+    """Return what a model takes in all workers together, by the kind of memory."""
+    offers = [offer for card in cards for offer in card.offers]
+    own = [offer for offer in offers if offer.loaded and name == offer.model == offer.served_by]
+    taken = {
+        "CPU": sum(offer.memory_bytes for offer in own),
+        "GPU": sum(offer.device_bytes for offer in own),
+    }
+    return tuple(MemoryUsage(type=kind, byte_size=size) for kind, size in taken.items() if size > 0)
 
 
 def summed(name: str, version: str, tallies: Iterable[Mapping[str, Any]]) -> ModelStatistics:

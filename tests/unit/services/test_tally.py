@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from events.models import Offer, WorkerCard
 from services.gateway.inference.kept import WORKERS_MAX, Kept
-from services.gateway.inference.statistics import summed
+from services.gateway.inference.statistics import memory_of, summed
 from services.workers.models import Answer
 from services.workers.tally import Tally
 from tests.support.clock import ManualClock
@@ -104,3 +105,20 @@ def test_workers_beyond_the_limit_are_a_sum() -> None:
         kept.hear(said(f"w{number}", 1.0, 1))
         assert number + 1 == total(kept)[0]
     assert WORKERS_MAX == len(kept._tallies)
+
+
+def test_memory_is_what_workers_measured() -> None:
+    """Of the model itself, where it is in memory; the processor's and the GPUs'."""
+
+    def card(worker: str, *offers: Offer) -> WorkerCard:
+        return WorkerCard(worker=worker, modality="text", offers=offers, at=0.0)
+
+    has: dict[str, Any] = {"served_by": "m", "loaded": True}
+    cards = [
+        card("a", Offer(model="m", **has, memory_bytes=10), Offer(model="other", served_by="m")),
+        card("b", Offer(model="m", **has, memory_bytes=5, device_bytes=7)),
+        card("c", Offer(model="m", served_by="m"), Offer(model="n", **has, memory_bytes=99)),
+    ]
+    found = [(item.type, item.byte_size) for item in memory_of("m", cards)]
+    assert [("CPU", 15), ("GPU", 7)] == found
+    assert () == memory_of("other", cards)
