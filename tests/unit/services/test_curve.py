@@ -63,3 +63,14 @@ def test_no_call_is_larger_than_it_may_be(rows_max: int) -> None:
             rows = curve.most(waiting)
             assert 1 <= rows <= rows_max
             curve.note(min(rows, waiting), 0.01)
+
+
+def test_what_was_measured_need_not_be_tried() -> None:
+    """The first call already has as many rows as pay; calls that are made go on teaching."""
+    curve = Curve(64)
+    for rows in curve.sizes:
+        curve.learn(rows, 0.001 + 0.001 * rows)
+    assert 16 == curve.most(64)
+    for _ in range(40):
+        curve.note(16, 0.016 * 4)
+    assert 32 == curve.most(64)
