@@ -3,9 +3,9 @@
 Urgent is who has the lower rank, among those whose deadline is earlier, then who came first. What
 cannot be answered in time any more is told so at once, and not computed.
 
-Nothing waits for company: a free engine begins at once with all that is there, and what comes
-while it computes is the next call. So batches grow with the load by themselves, and one request
-alone is as quick as without them.
+Nothing waits for company: a free engine begins with all that is there in this turn of the loop, so
+what came in one message is not torn apart, and what comes while it computes is the next call. So
+batches grow with the load by themselves, and one request alone is as quick as without them.
 
 Source: work-conserving batching as in Clipper (NSDI 2017) and ORCA (OSDI 2022), without a delay.
 """
@@ -130,6 +130,8 @@ class Line:
         self._calls = 0
         self._counters = counters or Counters()
         self._serial = count()
+        self._roused = False
+        """Whether the next call is looked for at the end of this turn."""
         self._lines: dict[Hashable, list[tuple[int, float, int, _Waiting]]] = {}
         """By batch key, each a heap of rank, deadline, order of arrival and request."""
 
@@ -152,11 +154,14 @@ class Line:
         waiting = _Waiting(request, rows, deadline, asyncio.get_running_loop().create_future())
         line = self._lines.setdefault(key, [])
         heapq.heappush(line, (rank, deadline, next(self._serial), waiting))
-        self.begin()
+        if not self._roused:
+            self._roused = True
+            asyncio.get_running_loop().call_soon(self.begin)
         return await waiting.answer
 
     def begin(self) -> None:
         """Begin the next call, if the engine is free, and a thread, and somebody waits."""
+        self._roused = False
         self._forget()
         if self.busy or not self._lines or not self._crew.take(self):
             return
