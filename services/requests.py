@@ -30,7 +30,7 @@ from services.runtime import Bus
 
 AHEAD = 2
 """Messages that one who answers may have: one at work, and the next."""
-HOLD_S = 0.005
+HOLD_S = 0.002
 """Longest wait behind so many."""
 _NO_RESPONDERS = b"NATS/1.0 503"
 _TOO_LARGE = "413"
