@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.gateway.departures import DEPARTURES
+from services.gateway.departures import ARRIVED, DEPARTURES
 
 
 HEAD_BYTES_MAX = 64 * 1024
@@ -83,10 +83,10 @@ class BoundedHttp(HttpToolsProtocol):
 
     @override
     def on_message_begin(self) -> None:
-        """Let whoever serves the request hear when the client goes."""
+        """Let whoever serves the request hear when it is all here, and when the client goes."""
         super().on_message_begin()
         scope: Any = self.scope
-        scope[DEPARTURES] = self._departures
+        scope[ARRIVED], scope[DEPARTURES] = False, self._departures
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -108,12 +108,12 @@ class BoundedHttp(HttpToolsProtocol):
         if self._in_head and self._head_bytes > HEAD_BYTES_MAX:
             self.send_400_response(f"The head of a request holds at most {HEAD_BYTES_MAX} bytes.")
             return
-        if self._in_head and self._deadline is None:
-            self._deadline = self.loop.call_later(self.head_s_max, self._too_slow)
         self._turned = False
         super().data_received(data)
         if self._in_head and not self._turned:  # else most of it belonged to the request before
             self._head_bytes += len(data)
+            if self._deadline is None:
+                self._deadline = self.loop.call_later(self.head_s_max, self._too_slow)
 
     @override
     def on_headers_complete(self) -> None:
@@ -126,6 +126,8 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Expect another head; a connection that is kept alive may idle before it."""
         super().on_message_complete()
+        scope: Any = self.scope
+        scope[ARRIVED] = True
         self._in_head, self._turned = True, True
 
     def _too_slow(self) -> None:
