@@ -20,7 +20,7 @@ from schemas.open_inference import (
 )
 from schemas.values import OCTETS
 from services.errors import BodyTooLarge, UnsupportedMediaType
-from services.gateway.inference import answers, asks
+from services.gateway.inference import answers, asks, forms
 from services.gateway.inference.lane import Answer, Asked
 from services.gateway.inference.service import extensions
 from services.gateway.routes import Parts, Wanted, answer
@@ -137,7 +137,7 @@ async def infer(asked: Asked, parts: Parts) -> Answer:
     body = unpacked(asked.body, _text(said, b"content-encoding"), parts.settings.body_bytes_max)
     length = said.get(_JSON_BYTES)
     json_size = None if length is None else json_bytes(length.decode("latin-1"))
-    ask = asks.parse(body, json_size, spec, parts.regions)
+    ask = forms.parse(body, json_size, spec, parts.regions)
     asks.check_places(ask, parts.regions)
     headers = {Header.CORRELATION_ID: asked.correlation_id}
     if _TRACEPARENT in said:
