@@ -1,7 +1,7 @@
 """Asks services that answer over core NATS; many at once go in few messages."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
@@ -28,9 +28,11 @@ from services.hearing import Heard
 from services.runtime import Bus
 
 
-AHEAD = 2
-"""Messages that one who answers may have: one at work, and the next."""
-HOLD_S = 0.002
+AHEAD = 4
+"""Messages that one who answers may have unanswered: so everybody on the way has one to work at."""
+FEW = 8
+"""Requests that are worth a message of their own while others are under way."""
+HOLD_S = 0.005
 """Longest wait behind so many."""
 SWEEP_S = 0.1
 """How often requests are looked at that may be past their deadline."""
@@ -74,12 +76,17 @@ class _Lane:
     While few messages are unanswered, what is asked in one turn leaves at its end. Behind more of
     them it waits until one is answered, `HOLD_S` at most: whoever answers has enough to do, and
     fewer and larger messages cost less.
+
+    All that is under way is spread over the messages evenly. Else those who are answered together
+    ask together, until everybody is in one message, and whoever does not have it idles.
     """
 
     subject: str
     waiting: list[_Asked] = field(default_factory=list)
     unanswered: int = 0
     """Messages."""
+    under_way: int = 0
+    """Requests in them that are not over."""
     timer: asyncio.Handle | None = None
     """Of the next time that something is sent."""
 
@@ -87,6 +94,19 @@ class _Lane:
     def busy(self) -> bool:
         """Tell whether who answers has enough to do."""
         return self.unanswered >= AHEAD
+
+    def leave(self, *, late: bool) -> Iterator[Sequence[_Asked]]:
+        """Yield what is to leave now, by messages; the rest goes on waiting.
+
+        Args:
+            late: Whether it waited long: then all of it leaves.
+        """
+        waiting = [asked for asked in self.waiting if not asked.answer.done()]
+        share = max(FEW, -(-(len(waiting) + self.under_way) // AHEAD))
+        room = len(waiting) if late else share * (AHEAD - self.unanswered)
+        self.waiting = waiting[room:]
+        for begin in range(0, min(room, len(waiting)), share):
+            yield from bundles(waiting[begin : min(begin + share, room)], _body_size)
 
 
 class Requests:
@@ -261,24 +281,30 @@ class Requests:
         if lane.timer is None:
             loop = asyncio.get_running_loop()
             if lane.busy:
-                lane.timer = loop.call_later(HOLD_S, self._flush, lane)
+                lane.timer = loop.call_later(HOLD_S, self._flush_late, lane)
             else:
                 lane.timer = loop.call_soon(self._flush, lane)
 
-    def _flush(self, lane: _Lane) -> None:
-        """Send what waits."""
+    def _flush_late(self, lane: _Lane) -> None:
+        """Send all that waits."""
+        self._flush(lane, late=True)
+
+    def _flush(self, lane: _Lane, *, late: bool = False) -> None:
+        """Send what waits and there is room for."""
         if lane.timer is not None:
             lane.timer.cancel()
             lane.timer = None
-        waiting = [asked for asked in lane.waiting if not asked.answer.done()]
-        lane.waiting.clear()
-        for together in bundles(waiting, _body_size):
+        for together in lane.leave(late=late):
             sent = _Sent(lane, len(together))
             lane.unanswered += 1
+            lane.under_way += len(together)
             for asked in together:
                 asked.sent = sent
             self._send(lane.subject, together)
-        if not lane.unanswered:
+        if lane.waiting:
+            loop = asyncio.get_running_loop()
+            lane.timer = loop.call_later(HOLD_S, self._flush_late, lane)
+        elif not lane.unanswered:
             self._lanes.pop(lane.subject, None)
 
     def _send(self, subject: str, together: Sequence[_Asked]) -> None:
@@ -317,10 +343,11 @@ class Requests:
         sent, asked.sent = asked.sent, None
         if sent is None:
             return
+        lane = sent.lane
         sent.left -= 1
+        lane.under_way -= 1
         if sent.left:
             return
-        lane = sent.lane
         lane.unanswered -= 1
         if lane.waiting:
             if not lane.busy:
