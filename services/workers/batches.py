@@ -3,9 +3,9 @@
 Urgent is who has the lower rank, among those whose deadline is earlier, then who came first. What
 cannot be answered in time any more is told so at once, and not computed.
 
-Nothing waits for company: a free engine begins at once with all that is there, and what comes
-while it computes is the next call. So batches grow with the load by themselves, and one request
-alone is as quick as without them.
+Nothing waits for company: a free engine begins with all that this turn of the loop brought, and
+what comes while it computes is the next call. So batches grow with the load by themselves, and one
+request alone is as quick as without them.
 
 Source: work-conserving batching as in Clipper (NSDI 2017) and ORCA (OSDI 2022), without a delay.
 """
@@ -20,6 +20,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from itertools import count
+from typing import NamedTuple
 
 from schemas.errors import Cancelled, DeadlineExceeded, EngineFailed, ModelUnavailable
 from schemas.values import Value
@@ -33,8 +34,7 @@ Submit = Callable[..., "Future[list[Outcome]]"]
 """Has a function called in a thread."""
 
 
-@dataclass(frozen=True)
-class Computed:
+class Computed(NamedTuple):
     """What an engine gave for one request."""
 
     outputs: Mapping[str, Value]
@@ -58,7 +58,7 @@ REFUSAL_WEIGHT = 0.9
 Outcome = Computed | Exception
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class _Waiting:
     """A request in line."""
 
@@ -122,6 +122,8 @@ class Line:
         self._sizes = BATCH_SIZE.labels(model)
         self.busy = False
         """Whether a thread computes, even if nobody waits for it any more."""
+        self._beginning = False
+        """Whether the next call begins at the end of this turn of the loop."""
         self.idle: Callable[[], None] = lambda: None
         """Called when a call is over."""
         self._model = model
@@ -152,11 +154,14 @@ class Line:
         waiting = _Waiting(request, rows, deadline, asyncio.get_running_loop().create_future())
         line = self._lines.setdefault(key, [])
         heapq.heappush(line, (rank, deadline, next(self._serial), waiting))
-        self.begin()
+        if not self._beginning:  # with those that came in the same message
+            self._beginning = True
+            asyncio.get_running_loop().call_soon(self.begin)
         return await waiting.answer
 
     def begin(self) -> None:
         """Begin the next call, if the engine is free, and a thread, and somebody waits."""
+        self._beginning = False
         self._forget()
         if self.busy or not self._lines or not self._crew.take(self):
             return
