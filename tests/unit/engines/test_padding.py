@@ -137,7 +137,7 @@ async def test_different_lengths_share_a_call(folder: Path) -> None:
     async with asyncio.TaskGroup() as group:
         asked = [group.create_task(held.infer("pooling", ask)) for ask in asks]
     answers = [task.result() for task in asked]
-    assert [1, 3, 3, 3] == [answer.batch_size for answer in answers]
+    assert [4, 4, 4, 4] == [answer.batch_size for answer in answers]
     assert [5, 6, 7, 8] == [answer.outputs["twice"].shape[1] for answer in answers]
     held.close()
 
