@@ -98,9 +98,9 @@ class Loader:
             raise
 
     def _bring_up(self, name: str, engine: AnyEngine) -> Loaded:
-        if self._freed and not isinstance(engine, Isolated):
+        if not isinstance(engine, Isolated):
             self._freed = 0
-            give_back()  # else it moves into what the last one left, and seems to take nothing
+            give_back()  # else it moves into what others left, and seems to take nothing
         before, begun = held_bytes(), time.perf_counter()
         engine.load()
         in_memory = time.perf_counter()
