@@ -199,9 +199,17 @@ class _Desk:
         self._working += 1
         work = self._work(caller, asked)
         try:
-            self._group.create_task(work)
+            task = self._group.create_task(work)
         except RuntimeError:  # the group is shutting down
             work.close()
+            self._working -= 1
+            self._finish(caller, asked, _refusal("this process is stopping; try again"))
+        else:
+            task.add_done_callback(partial(self._over, caller, asked))
+
+    def _over(self, caller: _From, asked: Asked, task: asyncio.Task[None]) -> None:
+        """Answer for a task that was cancelled before it began."""
+        if task.cancelled():
             self._working -= 1
             self._finish(caller, asked, _refusal("this process is stopping; try again"))
 
@@ -210,10 +218,8 @@ class _Desk:
         self._meter.in_flight.inc()
         try:
             reply = await self._answer(asked)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # the task ends with its answer, and so is not cancelled
             reply = _refusal("this process is stopping; try again")
-            self._finish(caller, asked, reply, time.perf_counter_ns() - begun)
-            raise
         finally:
             self._meter.in_flight.dec()
             self._working -= 1

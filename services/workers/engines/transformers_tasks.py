@@ -1,7 +1,7 @@
 """Runs a Hugging Face folder of a common kind: embeddings of texts, or text that goes on."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from typing_extensions import override
 
@@ -9,6 +9,7 @@ from schemas.errors import Cancelled, EngineFailed, InvalidArgument, ModelUnavai
 from schemas.values import Tensor, Value
 from services.workers.engine import Engine, Request
 from services.workers.engines import fields, torch_models
+from services.workers.engines.torch_models import OnTorch
 
 
 NEW_TOKENS_MAX = 4096
@@ -17,7 +18,7 @@ TOKENS_MAX = 8192
 NEW_TOKENS = 128
 
 
-class TransformersEngine(Engine):
+class TransformersEngine(OnTorch, Engine):
     """Param `task` of the catalogue entry says what the folder is for; `device`, `strict_device`.
 
     `embedding`: `embedding` FP32 [text, dimension] of input `text`, one or a list: the mean of the
@@ -26,10 +27,7 @@ class TransformersEngine(Engine):
     many. Params of a request: `max_new_tokens` (128).
     """
 
-    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
-    model: Any = None
     tokenizer: Any = None
-    device: str = "cpu"
 
     @override
     def missing(self) -> str | None:
@@ -44,11 +42,10 @@ class TransformersEngine(Engine):
         class_name, _ = self._task()
         import transformers
 
-        torch_models.keep_share(self.spec)
         folder = torch_models.directory(self.spec, self.models_dir)
         self.tokenizer = torch_models.pretrained(transformers.AutoTokenizer, folder)
         kind = getattr(transformers, class_name)
-        self.model, self.device = torch_models.model(kind, folder, self.spec.params)
+        self.model, self.device = torch_models.model(kind, self.spec, folder)
 
     @override
     def infer(self, batch: Sequence[Request]) -> list[Mapping[str, Value]]:
@@ -56,12 +53,9 @@ class TransformersEngine(Engine):
         return [compute(request) for request in batch]
 
     @override
-    def devices(self) -> tuple[str, ...]:
-        return (self.device,)
-
-    @override
     def close(self) -> None:
-        self.model = self.tokenizer = None
+        self.tokenizer = None
+        super().close()
 
     def _task(self) -> tuple[str, Callable[[Request], Mapping[str, Value]]]:
         """Return the class of the model and what computes.
