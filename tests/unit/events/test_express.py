@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from events.express import Frame, Refused, decode_head, delivered, encode_head, pub_ack
 from events.inlet import Inlet
+from tests.support.sim.network import give
 
 
 HEADERS = {"Clawdbot-Version": "3", "traceparent": "00-1-2-01"}
@@ -52,13 +53,7 @@ def frames_of(pieces: Sequence[bytes]) -> list[Frame]:
 
     inlet = Inlet(asyncio.Protocol(), {"1"}, deliver, left.append)
     for piece in pieces:
-        at = 0
-        while at < len(piece):
-            buffer = inlet.get_buffer(-1)
-            size = min(len(buffer), len(piece) - at)
-            buffer[:size] = piece[at : at + size]
-            inlet.buffer_updated(size)
-            at += size
+        give(inlet, piece)
     assert [b"+OK\r\n"] * len(FRAMES) == [line for line in left if line == b"+OK\r\n"]
     assert [OTHER] == [message for message in left if message != b"+OK\r\n"]
     return seen
