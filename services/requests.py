@@ -32,6 +32,8 @@ AHEAD = 2
 """Messages that one who answers may have: one at work, and the next."""
 HOLD_S = 0.002
 """Longest wait behind so many."""
+SWEEP_S = 0.1
+"""How often requests are looked at that may be past their deadline."""
 _NO_RESPONDERS = b"NATS/1.0 503"
 _TOO_LARGE = "413"
 
@@ -43,7 +45,7 @@ class NobodyServes(ModelUnavailable):
         super().__init__("no worker is there that serves this; try again later")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Sent:
     """A message of a lane: one request or more."""
 
@@ -52,12 +54,15 @@ class _Sent:
     """Requests without an answer."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Asked:
     """A request under way."""
 
     item: Item
     answer: "asyncio.Future[Item]"
+    timeout_s: float
+    deadline: float
+    """By the loop's clock."""
     sent: _Sent | None = None
     """In which message; None while it waits, and where each goes alone."""
 
@@ -103,6 +108,7 @@ class Requests:
         """What many answers are expected to."""
         self._lanes: dict[str, _Lane] = {}
         self._asked = 0
+        self._sweeping = False
         bus.when_lost(self._lost)
 
     async def ask(
@@ -139,14 +145,17 @@ class Requests:
         loop = asyncio.get_running_loop()
         self._asked += 1
         token = str(self._asked)
-        asked = _Asked(Item(token, dict(headers), data), loop.create_future())
+        future: asyncio.Future[Item] = loop.create_future()
+        item = Item(token, dict(headers), data)
+        asked = _Asked(item, future, timeout_s, loop.time() + timeout_s)
         self._under_way[token] = asked
-        timer = loop.call_later(timeout_s, _give_up, asked.answer, timeout_s)
+        if not self._sweeping:
+            self._sweeping = True
+            loop.call_later(SWEEP_S, self._sweep)
         self._put(subject, asked, together=together)
         try:
-            answer = await asked.answer
+            answer = await future
         finally:
-            timer.cancel()
             del self._under_way[token]
             self._over(asked)
         _check(answer.headers, answer.body)
@@ -319,6 +328,18 @@ class Requests:
         elif not lane.unanswered:
             self._lanes.pop(lane.subject, None)
 
+    def _sweep(self) -> None:
+        """Give up what is past its deadline: hardly any is, so one timer watches over all."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for asked in self._under_way.values():
+            if asked.deadline <= now:
+                late = f"no answer came within {asked.timeout_s:g} seconds"
+                _fail([asked], DeadlineExceeded(late))
+        self._sweeping = bool(self._under_way)
+        if self._sweeping:
+            loop.call_later(SWEEP_S, self._sweep)
+
     def _nobody(self, token: str) -> None:
         """Give up what went in a message that nobody took."""
         first = self._under_way.get(token)
@@ -343,11 +364,6 @@ def _fail(asked: Iterable[_Asked], error: ClawdbotError) -> None:
     for item in asked:
         if not item.answer.done():
             item.answer.set_exception(error)
-
-
-def _give_up(answer: "asyncio.Future[Item]", timeout_s: float) -> None:
-    if not answer.done():
-        answer.set_exception(DeadlineExceeded(f"no answer came within {timeout_s:g} seconds"))
 
 
 def _check(headers: Mapping[str, str], data: bytes) -> None:

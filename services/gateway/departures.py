@@ -1,8 +1,10 @@
-"""Clients that go away: what they waited for is called off."""
+"""What the connection says of a request besides ASGI: that it is all here, that its client went.
+
+What somebody waited for who went away is called off.
+"""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from schemas.errors import Cancelled
@@ -10,34 +12,40 @@ from schemas.errors import Cancelled
 
 DEPARTURES = "clawdbot.departures"
 """Of an ASGI scope: what to call when the connection is lost."""
+ARRIVED = "clawdbot.arrived"
+"""Of an ASGI scope: whether the whole request is here, and its body needs no waiting for."""
 
 
-@contextmanager
-def called_off_when_gone(scope: Any) -> Iterator[None]:
-    """Cancel the block when the client's connection is lost.
+class called_off_when_gone:  # noqa: N801 - reads as a word of the sentence
+    """Cancels a block when the client's connection is lost, which then raises `Cancelled`.
 
     A task that waits for the end of the connection would cost more than an inference does; here
     the connection itself calls.
 
-    Raises:
-        Cancelled: It was lost.
+    Args:
+        scope: Of the request.
     """
-    departures: set[Callable[[], None]] = scope.get(DEPARTURES, set())
-    task, gone = asyncio.current_task(), False
-    assert task is not None, "a request is served by a task"
 
-    def leave() -> None:
-        nonlocal gone
-        gone = True
-        task.cancel()
+    __slots__ = ("_departures", "_gone", "_task")
 
-    departures.add(leave)
-    try:
-        yield
-    except asyncio.CancelledError as error:
-        if not gone:
-            raise
-        task.uncancel()
-        raise Cancelled("the client went away") from error
-    finally:
-        departures.discard(leave)
+    def __init__(self, scope: Any) -> None:
+        self._departures: set[Callable[[], None]] = scope.get(DEPARTURES, set())
+        self._gone = False
+
+    def __enter__(self) -> None:
+        """Begin to listen."""
+        task = asyncio.current_task()
+        assert task is not None, "a request is served by a task"
+        self._task = task
+        self._departures.add(self._leave)
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Hear no more; raise `Cancelled` where the client is why the block was cancelled."""
+        self._departures.discard(self._leave)
+        if self._gone and isinstance(error, asyncio.CancelledError):
+            self._task.uncancel()
+            raise Cancelled("the client went away") from error
+
+    def _leave(self) -> None:
+        self._gone = True
+        self._task.cancel()
