@@ -32,6 +32,7 @@ from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 from typing_extensions import override
 
 from events.inlet import CRLF, Inlet
+from schemas.pieces import Body, parts_of, runs
 
 
 ASK_TIMEOUT_S = 2.5
@@ -192,7 +193,7 @@ class Express:
         self.handlers.pop(str(subscription._id), None)  # noqa: SLF001
         await subscription.unsubscribe()
 
-    def publish(self, subject: str, data: bytes, head: bytes = b"", reply: str = "") -> None:
+    def publish(self, subject: str, data: Body, head: bytes = b"", reply: str = "") -> None:
         """Publish at the end of this turn of the loop; while disconnected, after the reconnect.
 
         Raises:
@@ -212,7 +213,7 @@ class Express:
         line = f"HPUB {target} {len(head)} {size}\r\n" if head else f"PUB {target} {size}\r\n"
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._out += (line.encode(), head, data, CRLF)
+        self._out += (line.encode(), head, *parts_of(data), CRLF)
 
     def ask(self, subject: str, data: bytes, head: bytes = b"") -> "asyncio.Future[bytes]":
         """Publish and return the answer to come.
@@ -294,7 +295,7 @@ class Express:
         nc._pending += self._out  # noqa: SLF001
         self._out.clear()
         if nc.is_connected and nc._transport is not None:  # noqa: SLF001
-            nc._transport.write(b"".join(nc._pending))  # noqa: SLF001
+            nc._transport.writelines(list(runs(nc._pending)))  # noqa: SLF001
             nc._pending, nc._pending_data_size = [], 0  # noqa: SLF001
             self._sent = self._asked
         else:
