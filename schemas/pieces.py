@@ -37,6 +37,15 @@ def parts_of(body: Body) -> tuple[bytes, ...]:
     return body.parts if isinstance(body, Pieces) else (body,)
 
 
+def split(body: Body, at: int) -> tuple[bytes, bytes]:
+    """Return the first bytes of a body, and the others."""
+    first, *others = parts_of(body)
+    if not others or len(first) < at:
+        whole = bytes(body)
+        return whole[:at], whole[at:]
+    return first[:at], b"".join([memoryview(first)[at:], *others])
+
+
 def runs(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the same bytes, small pieces put together, large ones as they are."""
     small: list[bytes] = []
