@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import orjson
-import ormsgpack
 
 from events.blobs import BlobStore
 from events.paths import node_id_of
@@ -29,9 +28,10 @@ from schemas.messages import (
     pack,
     unpack,
 )
+from schemas.pieces import Body, packed
 from schemas.plan import Adaptation, adaptations
 from schemas.submission import MSGPACK, check_names, read_inference
-from schemas.values import Value, Wire, to_json, to_wire
+from schemas.values import Value, Wire, bulk, to_json, to_wire
 from services.consumer import NOT_ITS_FAULT
 from services.micro import Asked, Reply
 from services.runtime import Clock, Delivery, Outgoing
@@ -118,11 +118,11 @@ class InferAsk(NamedTuple):
             in_parts=headers.get(Header.STREAM, "") == "true",
         )
 
-    def body(self, outputs: Mapping[str, Value], model: str) -> bytes:
+    def body(self, outputs: Mapping[str, Value], model: str) -> Body:
         """Return an answer, or a part of one, as the caller wants it."""
         wire = {name: to_wire(value) for name, value in outputs.items()}
         if self.packed:
-            return ormsgpack.packb({"outputs": wire, "model": model})
+            return packed({"outputs": wire, "model": model}, bulk(outputs.values()))
         return orjson.dumps({"outputs": to_json(wire), "model": model})
 
 
