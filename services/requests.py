@@ -22,6 +22,7 @@ from schemas.errors import (
 )
 from schemas.ids import new_id
 from schemas.messages import Header
+from schemas.pieces import Body
 from services.bundles import HEAD, HEADERS_BYTES, Item, bundles, pack, unpack
 from services.errors import STATUS, BodyTooLarge
 from services.hearing import Heard
@@ -60,8 +61,8 @@ class _Sent:
 class _Asked:
     """A request under way."""
 
-    item: Item
-    answer: "asyncio.Future[Item]"
+    item: Item[Body]
+    answer: "asyncio.Future[Item[bytes]]"
     timeout_s: float
     deadline: float
     """By the loop's clock."""
@@ -134,7 +135,7 @@ class Requests:
     async def ask(
         self,
         subject: str,
-        data: bytes,
+        data: Body,
         headers: Mapping[str, str],
         timeout_s: float,
         *,
@@ -165,7 +166,7 @@ class Requests:
         loop = asyncio.get_running_loop()
         self._asked += 1
         token = str(self._asked)
-        future: asyncio.Future[Item] = loop.create_future()
+        future: asyncio.Future[Item[bytes]] = loop.create_future()
         item = Item(token, dict(headers), data)
         asked = _Asked(item, future, timeout_s, loop.time() + timeout_s)
         self._under_way[token] = asked
@@ -182,7 +183,7 @@ class Requests:
         return answer.body
 
     async def stream(
-        self, subject: str, data: bytes, headers: Mapping[str, str], timeout_s: float
+        self, subject: str, data: Body, headers: Mapping[str, str], timeout_s: float
     ) -> AsyncGenerator[tuple[bytes, bool], None]:
         """Yield the parts of an answer, and whether each is the last.
 
@@ -236,7 +237,7 @@ class Requests:
                 yield frame.data
 
     async def _frames(
-        self, subject: str, data: bytes, head: bytes, silence_s: float
+        self, subject: str, data: Body, head: bytes, silence_s: float
     ) -> AsyncGenerator[Frame, None]:
         """Publish, and yield whatever comes back."""
         if not self._bus.connected:
@@ -265,7 +266,7 @@ class Requests:
                 self._express = express
             return self._express
 
-    def _too_large(self, data: bytes) -> BodyTooLarge:
+    def _too_large(self, data: Body) -> BodyTooLarge:
         most = self._bus.nc.max_payload
         return BodyTooLarge(f"the inputs take {len(data)} bytes, a message holds {most}")
 
@@ -332,7 +333,7 @@ class Requests:
         else:
             self._settle(Item(token, decode_head(frame.head) if frame.head else {}, frame.data))
 
-    def _settle(self, answer: Item) -> None:
+    def _settle(self, answer: Item[bytes]) -> None:
         asked = self._under_way.get(answer.token)
         if asked is not None and not asked.answer.done():
             asked.answer.set_result(answer)

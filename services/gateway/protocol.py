@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from typing_extensions import override
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.gateway.departures import ARRIVED, DEPARTURES
@@ -121,6 +122,18 @@ class BoundedHttp(HttpToolsProtocol):
         self._stop_waiting()
         self._in_head, self._turned, self._head_bytes = False, True, 0
         super().on_headers_complete()
+
+    @override
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body; the first one since the last was read is not copied."""
+        cycle: Any = self.cycle
+        is_first = cycle is not None and not cycle.body and len(body) > HIGH_WATER_LIMIT
+        if not is_first and cycle is not None and isinstance(cycle.body, bytes):
+            cycle.body = bytearray(cycle.body)
+        super().on_body(b"" if is_first else body)
+        if is_first and not cycle.response_complete:
+            cycle.body = body
+            self.flow.pause_reading()
 
     @override
     def on_message_complete(self) -> None:

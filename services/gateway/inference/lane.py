@@ -12,6 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from schemas.errors import Cancelled
+from schemas.pieces import Body, Pieces, parts_of
 from services.gateway.departures import called_off_when_gone
 
 
@@ -26,7 +27,7 @@ class Asked:
     version: str | None
     headers: Mapping[bytes, bytes]
     """Names in lower case; of several with the same name the first."""
-    body: bytes
+    body: Body
     request_id: str
     correlation_id: str
     facts: dict[str, Any]
@@ -37,7 +38,7 @@ class Asked:
 class Answer:
     """What goes back."""
 
-    body: bytes
+    body: Body
     headers: list[tuple[bytes, bytes]]
 
 
@@ -65,7 +66,10 @@ class Lane:
         with called_off_when_gone(scope):
             answer = await self.infer(Asked(*target, body=await whole(receive), **scope["state"]))
         await send({"type": "http.response.start", "status": 200, "headers": answer.headers})
-        await send({"type": "http.response.body", "body": answer.body})
+        *before, last = parts_of(answer.body)
+        for part in before:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": last})
 
 
 def target_of(scope: Scope) -> tuple[str, str | None] | None:
@@ -80,8 +84,8 @@ def target_of(scope: Scope) -> tuple[str, str | None] | None:
     return (rest, None) if rest else None
 
 
-async def whole(receive: Receive) -> bytes:
-    """Return the body of a request; one that is here in one piece is not copied.
+async def whole(receive: Receive) -> Body:
+    """Return the body of a request, as it came.
 
     Raises:
         Cancelled: The client went away before it ended.
@@ -93,4 +97,4 @@ async def whole(receive: Receive) -> bytes:
             raise Cancelled("the client went away")
         pieces.append(message["body"])
         if not message["more_body"]:
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            return pieces[0] if len(pieces) == 1 else Pieces(tuple(pieces))

@@ -18,6 +18,7 @@ from schemas.open_inference import (
     Ready,
     ServerMetadata,
 )
+from schemas.pieces import Body
 from schemas.values import OCTETS
 from services.errors import BodyTooLarge, UnsupportedMediaType
 from services.gateway.inference import answers, asks, forms
@@ -122,7 +123,7 @@ async def _infer(request: Request, parts: Parts, name: str, version: str | None)
     asked = Asked(name, version, body=await request.body(), **request.scope["state"])
     found = await infer(asked, parts)
     headers = {key.decode(): text.decode() for key, text in found.headers}
-    return Response(found.body, headers=headers)
+    return Response(bytes(found.body), headers=headers)
 
 
 async def infer(asked: Asked, parts: Parts) -> Answer:
@@ -177,7 +178,7 @@ def json_bytes(text: str | None) -> int | None:
     return int(text)
 
 
-def unpacked(body: bytes, encoding: str, bytes_max: int) -> bytes:
+def unpacked(body: Body, encoding: str, bytes_max: int) -> Body:
     """Undo a content encoding.
 
     Raises:
@@ -192,7 +193,7 @@ def unpacked(body: bytes, encoding: str, bytes_max: int) -> bytes:
         raise UnsupportedMediaType("use gzip or deflate", field="Content-Encoding")
     unpacker = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
-        found = unpacker.decompress(body, bytes_max + 1)
+        found = unpacker.decompress(bytes(body), bytes_max + 1)
     except zlib.error as error:
         raise InvalidArgument(f"the body is not {encoding}", field="body") from error
     if len(found) > bytes_max:
@@ -202,14 +203,14 @@ def unpacked(body: bytes, encoding: str, bytes_max: int) -> bytes:
     return found
 
 
-def _packed(content: bytes, json_size: int | None, accepted: str) -> Answer:
+def _packed(content: Body, json_size: int | None, accepted: str) -> Answer:
     """Return an answer, packed for who accepts nothing else but that: packing numbers is slow."""
     media_type = _JSON if json_size is None else _OCTETS
     headers = [media_type] if json_size is None else [media_type, (_JSON_BYTES, b"%d" % json_size)]
     encoding = accepted.strip().lower()
     if encoding in _WINDOW_BITS:
         packer = zlib.compressobj(1, wbits=_WINDOW_BITS[encoding])
-        content = packer.compress(content) + packer.flush()
+        content = packer.compress(bytes(content)) + packer.flush()
         headers.append((b"content-encoding", encoding.encode()))
     headers.append((b"content-length", b"%d" % len(content)))
     return Answer(content, headers)

@@ -165,7 +165,8 @@ def test_bytes_are_the_bytes_that_came() -> None:
     text = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
     ask = forms.parse(text + blob, len(text), model)
     assert [b"\1\2\3\4", blob[4:]] == [ask.inputs[name].data for name in ("x", "t")]
-    body, size = answers.encode({"model_name": "m"}, ask.outputs, {"y": ask.inputs["x"]})
+    found, size = answers.encode({"model_name": "m"}, ask.outputs, {"y": ask.inputs["x"]})
+    body = bytes(found)
     assert size is not None
     assert b"\1\2\3\4" == body[size:]
     [output] = orjson.loads(body[:size])["outputs"]
