@@ -253,6 +253,7 @@ def engine_settings(settings: WorkerSettings) -> dict[str, dict[str, Any]]:
             "allow": settings.openai_allow,
             "keys": openai.parse_keys(settings.openai_keys, secret),
             "bytes_max": settings.http_bytes_max,
+            "silence_s": settings.openai_silence_s,
         },
         "torch": {"bytes_max": settings.model_bytes_max},
         "python": {"allow": settings.python_allow},
