@@ -1,20 +1,22 @@
 """Runs a Hugging Face folder of a common kind: embeddings of texts, or text that goes on."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from schemas.errors import Cancelled, EngineFailed, InvalidArgument, ModelUnavailable
+from schemas.errors import EngineFailed, ModelUnavailable
 from schemas.values import Tensor, Value
 from services.workers.engine import Engine, Request
 from services.workers.engines import fields, torch_models
+from services.workers.engines.transformers_generation import Writer
 
 
-NEW_TOKENS_MAX = 4096
 TOKENS_MAX = 8192
 """Where the model's config says nothing of its positions."""
-NEW_TOKENS = 128
+_INPUTS = {"embedding": {"text"}, "generation": {"text", "messages"}}
+_OUTPUTS = {"embedding": {"embedding"}, "generation": {"text", "tokens", "finish_reason", "usage"}}
 
 
 class TransformersEngine(Engine):
@@ -22,13 +24,15 @@ class TransformersEngine(Engine):
 
     `embedding`: `embedding` FP32 [text, dimension] of input `text`, one or a list: the mean of the
     last layer over the tokens, as a unit vector.
-    `generation`: `text` that goes on after input `text`, always the likeliest token; `tokens`, how
-    many. Params of a request: `max_new_tokens` (128).
+    `generation`: `text` that goes on after input `text`, or answers `messages`, as it grows where
+    somebody takes it so; `tokens`, how many, `finish_reason` and `usage`. Params of a request:
+    `chat` (true: `text` is what a user says), `system`, and those of `Sampling`.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     model: Any = None
     tokenizer: Any = None
+    writer: Any = None
     device: str = "cpu"
 
     @override
@@ -37,6 +41,15 @@ class TransformersEngine(Engine):
             self._task()
         except ModelUnavailable as error:
             return error.message
+        task = self.spec.params["task"]
+        for side, ports, known in (
+            ("input", self.spec.inputs, _INPUTS[task]),
+            ("output", self.spec.outputs, _OUTPUTS[task]),
+        ):
+            for port in ports:
+                if port.name not in known:
+                    names = ", ".join(sorted(known))
+                    return f"the task '{task}' has no {side} '{port.name}', only {names}"
         return torch_models.missing(self.spec, self.models_dir, "numpy")
 
     @override
@@ -49,6 +62,8 @@ class TransformersEngine(Engine):
         self.tokenizer = torch_models.pretrained(transformers.AutoTokenizer, folder)
         kind = getattr(transformers, class_name)
         self.model, self.device = torch_models.model(kind, folder, self.spec.params)
+        if self.spec.params["task"] == "generation":
+            self.writer = Writer(self.model, self.tokenizer, self.device, self._positions())
 
     @override
     def infer(self, batch: Sequence[Request]) -> list[Mapping[str, Value]]:
@@ -61,7 +76,9 @@ class TransformersEngine(Engine):
 
     @override
     def close(self) -> None:
-        self.model = self.tokenizer = None
+        if self.writer is not None:
+            self.writer.close()
+        self.model = self.tokenizer = self.writer = None
 
     def _task(self) -> tuple[str, Callable[[Request], Mapping[str, Value]]]:
         """Return the class of the model and what computes.
@@ -97,37 +114,10 @@ class TransformersEngine(Engine):
         return {"embedding": Tensor(datatype="FP32", shape=rows.shape, data=data)}
 
     def _generate(self, request: Request) -> Mapping[str, Value]:
-        import torch
-        from transformers import StoppingCriteriaList
-
-        text = fields.text(request)
-        wanted = fields.number(
-            request, "max_new_tokens", default=NEW_TOKENS, low=1, high=NEW_TOKENS_MAX
-        )
-        tokens = self._tokens(text)
-        length = tokens["input_ids"].shape[1]
-        if not 0 < length < self._positions():
-            raise InvalidArgument(
-                f"'text' has {length} tokens; the model reads 1 to {self._positions() - 1}",
-                field="inputs.text",
-            )
-        wanted = min(int(wanted), self._positions() - length)
-        try:
-            with torch.inference_mode():
-                ids = self.model.generate(
-                    **tokens,
-                    do_sample=False,
-                    max_new_tokens=wanted,
-                    pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0,
-                    stopping_criteria=StoppingCriteriaList([lambda *_, **__: request.is_stopped()]),
-                )
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            raise EngineFailed("the model could not go on from this text") from error
-        if request.is_stopped():
-            raise Cancelled("nobody waits for this text any more")
-        fresh = ids[0, length:]
-        said = self.tokenizer.decode(fresh, skip_special_tokens=True)
-        return {"text": said, "tokens": len(fresh)}
+        names = [port.name for port in self.spec.outputs]
+        wanted = request if "text" in names else replace(request, emit=None)
+        written = self.writer.write(wanted)
+        return {name: written[name] for name in names}
 
     def _tokens(self, texts: Any, **options: Any) -> Any:
         return self.tokenizer(texts, return_tensors="pt", **options).to(self.device)
