@@ -12,6 +12,7 @@ from schemas.errors import ModelUnavailable
 from services.workers.engines import fields
 
 
+DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?|xpu(:\d{1,3})?|npu(:\d{1,3})?")
 
 
@@ -26,7 +27,7 @@ def missing(spec: ModelSpec, models_dir: Path, *packages: str) -> str | None:
     if not any(folder.glob("*.safetensors")):
         return f"{spec.source} below the models directory holds no .safetensors file"
     try:
-        asked_device(spec.params)
+        dtype_of(spec.params, asked_device(spec.params))
     except ModelUnavailable as error:
         return error.message
     return None
@@ -77,7 +78,8 @@ def model(
     Args:
         kind: A class of transformers with `from_pretrained`.
         folder: See `directory`.
-        params: Of the catalogue entry: `device` and `strict_device`, see `device`.
+        params: Of the catalogue entry: `device` and `strict_device`, see `device_of`; `dtype`, see
+            `dtype_of`.
 
     Raises:
         ModelUnavailable: A file is absent or damaged, the folder asks for code, no such device.
@@ -89,7 +91,7 @@ def model(
     logging.disable_progress_bar()
     check(folder)
     device = device_of(params)
-    dtype = torch.float16 if device.startswith("cuda") else torch.float32
+    dtype = getattr(torch, dtype_of(params, device))
     try:
         loaded = kind.from_pretrained(
             folder,
@@ -117,6 +119,22 @@ def check(folder: Path) -> None:
         if path.suffix == ".json" and path.is_file():
             with path.open("rb") as file:
                 hf_files.check_document(name, file.read(hf_files.CONFIG_BYTES_MAX + 1))
+
+
+def dtype_of(params: Mapping[str, Any], device: str) -> str:
+    """Return the datatype of a model's numbers: what the catalogue asks for.
+
+    By default `float16` on CUDA and `float32` elsewhere.
+
+    Raises:
+        ModelUnavailable: None that there is.
+    """
+    asked = params.get("dtype", "auto")
+    if asked not in DTYPES:
+        raise ModelUnavailable(f"'dtype' is one of {', '.join(DTYPES)}")
+    if asked != "auto":
+        return str(asked)
+    return "float16" if device.startswith("cuda") else "float32"
 
 
 def asked_device(params: Mapping[str, Any]) -> str:
