@@ -108,7 +108,7 @@ def test_texts_of_several_requests(embedder: Path, monkeypatch: pytest.MonkeyPat
     assert ["embedding"] * 3 == [made.batch_key(request) for request in requests]
     assert [8, 1, 8] == [made.rows(request) for request in requests]
     alone = [made.infer([request])[0]["embedding"] for request in requests]
-    monkeypatch.setattr(transformers_embedding, "PASS_TOKENS_MAX", 20)
+    monkeypatch.setattr(transformers_embedding, "CPU_PASS_TOKENS_MAX", 20)
     seen: list[Any] = []
     forward = made.model.forward
 
