@@ -26,6 +26,7 @@ from services.settings import secret
 from services.telemetry import configure, get_logger, serve_metrics
 from services.workers import devices
 from services.workers.attempts import Attempts
+from services.workers.chunks import Chunks
 from services.workers.engines import ENGINE_NAMES, check_plugins, openai, providers, python
 from services.workers.handlers import Handlers, Means
 from services.workers.memory import held_bytes
@@ -87,6 +88,7 @@ class Worker:
             tally=tally,
             clock=clock,
             chain_s=settings.chain_ms / 1000,
+            chunks=Chunks(await bus.teller()),
             at_hand=shelf.at_hand,
         )
         handlers = Handlers(means)

@@ -36,8 +36,8 @@ class OpenaiServer:
     """Sent instead of a right stream, each by itself."""
     hold_after: int | None = None
     """After so many pieces of a stream it waits for `go`."""
-    cut: bool = False
-    """Whether a stream breaks off at its end, as of a server that dies."""
+    cuts: int = 0
+    """So many streams break off before their last piece, as of a server that dies."""
     go: threading.Event = field(default_factory=threading.Event)
     left: threading.Event = field(default_factory=threading.Event)
     """Set when a client went away while the server waited."""
@@ -114,12 +114,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         usage = body.get("stream_options", {}).get("include_usage", False)
         pieces = stream_of(_said(body), usage) if self.played.pieces is None else self.played.pieces
+        is_cut, self.played.cuts = self.played.cuts > 0, max(0, self.played.cuts - 1)
         with contextlib.suppress(ConnectionError):
-            for number, piece in enumerate(pieces):
+            for number, piece in enumerate(pieces[:-1] if is_cut else pieces):
                 if number == self.played.hold_after and not self._held():
                     return
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-            if not self.played.cut:
+            if not is_cut:
                 self.wfile.write(b"0\r\n\r\n")
         self.close_connection = True
 

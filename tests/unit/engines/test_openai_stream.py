@@ -194,7 +194,7 @@ async def test_streams_that_go_wrong(
 
 async def test_a_server_that_dies_in_its_answer(server: OpenaiServer) -> None:
     """May be there later."""
-    server.pieces, server.cut = [WORD], True
+    server.cuts = 1
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1 broke off its answer"):
         await engine(server.url).answer(Request({"text": "hi"}))
 
