@@ -26,7 +26,7 @@ from services.telemetry import configure
 from services.workers.engine import Engine, Request
 from services.workers.engines.onnx import OnnxEngine
 from services.workers.isolation import Isolated
-from services.workers.memory import MIB, give_back, held_bytes
+from services.workers.memory import MIB, Budget, give_back, held_bytes
 from services.workers.models import Capacity, Models
 from tests.support import onnx_models as tiny
 
@@ -85,7 +85,7 @@ def oracle(trace: Sequence[str], sizes: Mapping[str, int], bytes_max: int) -> It
 def models(folder: Path, entries: Mapping[str, Any], bytes_max: int | None) -> Models:
     """Return the models of a worker with so much room."""
     catalogue = Catalogue.model_validate({"models": entries})
-    room = Capacity(threads=2, bytes_max=bytes_max)
+    room = Capacity(threads=2, budget=Budget(bytes_max))
     return Models(catalogue, "text", folder, allow_fallback=True, capacity=room)
 
 

@@ -75,15 +75,20 @@ def floor(path: Path, inputs: dict[str, Any], seconds: float) -> float:
 
 def request(name: str, width: int) -> bytes:
     """Return one whole HTTP request."""
-    blob = np.random.default_rng(1).random(width, np.float32).tobytes()
-    tensor = {"name": "X", "datatype": "FP32", "shape": [1, width]}
+    return http(name, "X", np.random.default_rng(1).random((1, width), np.float32), "FP32")
+
+
+def http(model: str, name: str, array: Any, datatype: str) -> bytes:
+    """Return one whole HTTP request for a model with one input."""
+    blob: bytes = array.tobytes()
+    tensor = {"name": name, "datatype": datatype, "shape": array.shape}
     document = {
         "inputs": [{**tensor, "parameters": {"binary_data_size": len(blob)}}],
         "parameters": {"binary_data_output": True},
     }
     text = json.dumps(document).encode()
     head = (
-        f"POST /v2/models/{name}/infer HTTP/1.1\r\nHost: localhost\r\n{HEADER}: {len(text)}\r\n"
+        f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: localhost\r\n{HEADER}: {len(text)}\r\n"
         f"Content-Length: {len(text) + len(blob)}\r\n\r\n"
     )
     return head.encode() + text + blob
@@ -103,11 +108,10 @@ async def ask(port: int, message: bytes, until: float, took: list[float]) -> Non
     writer.close()
 
 
-async def load(mesh: Mesh, name: str, clients: int, seconds: float) -> dict[str, Any]:
-    """Return rate, latencies and processor time with so many clients."""
+async def load(mesh: Mesh, message: bytes, clients: int, seconds: float) -> dict[str, Any]:
+    """Return rate, latencies and processor time with so many clients that send one request."""
     port = mesh.services["gateway"].fact("listening", "port")
-    width = LARGE[name] if name in LARGE else WIDTHS[name][0]
-    message, took = request(name, width), list[float]()
+    took = list[float]()
     await ask(port, message, time.perf_counter() + 0.2, [])
     meter = Meter({service.name: service.pid for service in mesh.services.values()})
     begun = time.perf_counter()
@@ -187,7 +191,8 @@ def main() -> None:
                 if rows_max == 1:
                     cells = [(name, clients) for name in LARGE for clients in LARGE_CLIENTS] + cells
                 for name, clients in cells:
-                    row = uvloop.run(load(mesh, name, clients, seconds))
+                    message = request(name, LARGE[name] if name in LARGE else WIDTHS[name][0])
+                    row = uvloop.run(load(mesh, message, clients, seconds))
                     line = {"model": name, "rows_max": rows_max, "clients": clients, **row}
                     print(json.dumps(line), flush=True)
 

@@ -32,6 +32,8 @@ class Offer(Message):
     devices: tuple[str, ...] = ()
     """What it really runs on, best first: the words of its library."""
     memory_bytes: int = 0
+    device_bytes: int = 0
+    """Of the memory of GPUs."""
     isolated: bool = False
     """Whether it has a process of its own."""
     latency_ms: dict[str, float] = Field(default_factory=dict)
@@ -70,6 +72,9 @@ class WorkerCard(Message):
     models_bytes: int = 0
     """Of it and of its models' processes, what models take."""
     models_bytes_max: int | None = None
+    models_device_bytes: int = 0
+    """What models take of the memory of GPUs."""
+    models_device_bytes_max: int | None = None
 
 
 @dataclass(frozen=True)

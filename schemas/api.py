@@ -218,6 +218,8 @@ class ModelOffer(Message):
     devices: tuple[str, ...] = ()
     """What it really runs on, best first."""
     memory_bytes: int = 0
+    device_bytes: int = 0
+    """Of the memory of GPUs."""
     isolated: bool = False
     """Whether it has a process of its own."""
     latency_ms: dict[str, float] = Field(default_factory=dict)

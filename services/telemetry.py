@@ -44,7 +44,7 @@ REPLACED = Counter(
     ["reason"],
 )
 MODEL_BYTES = Gauge(
-    "clawdbot_model_bytes", "Memory that a loaded model takes, measured.", ["model"]
+    "clawdbot_model_bytes", "Memory that a loaded model takes, measured.", ["model", "memory"]
 )
 LOAD_SECONDS = Histogram(
     "clawdbot_model_load_seconds",

@@ -79,6 +79,9 @@ class Process:
         self.is_loaded = False
         self.memory: int | None = None
         """What the engine says that it takes."""
+        self.device_bytes = 0
+        """What loading took of the memory of GPUs."""
+        self.is_on_gpu = False
         self.devices: tuple[str, ...] = ()
         self._requests, self._answers = Region.make(), Region.make()
         self._link, far = socket.socketpair()
@@ -115,6 +118,7 @@ class Process:
         if "error" in answer:
             raise ModelUnavailable(frames.unpack_error(answer["error"]).message)
         self.memory, self.devices = answer["memory"], tuple(answer["devices"])
+        self.device_bytes, self.is_on_gpu = answer["device_bytes"], answer["on_gpu"]
         self.is_loaded = True
 
     def infer(self, batch: Sequence[Request], timeout_s: float) -> list[Mapping[str, Value]]:

@@ -29,7 +29,7 @@ from services.workers.attempts import Attempts
 from services.workers.chunks import Chunks
 from services.workers.engines import ENGINE_NAMES, check_plugins, openai, providers, python
 from services.workers.handlers import Handlers, Means
-from services.workers.memory import held_bytes
+from services.workers.memory import Budget, held_bytes
 from services.workers.models import Capacity, Models
 from services.workers.remembered import Remembered
 from services.workers.settings import WorkerSettings
@@ -128,7 +128,7 @@ class Worker:
                 settings.compute_threads,
                 settings.batch_rows_max,
                 settings.loads_max,
-                settings.model_memory_bytes_max,
+                Budget(settings.model_memory_bytes_max, settings.model_device_memory_bytes_max),
                 settings.response_cache_bytes_max,
             ),
             engine_settings=engine_settings(settings),
@@ -213,8 +213,10 @@ class Worker:
                 at=clock.now(),
                 machine=await asyncio.to_thread(devices.machine),
                 held_bytes=held_bytes(),
-                models_bytes=told.models.used_bytes,
+                models_bytes=told.models.used.host,
                 models_bytes_max=self.settings.model_memory_bytes_max,
+                models_device_bytes=told.models.used.device,
+                models_device_bytes_max=self.settings.model_device_memory_bytes_max,
             )
             try:
                 await directory.announce(card)

@@ -258,11 +258,13 @@ def compute(
     if all(request.is_stopped() for request in requests):
         return [Cancelled("nobody waits for the answer any more") for _ in requests]
     begun = time.perf_counter()
+    outputs = None
     try:
         outputs = engine.infer(requests)
     except Exception as error:  # noqa: BLE001 - handed to the one who asked
         if len(requests) == 1:
             return [error]
+    if outputs is None:  # and what the call held, tensors of a GPU too, is free again
         middle = len(requests) // 2
         return [
             *compute(engine, requests[:middle], rows[:middle], counters),

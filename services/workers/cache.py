@@ -17,7 +17,7 @@ from concurrent.futures import CancelledError, Future
 from schemas.errors import ModelUnavailable
 from services.telemetry import CACHE, LOAD_SECONDS, MODEL_BYTES, get_logger
 from services.workers.loaded import Loaded
-from services.workers.memory import MIB
+from services.workers.memory import MIB, NOTHING, Budget, Size
 from services.workers.wanted import Room, Shop, Wanted
 
 
@@ -33,25 +33,25 @@ class Cache:
 
     Args:
         shop: Loads and closes.
-        bytes_max: The budget; None for no limit.
+        budget: What all models together may take.
     """
 
-    def __init__(self, shop: Shop, bytes_max: int | None) -> None:
+    def __init__(self, shop: Shop, budget: Budget) -> None:
         self._shop = shop
-        self._bytes_max = bytes_max
+        self._budget = budget
         self._residents: dict[str, Loaded] = {}
         self._leaving: set[Loaded] = set()
         """Unloaded as soon as nobody uses them."""
         self._wanted: dict[str, Wanted] = {}
         """In order of arrival."""
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[str, Size] = {}
         """What each model took when it was last loaded."""
         self._past: dict[str, tuple[float, float, float]] = {}
         """Use, as of when, and cost of models that were in memory."""
         self._too_large: dict[str, float] = {}
         """Until when the size of a model that does not fit is believed."""
-        self._used = 0
-        """Bytes of all that is in memory, and of what is being loaded."""
+        self._used = NOTHING
+        """Of all that is in memory, and of what is being loaded."""
         self._loading = 0
         self._is_closed = False
         self._hits = 0
@@ -63,7 +63,7 @@ class Cache:
         return dict(self._residents)
 
     @property
-    def used_bytes(self) -> int:
+    def used(self) -> Size:
         """What all models take now, those on their way in and out counted."""
         return self._used
 
@@ -129,9 +129,9 @@ class Cache:
     def put(self, loaded: Loaded) -> None:
         """Keep a model that is loaded already."""
         self._residents[loaded.name] = loaded
-        self._sizes[loaded.name] = loaded.size_bytes
-        self._used += loaded.size_bytes
-        MODEL_BYTES.labels(loaded.name).set(loaded.size_bytes)
+        self._sizes[loaded.name] = loaded.size
+        self._used += loaded.size
+        _show(loaded.name, loaded.size)
 
     def drop(self, name: str) -> None:
         """Forget a model whose entry changed: who uses it finishes, whoever asks next loads anew.
@@ -188,7 +188,7 @@ class Cache:
         loop = asyncio.get_running_loop()
         wanted.begun, wanted.stale = True, False
         self._loading += 1
-        self._used += wanted.need_bytes
+        self._used += wanted.need
 
         def over(job: "Future[Loaded]") -> None:
             try:
@@ -207,7 +207,7 @@ class Cache:
     def _loaded(self, name: str, wanted: Wanted, job: "Future[Loaded]") -> None:
         """Hand a model to those who waited for it."""
         self._loading -= 1
-        self._used -= wanted.need_bytes
+        self._used -= wanted.need
         wanted.begun = False
         try:
             loaded = job.result()
@@ -217,13 +217,13 @@ class Cache:
         except Exception as error:  # noqa: BLE001 - handed to those who wait
             self._failed(name, wanted, error)
             return
-        self._used += loaded.size_bytes
+        self._used += loaded.size
         self._leaving.add(loaded)
         if wanted.stale or self._is_closed:
             self._close(loaded)  # and begin again, with what the entry says now
             return
         self._wanted.pop(name, None)
-        self._sizes[name] = loaded.size_bytes
+        self._sizes[name] = loaded.size
         try:
             room = self._make_room(name, wanted, inside=True)
         except ModelUnavailable as error:
@@ -257,10 +257,11 @@ class Cache:
             load_ms=round(loaded.load_s * 1000, 1),
             warm_ms=round(loaded.warm_s * 1000, 1),
             size_bytes=loaded.size_bytes,
+            device_bytes=loaded.device_bytes,
             devices=loaded.engine.devices(),
             ahead=wanted.ahead,
         )
-        MODEL_BYTES.labels(loaded.name).set(loaded.size_bytes)
+        _show(loaded.name, loaded.size)
         LOAD_SECONDS.labels(loaded.name).observe(loaded.load_s + loaded.warm_s)
         loaded.cost_s = loaded.load_s + loaded.warm_s
         if loaded.name in self._past:
@@ -285,44 +286,51 @@ class Cache:
         Raises:
             ModelUnavailable: It is larger than the whole budget.
         """
-        if self._bytes_max is None:
+        if not self._budget:
             return Room.NOW
         now = time.perf_counter()
-        wanted.need_bytes = need = self._need(name, self._bytes_max, now)
-        over = self._used + (0 if inside else need) - self._bytes_max
-        if over <= 0:
+        wanted.need = need = self._need(name, now)
+        over = self._budget.over(self._used if inside else self._used + need)
+        if over.fits:
             return Room.NOW
-        over -= sum(loaded.size_bytes for loaded in self._leaving if loaded.name != name)
-        known = [item for item in self._residents.values() if item.size_bytes]
+        for loaded in self._leaving:
+            over -= loaded.size if loaded.name != name else NOTHING
+        known = list(self._residents.values())
         if not wanted.waiters:
             known = [item for item in known if item.is_idle]
-            if over > sum(item.size_bytes for item in known):
+            if not sum((item.size for item in known), start=NOTHING).covers(over):
                 return Room.NEVER
         known.sort(key=lambda item: (not item.is_idle, item.worth(now)))
         for loaded in known:
-            if over <= 0:
-                break
-            over -= loaded.size_bytes
+            if not loaded.size.helps(over):
+                continue
+            over -= loaded.size
             loaded.counters.eviction_count += 1
             CACHE.labels("eviction").inc()
             self._retire(loaded)
         return Room.SOON
 
-    def _need(self, name: str, bytes_max: int, now: float) -> int:
-        """Return how many bytes a model takes, as far as that is known.
+    def _need(self, name: str, now: float) -> Size:
+        """Return what a model takes, as far as that is known.
 
         Raises:
             ModelUnavailable: It is larger than the whole budget.
         """
         need = self._sizes.get(name) or self._shop.estimate(name)
-        if need <= bytes_max:
+        over = self._budget.over(need)
+        if over.fits:
             return need
         if now > self._too_large.setdefault(name, now + MEASURE_AGAIN_S):
             del self._too_large[name]
             self._sizes.pop(name, None)
+        takes, most, setting = (
+            (need.host, self._budget.host, "CLAWDBOT_MODEL_MEMORY_BYTES_MAX")
+            if over.host > 0
+            else (need.device, self._budget.device, "CLAWDBOT_MODEL_DEVICE_MEMORY_BYTES_MAX")
+        )
         raise ModelUnavailable(
-            f"model '{name}' takes {need / MIB:.1f} MiB, all models of this worker together "
-            f"may take {bytes_max / MIB:.1f} (CLAWDBOT_MODEL_MEMORY_BYTES_MAX)"
+            f"model '{name}' takes {takes / MIB:.1f} MiB, all models of this worker together "
+            f"may take {(most or 0) / MIB:.1f} ({setting})"
         )
 
     def _retire(self, loaded: Loaded) -> None:
@@ -349,7 +357,13 @@ class Cache:
 
     def _closed(self, loaded: Loaded) -> None:
         self._leaving.discard(loaded)
-        self._used -= loaded.size_bytes
+        self._used -= loaded.size
         if loaded.name not in self._residents:
-            MODEL_BYTES.labels(loaded.name).set(0)
+            _show(loaded.name, NOTHING)
         self._advance()
+
+
+def _show(name: str, size: Size) -> None:
+    """Have the metrics say what a model takes."""
+    MODEL_BYTES.labels(name, "host").set(size.host)
+    MODEL_BYTES.labels(name, "device").set(size.device)

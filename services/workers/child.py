@@ -23,7 +23,7 @@ import ormsgpack
 from schemas.catalogue import ModelSpec
 from schemas.errors import ClawdbotError, EngineFailed
 from schemas.values import Value
-from services.workers import frames
+from services.workers import devices, frames
 from services.workers.engine import Engine, Request
 from services.workers.frames import Region
 
@@ -81,9 +81,13 @@ class Child:
         kind = getattr(import_module(wanted["module"]), wanted["class"])
         engine = kind(spec, Path(wanted["models_dir"]))
         assert isinstance(engine, Engine), "the worker asked for no other"
+        gpu = engine.gpu()
+        before = 0 if gpu is None else devices.level()
         engine.load()
         self._engine = engine
-        return {"memory": engine.memory(), "devices": list(engine.devices())}
+        taken = 0 if gpu is None else devices.level() - before
+        facts = {"devices": list(engine.devices()), "on_gpu": gpu is not None}
+        return {"memory": engine.memory(), "device_bytes": max(0, taken), **facts}
 
     def _infer(self, wanted: Sequence[dict[str, Any]]) -> dict[str, Any]:
         assert self._engine is not None, "the worker loads first"

@@ -77,6 +77,24 @@ class AnyEngine:
         """
         return None
 
+    def gpu(self) -> int | None:
+        """Return the number of the NVIDIA GPU that loading takes memory of; None for none.
+
+        The worker opens it before it measures what the model takes.
+
+        Raises:
+            ModelUnavailable: What is asked for is not here.
+        """
+        return None
+
+    def is_for_gpu(self) -> bool:
+        """Tell whether the weights will lie on a GPU, as far as that is known; loads nothing."""
+        return False
+
+    def device_memory(self) -> int | None:
+        """Return how many bytes of GPUs the loaded model takes, where it knows better than NVML."""
+        return None
+
     def devices(self) -> tuple[str, ...]:
         """Return what the loaded model really runs on: the words of its library, best first."""
         return ("cpu",)

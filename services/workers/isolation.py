@@ -17,6 +17,7 @@ from schemas.errors import (
 )
 from schemas.values import Value
 from services.telemetry import REPLACED, get_logger
+from services.workers import devices
 from services.workers.apart import Lost, Process
 from services.workers.engine import AnyEngine, BatchEngine, Engine, Request
 from services.workers.memory import held_bytes
@@ -118,6 +119,18 @@ class Isolated(BatchEngine):
     def memory(self) -> int | None:
         process = self._process
         return None if process is None else max(held_bytes(process.pid), process.memory or 0)
+
+    @override
+    def is_for_gpu(self) -> bool:
+        return self._inner.is_for_gpu()
+
+    @override
+    def device_memory(self) -> int | None:
+        """Return what the process holds, its open GPU included; or what loading took."""
+        process = self._process
+        if process is None or not process.is_on_gpu:
+            return 0
+        return devices.held_bytes(process.pid) or process.device_bytes
 
     @override
     def devices(self) -> tuple[str, ...]:

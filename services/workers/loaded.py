@@ -7,6 +7,7 @@ from schemas.catalogue import ModelSpec
 from services.workers.batches import Line
 from services.workers.counters import Counters
 from services.workers.engine import AnyEngine
+from services.workers.memory import Size
 
 
 HALF_LIFE_S = 120.0
@@ -29,6 +30,8 @@ class Loaded:
     """Of those who wait for an engine that computes in threads."""
     size_bytes: int = 0
     """What loading and warming it took, measured."""
+    device_bytes: int = 0
+    """Of the memory of GPUs, likewise."""
     load_s: float = 0.0
     warm_s: float = 0.0
     pace_s: float | None = None
@@ -41,6 +44,11 @@ class Loaded:
     cost_s: float = 0.0
     """What loading and warming it again would take: the quickest time so far."""
     is_closing: bool = False
+
+    @property
+    def size(self) -> Size:
+        """What it takes of both memories."""
+        return Size(self.size_bytes, self.device_bytes)
 
     @property
     def is_idle(self) -> bool:
@@ -63,4 +71,4 @@ class Loaded:
     def worth(self, now: float) -> float:
         """Return what losing it would cost, seconds a byte: time to load it again times use."""
         use = self.use * math.exp2((self.used_at - now) / HALF_LIFE_S)
-        return self.cost_s * use / max(1, self.size_bytes)
+        return self.cost_s * use / max(1, self.size_bytes + self.device_bytes)

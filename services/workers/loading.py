@@ -12,16 +12,18 @@ from schemas.catalogue import ModelSpec
 from schemas.errors import ModelUnavailable
 from schemas.serving import Limits
 from services.telemetry import get_logger
-from services.workers import warming
+from services.workers import devices, warming
 from services.workers.engine import AnyEngine, Engine
 from services.workers.engines import engine_of, model_files
 from services.workers.isolation import Isolated, NotIsolated
 from services.workers.loaded import Loaded
-from services.workers.memory import give_back, held_bytes
+from services.workers.memory import Size, give_back, held_bytes
 
 
 KEPT_BYTES = 16 * 1024 * 1024
 """From here on it matters that a runtime gave back less than half of a model."""
+DEVICE_KEPT_BYTES = 256 * 1024 * 1024
+"""The same of a GPU's memory, where libraries keep kernels and room to work for all models."""
 TRIM_BYTES = 16 * 1024 * 1024
 """Unloaded bytes after which freed memory is given back to the system: that takes time."""
 log = get_logger()
@@ -98,55 +100,94 @@ class Loader:
             raise
 
     def _bring_up(self, name: str, engine: AnyEngine) -> Loaded:
+        gpu = engine.gpu()
+        if gpu is not None:
+            devices.wake(gpu)  # what an open GPU takes is no model's memory
         if self._freed and not isinstance(engine, Isolated):
             self._freed = 0
             give_back()  # else it moves into what the last one left, and seems to take nothing
-        before, begun = held_bytes(), time.perf_counter()
+        before, begun = _held(on_gpu=gpu is not None), time.perf_counter()
         engine.load()
         in_memory = time.perf_counter()
         if isinstance(engine, Engine):
             warming.warm(engine)
         loaded = self._hold(name, engine)
         loaded.load_s, loaded.warm_s = in_memory - begun, time.perf_counter() - in_memory
-        said = engine.memory()
-        added = held_bytes() - before if said is None else said
-        loaded.size_bytes = max(added, self.estimate(name, engine.spec))
+        size = self._size(name, engine, _held(on_gpu=gpu is not None) - before)
+        loaded.size_bytes, loaded.device_bytes = size.host, size.device
         limit = None if engine.spec.limits is None else engine.spec.limits.memory_bytes
-        if limit is not None and loaded.size_bytes > limit:
-            raise ModelUnavailable(f"it takes {loaded.size_bytes} bytes, its limit is {limit}")
+        if limit is not None and size.host > limit:
+            raise ModelUnavailable(f"it takes {size.host} bytes, its limit is {limit}")
         loaded.counters.load_count += 1
         loaded.counters.load_s += loaded.load_s + loaded.warm_s
         return loaded
 
+    def _size(self, name: str, engine: AnyEngine, added: Size) -> Size:
+        """Return what a model takes: the engine's word, or what loading it added.
+
+        At least its file, which is in one memory or the other.
+        """
+        host, device = engine.memory(), engine.device_memory()
+        device = max(0, added.device) if device is None else device
+        host = max(0, added.host) if host is None else host
+        return Size(max(host, self.file_bytes(name, engine.spec) - device), device)
+
     def close(self, loaded: Loaded) -> None:
         """Unload a model, and have the allocator give back its memory."""
-        log.info("model_unloaded", model=loaded.name, size_bytes=loaded.size_bytes)
+        log.info(
+            "model_unloaded",
+            model=loaded.name,
+            size_bytes=loaded.size_bytes,
+            device_bytes=loaded.device_bytes,
+        )
         if isinstance(loaded.engine, Isolated):
             loaded.engine.close()
             return
+        on_gpu = loaded.device_bytes > 0
         with self._measuring:
-            if self._freed + loaded.size_bytes < TRIM_BYTES:
+            if not on_gpu and self._freed + loaded.size_bytes < TRIM_BYTES:
                 loaded.engine.close()
                 self._freed += loaded.size_bytes
                 return  # so little is used for the next model
             give_back()  # what others freed is not this one's
-            before = held_bytes()
+            before = _held(on_gpu=on_gpu)
             loaded.engine.close()
             give_back()
             self._freed = 0
-            kept = loaded.size_bytes - (before - held_bytes())
-        if kept > max(KEPT_BYTES, loaded.size_bytes / 2):
+            kept = loaded.size - (before - _held(on_gpu=on_gpu))
+        if kept.host > max(KEPT_BYTES, loaded.size_bytes / 2) or kept.device > max(
+            DEVICE_KEPT_BYTES, loaded.device_bytes / 2
+        ):
             self._kept.add(loaded.name)
-            log.warning("memory_kept", model=loaded.name, kept_bytes=kept)
+            log.warning(
+                "memory_kept",
+                model=loaded.name,
+                kept_bytes=kept.host,
+                kept_device_bytes=kept.device,
+            )
 
-    def estimate(self, name: str, spec: ModelSpec) -> int:
-        """Return the size of a model's file: what it takes at least, bytes."""
+    def estimate(self, name: str, spec: ModelSpec) -> Size:
+        """Return what a model that was never loaded takes at least."""
+        taken = self.file_bytes(name, spec)
+        try:
+            is_for_gpu = self.engine(name, spec).is_for_gpu()
+        except ModelUnavailable:  # whoever loads it is told
+            is_for_gpu = False
+        return Size(device=taken) if is_for_gpu else Size(taken)
+
+    def file_bytes(self, name: str, spec: ModelSpec) -> int:
+        """Return the size of a model's file; 0 if it has none."""
         if spec.source is None:
             return 0
         try:
             return model_files.size(self.folders.get(name, self._models_dir), spec.source)
         except ModelUnavailable:
             return 0
+
+
+def _held(*, on_gpu: bool) -> Size:
+    """Return what this process holds of the processor's memory, and of GPUs if one is used."""
+    return Size(held_bytes(), devices.level() if on_gpu else 0)
 
 
 def _import(engine: AnyEngine) -> None:

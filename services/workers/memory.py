@@ -6,6 +6,7 @@ libraries that others map too are not counted. malloc_trim(3).
 
 import contextlib
 import ctypes
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -13,6 +14,60 @@ MIB = 1024 * 1024
 _FIELDS = (b"RssAnon:", b"RssShmem:")
 _STATUS = Path("/proc/self/status")
 _libc = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of a processor's memory, and of the memory of its GPUs."""
+
+    host: int = 0
+    device: int = 0
+
+    def __add__(self, other: "Size") -> "Size":
+        """Return both together."""
+        return Size(self.host + other.host, self.device + other.device)
+
+    def __sub__(self, other: "Size") -> "Size":
+        """Return the difference; either part may be negative."""
+        return Size(self.host - other.host, self.device - other.device)
+
+    @property
+    def fits(self) -> bool:
+        """Whether this, what is too much, is nothing."""
+        return self.host <= 0 and self.device <= 0
+
+    def covers(self, over: "Size") -> bool:
+        """Tell whether freeing this much would do against what is too much."""
+        return (over - self).fits
+
+    def helps(self, over: "Size") -> bool:
+        """Tell whether freeing this much is a step against what is too much."""
+        return (over.host > 0 and self.host > 0) or (over.device > 0 and self.device > 0)
+
+
+NOTHING = Size()
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much there may be of each memory; None for no limit."""
+
+    host: int | None = None
+    device: int | None = None
+
+    def __bool__(self) -> bool:
+        """Whether there is any limit."""
+        return self.host is not None or self.device is not None
+
+    def over(self, size: Size) -> Size:
+        """Return by how much a size exceeds what may be; negative or 0 where it does not."""
+        return Size(
+            0 if self.host is None else size.host - self.host,
+            0 if self.device is None else size.device - self.device,
+        )
+
+
+UNLIMITED = Budget()
 
 
 def held_bytes(pid: int | None = None) -> int:

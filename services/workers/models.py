@@ -25,6 +25,7 @@ from services.workers.counters import Counters
 from services.workers.engine import AnyEngine, AsyncEngine, Engine, Request
 from services.workers.loaded import Loaded
 from services.workers.loading import Loader
+from services.workers.memory import NOTHING, UNLIMITED, Budget, Size
 from services.workers.responses import Responses
 from services.workers.responses import digest as responses_digest
 from services.workers.wanted import Shop
@@ -67,8 +68,8 @@ class Capacity:
     """Rows of one call of an engine that batches."""
     loads_max: int = LOADS_MAX
     """Models that are loaded at the same time."""
-    bytes_max: int | None = None
-    """Of all models in memory together; None for no limit."""
+    budget: Budget = UNLIMITED
+    """Of all models in memory together."""
     responses_bytes_max: int = 0
     """Of all answers that are kept; 0 keeps none."""
 
@@ -114,7 +115,7 @@ class Models:
         shop = Shop(
             self._open, self._loader.close, self._estimate, self._loaders, capacity.loads_max
         )
-        self._cache = Cache(shop, capacity.bytes_max)
+        self._cache = Cache(shop, capacity.budget)
         room = capacity.responses_bytes_max
         self._responses = Responses(room) if room else None
 
@@ -289,9 +290,9 @@ class Models:
         self._cache.report()
 
     @property
-    def used_bytes(self) -> int:
+    def used(self) -> Size:
         """Memory that the loaded models take together, measured when they were loaded."""
-        return self._cache.used_bytes
+        return self._cache.used
 
     def calls(self) -> dict[str, dict[int, tuple[int, int]]]:
         """Return how often each engine was called, and nanoseconds, by model and rows."""
@@ -385,9 +386,9 @@ class Models:
         self._failed.pop(name, None)
         return loaded
 
-    def _estimate(self, name: str) -> int:
+    def _estimate(self, name: str) -> Size:
         spec = self._specs.get(name)
-        return 0 if spec is None else self._loader.estimate(name, spec)
+        return NOTHING if spec is None else self._loader.estimate(name, spec)
 
     def hold(self, name: str, engine: AnyEngine) -> Loaded:
         """Return a loaded engine with the line before it."""

@@ -37,6 +37,7 @@ def measured(offer: Offer, loaded: Loaded | None) -> Offer:
         "loaded": True,
         "devices": loaded.engine.devices(),
         "memory_bytes": loaded.engine.memory() or loaded.size_bytes,
+        "device_bytes": loaded.device_bytes,
         "isolated": isinstance(loaded.engine, Isolated),
         "latency_ms": loaded.counters.latency_ms(),
     }

@@ -28,6 +28,8 @@ class WorkerSettings(Settings):
     model_memory_bytes_max: int | None = Field(default=None, ge=MIB)
     """Memory that the loaded models may take together; unset for no limit. What does not fit is
     unloaded: the model whose loss costs least."""
+    model_device_memory_bytes_max: int | None = Field(default=None, ge=MIB)
+    """The same of the memory of GPUs."""
     response_cache_bytes_max: int = Field(default=0, ge=0)
     """Answers that are kept for models with `cache_responses`; 0 keeps none."""
     loads_max: int = Field(default=LOADS_MAX, ge=1, le=64)

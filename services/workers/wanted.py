@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from services.workers.loaded import Loaded
+from services.workers.memory import NOTHING, Size
 
 
 @dataclass(eq=False)
@@ -19,7 +20,7 @@ class Wanted:
     begun: bool = False
     stale: bool = False
     """Whether its entry changed while it was loading."""
-    need_bytes: int = 0
+    need: Size = NOTHING
 
     @property
     def is_wanted(self) -> bool:
@@ -50,7 +51,7 @@ class Shop:
     open: Callable[[str], Loaded]
     """Load and warm a model; raises ModelUnavailable."""
     close: Callable[[Loaded], None]
-    estimate: Callable[[str], int]
-    """Return at least how many bytes a model takes, before it was ever measured."""
+    estimate: Callable[[str], Size]
+    """Return what a model takes at least, before it was ever measured."""
     threads: Executor
     loads_max: int

@@ -1,5 +1,7 @@
 """Runs any ONNX model whose signature the catalogue declares, on the providers it asks for."""
 
+import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -8,6 +10,7 @@ from typing_extensions import override
 from schemas import datatypes
 from schemas.catalogue import Port
 from schemas.errors import ModelUnavailable
+from services.telemetry import get_logger
 from services.workers import devices
 from services.workers.engines import fields, model_files, providers
 from services.workers.engines.tensor_engine import TensorEngine, narrows
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 ONNX_BFLOAT16 = 16
 """Of onnx.TensorProto.DataType."""
 CUDA = "CUDAExecutionProvider"
+NVIDIA = frozenset({CUDA, "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider"})
+log = get_logger()
 _ONNX_TYPES = {**datatypes.ONNX, "tensor(bfloat16)": "BF16"}
 
 
@@ -33,6 +38,7 @@ class OnnxEngine(TensorEngine):
     packages: ClassVar[tuple[str, ...]] = ("numpy", "onnxruntime")
     bounds_threads: ClassVar[bool] = True
     session: Any = None
+    _active: tuple[str, ...] = ()
 
     @override
     def missing(self) -> str | None:
@@ -63,10 +69,7 @@ class OnnxEngine(TensorEngine):
         model_files.check_onnx(data)
         self._check_providers()
         session = self._open(data)
-        active = session.get_providers()
-        idle = [name for name in providers.wanted(self.spec.params) if name not in active]
-        if idle and self._is_strict():
-            raise ModelUnavailable(_inactive(idle[0], active))
+        self._active = self._check_active(session)
         self.check_ports()
         _compare("input", self.spec.inputs, session.get_inputs(), whole=True)
         _compare("output", self.spec.outputs, session.get_outputs(), whole=False)
@@ -107,8 +110,18 @@ class OnnxEngine(TensorEngine):
         ]
 
     @override
+    def gpu(self) -> int | None:
+        wanted = providers.wanted(self.spec.params)
+        return next((self._gpu(name) for name in wanted if name in NVIDIA), None)
+
+    @override
+    def is_for_gpu(self) -> bool:
+        return not NVIDIA.isdisjoint(providers.wanted(self.spec.params))
+
+    @override
     def devices(self) -> tuple[str, ...]:
-        return () if self.session is None else tuple(self.session.get_providers())
+        """Return the providers that have a part of the graph, best first."""
+        return self._active
 
     def _is_strict(self) -> bool:
         return self.spec.params.get("strict_provider", True) is not False
@@ -131,18 +144,45 @@ class OnnxEngine(TensorEngine):
             if name not in known:
                 raise ModelUnavailable(_inactive(name, known))
 
+    def _check_active(self, session: Any) -> tuple[str, ...]:
+        """Return the providers that have a part of the graph.
+
+        Raises:
+            ModelUnavailable: One that is asked for could not start, or the processor has it all.
+        """
+        known = session.get_providers()
+        wanted = providers.wanted(self.spec.params)
+        active = tuple(name for name in known if name in _assigned(session))
+        if self._is_strict():
+            for name in wanted:
+                if name not in known:
+                    raise ModelUnavailable(_inactive(name, known))
+            if active == (providers.CPU,) and wanted[0] != providers.CPU:
+                raise ModelUnavailable(
+                    f"the provider {wanted[0]} can compute nothing of this model; name "
+                    f"{providers.CPU} first, or allow it with strict_provider: false"
+                )
+        return active
+
+    def _gpu(self, provider: str) -> int:
+        """Return the number of the GPU that a provider takes."""
+        number = self._options(provider).get("device_id", "0")
+        return int(number) if number.isdecimal() else 0
+
     def _options(self, provider: str) -> dict[str, str]:
         operator = self.spec.params.get("operator_options", {})
-        return providers.options(self.spec.params, operator, provider) | self._share(provider)
+        return providers.options(self.spec.params, operator, provider)
 
     def _share(self, provider: str) -> dict[str, str]:
         """Return the options that keep a model within its share of a GPU's memory."""
         share = None if self.spec.limits is None else self.spec.limits.gpu_share
-        gpus = devices.gpus() if share is not None and provider == CUDA else ()
-        if share is None or not gpus:
+        if share is None or provider != CUDA:
             return {}
-        limit = str(int(share * gpus[0].memory_bytes))
-        return {"gpu_mem_limit": limit, "arena_extend_strategy": "kSameAsRequested"}
+        name = f"cuda:{self._gpu(provider)}"
+        limits = [int(share * gpu.memory_bytes) for gpu in devices.gpus() if gpu.name == name]
+        if not limits:
+            return {}
+        return {"gpu_mem_limit": str(limits[0]), "arena_extend_strategy": "kSameAsRequested"}
 
     def _open(self, data: bytes) -> Any:
         import onnxruntime
@@ -152,15 +192,38 @@ class OnnxEngine(TensorEngine):
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         options.add_session_config_entry("session.load_model_format", "ONNX")
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         known = onnxruntime.get_available_providers()
         names = [name for name in providers.wanted(self.spec.params) if name in known]
-        wanted = [(name, self._options(name)) for name in names]
+        wanted = [(name, self._options(name) | self._share(name)) for name in names]
+        if not NVIDIA.isdisjoint(names):
+            _find_libraries()
         try:
             session = onnxruntime.InferenceSession(data, options, providers=wanted)
         except Exception as error:
             raise ModelUnavailable("onnxruntime cannot load the model", cause=str(error)) from error
         session.disable_fallback()
         return session
+
+
+def _find_libraries() -> None:
+    """Have CUDA and cuDNN loaded from Python packages, where they are installed as such."""
+    import onnxruntime
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):  # it prints what it does not find
+        onnxruntime.preload_dlls()
+    if said.getvalue():
+        log.debug("libraries_not_found", said=said.getvalue())
+
+
+def _assigned(session: Any) -> set[str]:
+    """Return the providers that have a part of a session's graph, after it was optimised."""
+    try:
+        parts = session.get_provider_graph_assignment_info()
+    except AttributeError:  # before onnxruntime 1.24 it did not say
+        return set(session.get_providers())
+    return {part.ep_name for part in parts} or set(session.get_providers())
 
 
 def _inactive(name: str, active: Sequence[str]) -> str:

@@ -1,19 +1,78 @@
 """What the engines on torch share: local files, safetensors, the device that is asked for."""
 
+import gc
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
+
+from typing_extensions import override
 
 from schemas import hf_files
 from schemas.catalogue import ModelSpec
-from schemas.errors import ModelUnavailable
+from schemas.errors import EngineFailed, ModelUnavailable
+from services.workers import devices
+from services.workers.engine import AnyEngine
 from services.workers.engines import fields
 
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?|xpu(:\d{1,3})?|npu(:\d{1,3})?")
+
+
+class OnTorch(AnyEngine):
+    """An engine whose model torch holds, on one device."""
+
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    model: Any = None
+    device: str = "cpu"
+
+    @override
+    def gpu(self) -> int | None:
+        return gpu_of(device_of(self.spec.params))
+
+    @override
+    def is_for_gpu(self) -> bool:
+        asked = asked_device(self.spec.params)
+        return asked.startswith("cuda") or (asked == "auto" and bool(devices.gpus()))
+
+    @override
+    def devices(self) -> tuple[str, ...]:
+        return (self.device,)
+
+    @override
+    def close(self) -> None:
+        self.model = None
+        if self.device != "cpu":
+            release()
+
+
+def release() -> None:
+    """Have torch give back the memory of devices that nobody uses any more."""
+    import torch
+
+    gc.collect()  # modules know each other
+    torch.cuda.empty_cache()  # nothing without CUDA
+
+
+@contextmanager
+def computing(failure: str) -> Iterator[None]:
+    """Compute without gradients; what torch raises is the engine's failure.
+
+    Raises:
+        EngineFailed: Says `failure`, or that the device has not enough memory.
+    """
+    import torch
+
+    try:
+        with torch.inference_mode():
+            yield
+    except torch.OutOfMemoryError as error:
+        text = "the device has not enough memory to compute this input"
+        raise EngineFailed(text, cause=str(error)) from error
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise EngineFailed(failure, cause=str(error)) from error
 
 
 def missing(spec: ModelSpec, models_dir: Path, *packages: str) -> str | None:
@@ -58,7 +117,7 @@ def pretrained(kind: Any, folder: Path) -> Any:
         raise ModelUnavailable(f"{folder.name} could not be loaded: a file is amiss") from error
 
 
-def keep_share(spec: ModelSpec) -> None:
+def keep_share(spec: ModelSpec, device: str) -> None:
     """Keep this process within its share of a GPU's memory: it has this one model.
 
     Source: torch.cuda.set_per_process_memory_fraction.
@@ -66,20 +125,19 @@ def keep_share(spec: ModelSpec) -> None:
     import torch
 
     share = None if spec.limits is None else spec.limits.gpu_share
-    if share is not None and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(share)
+    gpu = gpu_of(device)
+    if share is not None and gpu is not None:
+        torch.cuda.set_per_process_memory_fraction(share, gpu)
 
 
-def model(
-    kind: Any, folder: Path, params: Mapping[str, Any] = MappingProxyType({})
-) -> tuple[Any, str]:
+def model(kind: Any, spec: ModelSpec, folder: Path) -> tuple[Any, str]:
     """Load weights from safetensors onto a device; returns the model and the device.
 
     Args:
         kind: A class of transformers with `from_pretrained`.
+        spec: Its params `device` and `strict_device`, see `device_of`, and `dtype`, see `dtype_of`;
+            its share of a GPU.
         folder: See `directory`.
-        params: Of the catalogue entry: `device` and `strict_device`, see `device_of`; `dtype`, see
-            `dtype_of`.
 
     Raises:
         ModelUnavailable: A file is absent or damaged, the folder asks for code, no such device.
@@ -90,8 +148,9 @@ def model(
 
     logging.disable_progress_bar()
     check(folder)
-    device = device_of(params)
-    dtype = getattr(torch, dtype_of(params, device))
+    device = device_of(spec.params)
+    keep_share(spec, device)
+    dtype = getattr(torch, dtype_of(spec.params, device))
     try:
         loaded = kind.from_pretrained(
             folder,
@@ -147,6 +206,12 @@ def asked_device(params: Mapping[str, Any]) -> str:
     if not isinstance(asked, str) or not DEVICES.fullmatch(asked):
         raise ModelUnavailable("'device' is one of auto, cpu, cuda, cuda:1, mps, xpu, npu")
     return asked
+
+
+def gpu_of(device: str) -> int | None:
+    """Return the number of a device that is an NVIDIA GPU; None for any other."""
+    kind, _, index = device.partition(":")
+    return int(index or 0) if kind == "cuda" else None
 
 
 def device_of(params: Mapping[str, Any]) -> str:

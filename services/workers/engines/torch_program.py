@@ -10,24 +10,25 @@ from schemas import datatypes, pt2
 from schemas.catalogue import Port
 from schemas.errors import EngineFailed, ModelUnavailable
 from services.workers.engines import fields, model_files, torch_models
+from services.workers.engines.cuda_graphs import Graphs
 from services.workers.engines.tensor_engine import TensorEngine, narrows
+from services.workers.engines.torch_models import OnTorch
 
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class TorchProgramEngine(TensorEngine):
+class TorchProgramEngine(OnTorch, TensorEngine):
     """Inputs are the arguments of the module's `forward`, outputs the keys of the dict it returns.
 
     Where it returns no dict they are `output_0`, `output_1` and so on. Params of the catalogue
     entry: `device` (auto, cpu, cuda, cuda:1, mps, ...), `strict_device` (true: a device that is not
-    here is a reason not to serve).
+    here is a reason not to serve), `cuda_graphs` (false: on an NVIDIA GPU calls are recorded and
+    replayed, see `cuda_graphs`).
     """
 
-    module: Any = None
     packages: ClassVar[tuple[str, ...]] = ("torch",)
-    device: str = "cpu"
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -35,6 +36,7 @@ class TorchProgramEngine(TensorEngine):
         """Arguments that go in by name."""
         self._arguments: tuple[str, ...] = ()
         self._outputs: tuple[str, ...] = ()
+        self._graphs: Graphs | None = None
 
     @override
     def missing(self) -> str | None:
@@ -66,8 +68,8 @@ class TorchProgramEngine(TensorEngine):
         bytes_max = int(self.spec.params.get("bytes_max", model_files.MODEL_BYTES_MAX))
         data = model_files.read(self.models_dir, self.spec.source, bytes_max)
         archive = pt2.sanitized(data, bytes_max)
-        torch_models.keep_share(self.spec)
         self.device = torch_models.device_of(self.spec.params)
+        torch_models.keep_share(self.spec, self.device)
         try:
             program = torch.export.load(io.BytesIO(archive))
             if self.device != "cpu":
@@ -77,7 +79,9 @@ class TorchProgramEngine(TensorEngine):
             raise ModelUnavailable("torch cannot load the program", cause=str(error)) from error
         self.check_ports()
         self._compare(program)
-        self.module = module
+        self.model = module
+        if self.spec.params.get("cuda_graphs", False) and self.gpu() is not None:
+            self._graphs = Graphs(self._call, self.device, self.spec.max_batch_size)
 
     @override
     def compute(
@@ -85,23 +89,23 @@ class TorchProgramEngine(TensorEngine):
     ) -> "Sequence[NDArray[Any]]":
         import torch
 
-        tensors = {
-            name: torch.from_numpy(feeds[name].copy()).to(self.device) for name in self._arguments
-        }
-        by_place = [tensors[name] for name in self._arguments if name not in self._by_name]
-        by_name = {name: tensors[name] for name in self._by_name}
-        with torch.inference_mode():
-            found = self.module(*by_place, **by_name)
-        named = _named(found)
-        return [named[port.tensor_name].cpu().numpy() for port in self.spec.outputs]
+        tensors = {name: torch.from_numpy(feeds[name].copy()) for name in self._arguments}
+        with torch_models.computing("the program could not compute this input"):
+            if self._graphs is not None:
+                named = self._graphs(tensors)
+            else:
+                named = self._call({name: item.to(self.device) for name, item in tensors.items()})
+            return [named[port.tensor_name].cpu().numpy() for port in self.spec.outputs]
 
-    @override
-    def devices(self) -> tuple[str, ...]:
-        return (self.device,)
+    def _call(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what the program gives for tensors on its device."""
+        by_place = [tensors[name] for name in self._arguments if name not in self._by_name]
+        return _named(self.model(*by_place, **{name: tensors[name] for name in self._by_name}))
 
     @override
     def close(self) -> None:
-        self.module = None
+        self._graphs = None
+        super().close()
 
     def _compare(self, program: Any) -> None:
         """Refuse a program whose arguments and outputs are not those of the catalogue.

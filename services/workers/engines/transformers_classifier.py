@@ -1,48 +1,40 @@
 """Tells what somebody wants with a fine-tuned BERT or DistilBERT, from local weights."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from typing_extensions import override
 
-from schemas.errors import EngineFailed
 from schemas.values import Value
 from services.workers.engine import Engine, Request
 from services.workers.engines import fields, torch_models
 from services.workers.engines.intent import MIN_CONFIDENCE, UNKNOWN, answer
+from services.workers.engines.torch_models import OnTorch
 
 
 TOKENS_MAX = 512
 
 
-class TransformersClassifierEngine(Engine):
+class TransformersClassifierEngine(OnTorch, Engine):
     """Outputs what the `intent` engine gives; the labels are those of the model's config.
 
     Params: `min_confidence` 0 to 1: below it the intent is `unknown`.
     """
 
-    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
-    model: Any = None
     tokenizer: Any = None
-    device: str = "cpu"
 
     @override
     def missing(self) -> str | None:
         return torch_models.missing(self.spec, self.models_dir)
 
     @override
-    def devices(self) -> tuple[str, ...]:
-        return (self.device,)
-
-    @override
     def load(self) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        torch_models.keep_share(self.spec)
         folder = torch_models.directory(self.spec, self.models_dir)
         self.tokenizer = torch_models.pretrained(AutoTokenizer, folder)
         self.model, self.device = torch_models.model(
-            AutoModelForSequenceClassification, folder, self.spec.params
+            AutoModelForSequenceClassification, self.spec, folder
         )
 
     @override
@@ -61,20 +53,16 @@ class TransformersClassifierEngine(Engine):
 
     @override
     def close(self) -> None:
-        self.model = self.tokenizer = None
+        self.tokenizer = None
+        super().close()
 
     def _probabilities(self, texts: list[str]) -> list[list[float]]:
         """Return the probability of each label, [text][label]."""
-        import torch
-
         tokens_max = min(TOKENS_MAX, self.model.config.max_position_embeddings)
         tokens = self.tokenizer(
             texts, padding=True, truncation=True, max_length=tokens_max, return_tensors="pt"
         ).to(self.device)
-        try:
-            with torch.inference_mode():
-                logits = self.model(**tokens).logits
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise EngineFailed("the model could not read this text") from error
+        with torch_models.computing("the model could not read this text"):
+            logits = self.model(**tokens).logits
         rows: list[list[float]] = logits.float().softmax(dim=-1).tolist()
         return rows

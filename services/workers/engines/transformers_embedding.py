@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from schemas.errors import EngineFailed, InvalidArgument
+from schemas.errors import InvalidArgument
+from services.workers.engines.torch_models import computing
 
 
 PASS_TOKENS_MAX = 16 * 1024
@@ -70,11 +71,8 @@ class Embedder:
             )
             for name in tokens
         }
-        try:
-            with torch.inference_mode():
-                hidden = self._model(**padded).last_hidden_state.float()
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            raise EngineFailed("the model could not read these texts") from error
+        with computing("the model could not read these texts"):
+            hidden = self._model(**padded).last_hidden_state.float()
         weights = padded["attention_mask"][:, :, None].float()
         mean = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
         return torch.nn.functional.normalize(mean, dim=1).cpu().numpy().astype("<f4")

@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from schemas.errors import Cancelled, EngineFailed, InvalidArgument
+from schemas.errors import Cancelled, InvalidArgument
 from schemas.values import Value
 from services.workers.engine import Request
 from services.workers.engines import fields
 from services.workers.engines.chat_template import ChatTemplate, as_text, checked, pieces
 from services.workers.engines.sampling import Sampling
 from services.workers.engines.text_pieces import Detokenizer, StopTexts
+from services.workers.engines.torch_models import computing
 
 
 class Writer:
@@ -79,20 +80,16 @@ class Writer:
         }
 
     def _generate(self, tokens: Any, sampling: Sampling, growing: "_Growing", count: int) -> None:
-        import torch
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
-        try:
-            with torch.inference_mode():
-                self._model.generate(
-                    **tokens,
-                    do_sample=False,
-                    max_new_tokens=count,
-                    logits_processor=LogitsProcessorList(sampling.processors(self._device)),
-                    stopping_criteria=StoppingCriteriaList([growing]),
-                )
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            raise EngineFailed("the model could not go on from this text") from error
+        with computing("the model could not go on from this text"):
+            self._model.generate(
+                **tokens,
+                do_sample=False,
+                max_new_tokens=count,
+                logits_processor=LogitsProcessorList(sampling.processors(self._device)),
+                stopping_criteria=StoppingCriteriaList([growing]),
+            )
 
     def _decode(self, tokens: Any) -> str:
         return str(

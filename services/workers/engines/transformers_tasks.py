@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 from typing_extensions import override
 
@@ -10,6 +10,7 @@ from schemas.errors import InvalidArgument, ModelUnavailable
 from schemas.values import Tensor, Value
 from services.workers.engine import BatchEngine, Request
 from services.workers.engines import fields, torch_models
+from services.workers.engines.torch_models import OnTorch
 from services.workers.engines.transformers_embedding import Embedder
 from services.workers.engines.transformers_generation import Writer
 
@@ -24,7 +25,7 @@ _INPUTS = {"embedding": {"text"}, "generation": {"text", "messages"}}
 _OUTPUTS = {"embedding": {"embedding"}, "generation": {"text", "tokens", "finish_reason", "usage"}}
 
 
-class TransformersEngine(BatchEngine):
+class TransformersEngine(OnTorch, BatchEngine):
     """Param `task` of the catalogue entry says what the folder is for.
 
     Others are `device`, `strict_device` and `dtype`.
@@ -36,12 +37,9 @@ class TransformersEngine(BatchEngine):
     `chat` (true: `text` is what a user says), `system`, and those of `Sampling`.
     """
 
-    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
-    model: Any = None
     tokenizer: Any = None
     writer: Writer | None = None
     embedder: Embedder | None = None
-    device: str = "cpu"
 
     @override
     def missing(self) -> str | None:
@@ -65,11 +63,10 @@ class TransformersEngine(BatchEngine):
         task = self._task()
         import transformers
 
-        torch_models.keep_share(self.spec)
         folder = torch_models.directory(self.spec, self.models_dir)
         self.tokenizer = torch_models.pretrained(transformers.AutoTokenizer, folder)
         kind = getattr(transformers, _CLASSES[task])
-        self.model, self.device = torch_models.model(kind, folder, self.spec.params)
+        self.model, self.device = torch_models.model(kind, self.spec, folder)
         parts = (self.model, self.tokenizer, self.device, self._positions())
         if task == "generation":
             self.writer = Writer(*parts)
@@ -111,14 +108,11 @@ class TransformersEngine(BatchEngine):
         return [self._write(self.writer, request) for request in batch]
 
     @override
-    def devices(self) -> tuple[str, ...]:
-        return (self.device,)
-
-    @override
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
-        self.model = self.tokenizer = self.writer = self.embedder = None
+        self.tokenizer = self.writer = self.embedder = None
+        super().close()
 
     def _task(self) -> str:
         """Return what the folder is for.

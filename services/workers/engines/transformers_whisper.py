@@ -1,48 +1,41 @@
 """Turns speech into text with Whisper, from local weights."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from typing_extensions import override
 
-from schemas.errors import EngineFailed, InvalidArgument
+from schemas.errors import InvalidArgument
 from schemas.values import Value
 from services.workers.engine import Engine, Request
 from services.workers.engines import audio_io, torch_models
+from services.workers.engines.torch_models import OnTorch
 
 
 WINDOW_S = 30.0
 LANGUAGE = "en"
 
 
-class TransformersWhisperEngine(Engine):
+class TransformersWhisperEngine(OnTorch, Engine):
     """Outputs `text`, `language` and `duration_s` of input `audio`; long audio in 30 s windows.
 
     Params: `language`, what is spoken, an ISO 639-1 code.
     """
 
-    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
-    model: Any = None
     processor: Any = None
-    device: str = "cpu"
 
     @override
     def missing(self) -> str | None:
         return torch_models.missing(self.spec, self.models_dir, "numpy")
 
     @override
-    def devices(self) -> tuple[str, ...]:
-        return (self.device,)
-
-    @override
     def load(self) -> None:
         from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-        torch_models.keep_share(self.spec)
         folder = torch_models.directory(self.spec, self.models_dir)
         self.processor = torch_models.pretrained(WhisperProcessor, folder)
         self.model, self.device = torch_models.model(
-            WhisperForConditionalGeneration, folder, self.spec.params
+            WhisperForConditionalGeneration, self.spec, folder
         )
 
     @override
@@ -51,7 +44,8 @@ class TransformersWhisperEngine(Engine):
 
     @override
     def close(self) -> None:
-        self.model = self.processor = None
+        self.processor = None
+        super().close()
 
     def _transcribe(self, request: Request) -> Mapping[str, Value]:
         language = self._language(request)
@@ -75,17 +69,12 @@ class TransformersWhisperEngine(Engine):
         return language
 
     def _window(self, audio: audio_io.Audio, language: str) -> str:
-        import torch
-
         options = {}
         if getattr(self.model.generation_config, "is_multilingual", False):
             options = {"language": language, "task": "transcribe"}
         features = self.processor(
             audio.samples, sampling_rate=audio_io.RATE_HZ, return_tensors="pt"
         ).input_features
-        try:
-            with torch.inference_mode():
-                ids = self.model.generate(features.to(self.device, self.model.dtype), **options)
-        except (RuntimeError, ValueError) as error:
-            raise EngineFailed("the model could not transcribe this audio") from error
+        with torch_models.computing("the model could not transcribe this audio"):
+            ids = self.model.generate(features.to(self.device, self.model.dtype), **options)
         return str(self.processor.batch_decode(ids, skip_special_tokens=True)[0]).strip()

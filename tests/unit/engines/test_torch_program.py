@@ -168,7 +168,7 @@ def test_bad_inputs(folder: Path) -> None:
     made = engine(folder, "net.pt2", [X], [SCORES])
     with pytest.raises(InvalidArgument, match=r"shape \[-1, 4\]"):
         made.infer([Request({"x": tensor(np.ones((1, 5), "<f4"))})])
-    made.module = lambda x: 1 / 0
+    made.model = lambda x: 1 / 0
     with pytest.raises(EngineFailed, match="could not compute"):
         made.infer([Request({"x": tensor(np.ones((1, 4), "<f4"))})])
 
@@ -183,7 +183,7 @@ def test_a_device_that_is_not_here(device: str, says: str, folder: Path) -> None
     if device != "gpu":
         assert made.is_uncertain()
         lenient = engine(folder, *entry, params={"device": device, "strict_device": False})
-        assert lenient.module is not None
+        assert lenient.model is not None
 
 
 class Bomb:

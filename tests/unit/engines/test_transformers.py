@@ -160,8 +160,9 @@ def test_fastspeech(transformers: Any, tmp_path: Path) -> None:
     transformers.FastSpeech2ConformerWithHifiGan(config).save_pretrained(folder)
     found: Any = engine("fastspeech2", tmp_path)
     found.model, found.device = torch_models.model(
-        transformers.FastSpeech2ConformerWithHifiGan, folder
+        transformers.FastSpeech2ConformerWithHifiGan, found.spec, folder
     )
+    found.model.float()  # as the engine has it, on a GPU too
     found.tokenizer = lambda _text, **_options: {"input_ids": torch.tensor([[1, 2, 3, 4, 5, 6]])}
     (outputs,) = found.infer([Request(inputs={"text": "hello"})])
     samples = (len(outputs["audio"].data) - 44) // 2

@@ -18,6 +18,7 @@ from services.workers import loading
 from services.workers.engine import Engine, Request
 from services.workers.engines import engine_of
 from services.workers.loaded import HALF_LIFE_S, Loaded
+from services.workers.memory import Budget, Size
 from services.workers.models import Capacity, Models
 from tests.support import onnx_models as tiny
 
@@ -47,7 +48,15 @@ class Sized(Engine):
 
     @override
     def memory(self) -> int:
-        return int(self.spec.version) * MIB
+        return 0 if self.is_for_gpu() else int(self.spec.version) * MIB
+
+    @override
+    def is_for_gpu(self) -> bool:
+        return self.spec.description == "gpu"
+
+    @override
+    def device_memory(self) -> int:
+        return int(self.spec.version) * MIB if self.is_for_gpu() else 0
 
     @override
     def infer(self, batch: Sequence[Request]) -> list[Mapping[str, Value]]:
@@ -118,7 +127,7 @@ def models(sizes: Mapping[str, int], mib_max: int | None, **capacity: Any) -> Mo
         {"models": {name: document(name, mib) for name, mib in sizes.items()}}
     )
     budget = None if mib_max is None else mib_max * MIB
-    room = Capacity(threads=4, bytes_max=budget, **capacity)
+    room = Capacity(threads=4, budget=Budget(budget), **capacity)
     _held.append(Models(catalogue, "text", Path(), allow_fallback=True, capacity=room))
     return _held[-1]
 
@@ -147,7 +156,7 @@ async def test_what_is_worth_least_goes() -> None:
     for name in ("a", "a", "b", "c", "a"):
         assert "1" == await ask(held, name)
     assert ["a", "b", "c"] == Sized.loads
-    await until(lambda: held._cache.used_bytes == 2 * MIB)
+    await until(lambda: held._cache.used.host == 2 * MIB)
     assert ({"a", "c"}, ["b"]) == (set(held._cache.residents), Sized.closed)
     assert (1, 3) == (held.counters("b").eviction_count, held.counters("a").execution_count)
     held.close()
@@ -173,6 +182,29 @@ async def test_one_large_model_goes_for_two_small_ones_and_back() -> None:
     held.close()
 
 
+async def test_whoever_goes_leaves_the_memory_that_runs_out() -> None:
+    """Models on a GPU go for others there, not those on the processor; and the other way round."""
+    entries = {name: document(name, 1) for name in ("a", "b", "c")}
+    entries |= {name: document(name, 1, description="gpu") for name in ("x", "y", "z")}
+    entries["large"] = document("large", 3, description="gpu")
+    catalogue = Catalogue.model_validate({"models": entries})
+    room = Capacity(threads=4, budget=Budget(host=2 * MIB, device=2 * MIB))
+    held = Models(catalogue, "text", Path(), allow_fallback=True, capacity=room)
+    _held.append(held)
+    for name in ("x", "y", "a", "b", "c"):
+        await ask(held, name)
+    await until(lambda: Sized.closed == ["a"])
+    assert Size(2 * MIB, 2 * MIB) == held.used
+    await ask(held, "y")
+    await ask(held, "z")
+    await until(lambda: Sized.closed == ["a", "x"])
+    assert {"b", "c", "y", "z"} == held._cache.residents.keys()
+    with pytest.raises(ModelUnavailable, match="CLAWDBOT_MODEL_DEVICE_MEMORY_BYTES_MAX"):
+        await ask(held, "large")
+    assert {"b", "c", "y", "z"} == held._cache.residents.keys()
+    held.close()
+
+
 async def test_what_does_not_fit_is_refused_in_words() -> None:
     """First when it was measured, then before it is loaded; others are undisturbed."""
     held = models({"a": 1, "huge": 5}, 3)
@@ -180,7 +212,7 @@ async def test_what_does_not_fit_is_refused_in_words() -> None:
     for _ in range(2):
         with pytest.raises(ModelUnavailable, match=r"'huge' takes 5.0 MiB.*may take 3.0"):
             await ask(held, "huge")
-    await until(lambda: held._cache.used_bytes == MIB)
+    await until(lambda: held._cache.used.host == MIB)
     assert (["a", "huge"], ["huge"]) == (Sized.loads, Sized.closed)
     assert "1" == await ask(held, "a")
     held.close()
@@ -392,7 +424,7 @@ async def test_whatever_happens_nobody_computes_with_what_is_gone() -> None:
     await until(lambda: not (held._cache._leaving or held._cache._wanted))
     residents = held._cache.residents.values()
     assert {0} == {loaded.leases for loaded in residents} | {0}
-    assert held._cache.used_bytes == sum(loaded.size_bytes for loaded in residents) <= 3 * MIB
+    assert held._cache.used.host == sum(loaded.size_bytes for loaded in residents) <= 3 * MIB
     assert len(Sized.loads) == len(Sized.closed) + len(residents)
     held.close()
 
@@ -406,7 +438,7 @@ async def test_a_hundred_models_in_the_memory_of_ten(tmp_path: Path) -> None:
         entries[f"m{number}"] = tiny.entry(f"m{number}.onnx", *ports, max_batch_size=8)
     catalogue = Catalogue.model_validate({"models": entries})
     size = side * side * 4 + 1024
-    room = Capacity(threads=2, bytes_max=40 * size)
+    room = Capacity(threads=2, budget=Budget(40 * size))
     held = Models(catalogue, "text", tmp_path, allow_fallback=True, capacity=room)
     chance, peak, answered = random.Random(7), 0, 0
     popular = [1 / (rank + 1) for rank in range(100)]
@@ -418,7 +450,7 @@ async def test_a_hundred_models_in_the_memory_of_ten(tmp_path: Path) -> None:
             answer = await held.infer(f"m{number}", Request({"x": row}))
             found = np.frombuffer(answer.outputs["y"].data, np.float32)
             assert (found == number * side).all(), number
-            peak, answered = max(peak, held._cache.used_bytes), answered + 1
+            peak, answered = max(peak, held._cache.used.host), answered + 1
 
     async with asyncio.TaskGroup() as group:
         for _ in range(16):
@@ -427,7 +459,7 @@ async def test_a_hundred_models_in_the_memory_of_ten(tmp_path: Path) -> None:
     loads = sum(held.counters(name).load_count for name in entries)
     assert 640 == answered
     assert peak <= 40 * size + 2 * max(item.size_bytes for item in held._cache.residents.values())
-    assert held._cache.used_bytes <= 40 * size
+    assert held._cache.used.host <= 40 * size
     assert 60 < loads < 450
     assert all(not item.leases for item in held._cache.residents.values())
     held.close()
