@@ -10,10 +10,12 @@ import nats
 import pytest
 
 from clawdbot import AsyncClient, Client, WorkflowBuilder
+from clawdbot.cli.output import ExitCode
 from events.subjects import RunKey, chunk, chunks
 from schemas.api import EventView, NodePart
 from schemas.errors import InvalidArgument, NotFound
 from tests.integration.conftest import GATEWAYS, Running
+from tests.integration.test_cli import clawdbot
 from tests.support.openai_server import OpenaiServer
 from tests.support.wait import until_sync
 
@@ -27,7 +29,7 @@ STREAM = {"accept": "text/event-stream"}
 def llm(running: Running) -> Iterator[OpenaiServer]:
     """Return the server behind `writer`, as it was before."""
     yield running.llm
-    running.llm.hold_after, running.llm.cuts = None, 0
+    running.llm.hold_after, running.llm.pieces, running.llm.cuts = None, None, 0
     running.llm.go.set()
     running.llm.go.clear()
     running.llm.left.clear()
@@ -46,6 +48,7 @@ def client(running: Running) -> Iterator[Client]:
             .connect("llm", "out")
             .deploy("talk", client=client)
         )
+        WorkflowBuilder().add_node("a", model="echo").deploy("sole", client=client)
         yield client
 
 
@@ -150,7 +153,6 @@ def test_a_client_that_was_cut_off_goes_on(client: Client, llm: OpenaiServer) ->
 )
 def test_what_cannot_start(name: str, inputs: Any, kind: type[Exception], client: Client) -> None:
     """Has a status of its own, and no stream."""
-    WorkflowBuilder().add_node("a", model="echo").deploy("sole", client=client)
     with pytest.raises(kind):
         next(client.stream(name, inputs))
 
@@ -171,6 +173,22 @@ def test_a_run_that_is_cancelled(client: Client, llm: OpenaiServer) -> None:
     assert isinstance(item, EventView)
     assert "RunCancelled" == item.type
     assert llm.left.wait(30)
+
+
+def test_from_a_shell(running: Running, client: Client, llm: OpenaiServer) -> None:
+    """Nothing but the words; events and parts as JSON; why there are none as an exit status."""
+    words = ("stream", "talk", "-i", "text=one two")
+    assert b"ONE TWO\n" == clawdbot(*words, url=running.url()).stdout
+    lines = clawdbot(*words, "--json", url=running.url()).stdout.splitlines()
+    kinds = [json.loads(line).get("type", "part") for line in lines]
+    assert 2 == kinds.count("part")
+    assert "RunCompleted" == kinds[-1]
+    assert b"x\n" == clawdbot("stream", "sole", "-i", "text=x", url=running.url()).stdout
+    llm.pieces = [b"data: {oops\n\n"]
+    failed = clawdbot(*words, url=running.url())
+    llm.pieces = None
+    assert ExitCode.RUN_FAILED == failed.returncode
+    assert b"no part of an answer" in failed.stderr
 
 
 async def test_on_the_bus(running: Running, client: Client) -> None:
