@@ -122,7 +122,9 @@ class Line:
     ) -> None:
         self._engine = engine
         self._crew = crew
-        self._curve = Curve(min(rows_max, engine.spec.max_batch_size or 1))
+        self._curve = Curve(
+            min(rows_max, engine.rows_max() if isinstance(engine, BatchEngine) else 1)
+        )
         self._sizes = BATCH_SIZE.labels(model)
         self.busy = False
         """Whether a thread computes, even if nobody waits for it any more."""

@@ -39,6 +39,7 @@ from services.telemetry import STOPPED, get_logger
 from services.workers.adapters import adapted
 from services.workers.attempts import Attempts, Stopped
 from services.workers.batches import TooLate
+from services.workers.chunks import Chunks
 from services.workers.engine import Request
 from services.workers.models import Answer, Models
 from services.workers.remembered import Remembered
@@ -77,6 +78,8 @@ class Means:
     clock: Clock
     chain_s: float = 0.0
     """How long to go on after a task with what comes next; 0 never."""
+    chunks: Chunks | None = None
+    """Says what steps of runs give, while it grows."""
     at_hand: Callable[[str, str], Awaitable[str]] = _as_named
     """Brings the version of a model here that a name and a key mean; returns its name."""
 
@@ -225,12 +228,14 @@ class Handlers:
                 if known is not None:
                     memo = {"model": known.model, "memo_of": known.source}
                     return self._blank(task).model_copy(update={"outputs": known.outputs, **memo})
+                said = self._means.chunks if self._means.models.streams(task.model) else None
                 made = partial(
                     Request,
                     params=task.params,
                     key=_work_key(task),
                     is_stopped=stopped.is_set,
                     then=[node.model for node in task.then],
+                    emit=None if said is None else said.of(task),
                 )
                 # not what is left of it: who was held back (ADR-0020) would pass everybody
                 left_s = task.deadline - task.scheduled_at

@@ -151,6 +151,11 @@ class Models:
         """
         return self._catalogue.params(name, given, field="params")
 
+    def streams(self, name: str) -> bool:
+        """Tell whether a model's entry says that it answers in parts."""
+        spec = self._specs.get(name)
+        return spec is not None and spec.streams
+
     def fingerprint(self, name: str) -> str:
         """Return a digest of the model that serves for `name` here.
 
