@@ -141,6 +141,16 @@ def task(tenant: str, modality: str, pool: str, lane: str, model: str) -> str:
     return f"{ROOT}.{tenant}.task.{modality}.{pool}.{lane}.{encode(model)}"
 
 
+def warm(tenant: str, modality: str, pool: str, model: str) -> str:
+    """Where the workers of a pool hear that a model will be wanted."""
+    return f"{ROOT}.{tenant}.warm.{modality}.{pool}.{encode(model)}"
+
+
+def tally(tenant: str, modality: str, worker: str) -> str:
+    """Where a worker says what it has computed until now."""
+    return f"{ROOT}.{tenant}.tally.{modality}.{worker}"
+
+
 def lane_of(subject: str) -> str:
     """Read the lane out of a `task` subject."""
     return subject.split(".")[6]

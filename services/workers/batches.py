@@ -143,6 +143,15 @@ class Line:
         self._lines: dict[Hashable, list[_Place]] = {}
         """By batch key, each a heap."""
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The rows of calls that are told apart, ascending."""
+        return self._curve.sizes
+
+    def learn(self, rows: int, took_s: float) -> None:
+        """Take note of a call that was made before anybody waits."""
+        self._curve.note(rows, took_s)
+
     async def infer(self, request: Request, rank: int = 0, deadline: float = math.inf) -> Computed:
         """Return what the engine gives for a request; cancelled while it waits, it is left out.
 
