@@ -1,9 +1,8 @@
 """Asks services that answer over core NATS; many at once go in few messages."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
 
 import orjson
 from nats.errors import Error as NatsError
@@ -23,18 +22,13 @@ from schemas.errors import (
 from schemas.ids import new_id
 from schemas.messages import Header
 from schemas.pieces import Body
-from services.bundles import HEAD, HEADERS_BYTES, Item, bundles, pack, unpack
+from services.bundles import HEAD, HEADERS_BYTES, Item, pack, unpack
 from services.errors import STATUS, BodyTooLarge
 from services.hearing import Heard
+from services.lanes import HOLD_S, Asked, Lane, Sent
 from services.runtime import Bus
 
 
-AHEAD = 4
-"""Messages that one who answers may have unanswered: so everybody on the way has one to work at."""
-FEW = 8
-"""Requests that are worth a message of their own while others are under way."""
-HOLD_S = 0.005
-"""Longest wait behind so many."""
 SWEEP_S = 0.1
 """How often requests are looked at that may be past their deadline."""
 _NO_RESPONDERS = b"NATS/1.0 503"
@@ -46,68 +40,6 @@ class NobodyServes(ModelUnavailable):
 
     def __init__(self) -> None:
         super().__init__("no worker is there that serves this; try again later")
-
-
-@dataclass(eq=False, slots=True)
-class _Sent:
-    """A message of a lane: one request or more."""
-
-    lane: "_Lane"
-    left: int
-    """Requests without an answer."""
-
-
-@dataclass(eq=False, slots=True)
-class _Asked:
-    """A request under way."""
-
-    item: Item[Body]
-    answer: "asyncio.Future[Item[bytes]]"
-    timeout_s: float
-    deadline: float
-    """By the loop's clock."""
-    sent: _Sent | None = None
-    """In which message; None while it waits, and where each goes alone."""
-
-
-@dataclass(eq=False)
-class _Lane:
-    """The requests to one subject that go together, by turns of the loop and by answers.
-
-    While few messages are unanswered, what is asked in one turn leaves at its end. Behind more of
-    them it waits until one is answered, `HOLD_S` at most: whoever answers has enough to do, and
-    fewer and larger messages cost less.
-
-    All that is under way is spread over the messages evenly. Else those who are answered together
-    ask together, until everybody is in one message, and whoever does not have it idles.
-    """
-
-    subject: str
-    waiting: list[_Asked] = field(default_factory=list)
-    unanswered: int = 0
-    """Messages."""
-    under_way: int = 0
-    """Requests in them that are not over."""
-    timer: asyncio.Handle | None = None
-    """Of the next time that something is sent."""
-
-    @property
-    def busy(self) -> bool:
-        """Tell whether who answers has enough to do."""
-        return self.unanswered >= AHEAD
-
-    def leave(self, *, late: bool) -> Iterator[Sequence[_Asked]]:
-        """Yield what is to leave now, by messages; the rest goes on waiting.
-
-        Args:
-            late: Whether it waited long: then all of it leaves.
-        """
-        waiting = [asked for asked in self.waiting if not asked.answer.done()]
-        share = max(FEW, -(-(len(waiting) + self.under_way) // AHEAD))
-        room = len(waiting) if late else share * (AHEAD - self.unanswered)
-        self.waiting = waiting[room:]
-        for begin in range(0, min(room, len(waiting)), share):
-            yield from bundles(waiting[begin : min(begin + share, room)], _body_size)
 
 
 class Requests:
@@ -124,10 +56,10 @@ class Requests:
         self._opening = asyncio.Lock()
         self._own = new_id()
         self._named = 0
-        self._under_way: dict[str, _Asked] = {}
+        self._under_way: dict[str, Asked] = {}
         self._hearing: dict[str, Heard] = {}
         """What many answers are expected to."""
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, Lane] = {}
         self._asked = 0
         self._sweeping = False
         bus.when_lost(self._lost)
@@ -168,7 +100,7 @@ class Requests:
         token = str(self._asked)
         future: asyncio.Future[Item[bytes]] = loop.create_future()
         item = Item(token, dict(headers), data)
-        asked = _Asked(item, future, timeout_s, loop.time() + timeout_s)
+        asked = Asked(item, future, timeout_s, loop.time() + timeout_s)
         self._under_way[token] = asked
         if not self._sweeping:
             self._sweeping = True
@@ -270,14 +202,14 @@ class Requests:
         most = self._bus.nc.max_payload
         return BodyTooLarge(f"the inputs take {len(data)} bytes, a message holds {most}")
 
-    def _put(self, subject: str, asked: _Asked, *, together: bool) -> None:
+    def _put(self, subject: str, asked: Asked, *, together: bool) -> None:
         """Send a request: alone, at the end of this turn, or behind those before it."""
         if not together:
             self._send(subject, [asked])
             return
         lane = self._lanes.get(subject)
         if lane is None:
-            lane = self._lanes[subject] = _Lane(subject)
+            lane = self._lanes[subject] = Lane(subject)
         lane.waiting.append(asked)
         if lane.timer is None:
             loop = asyncio.get_running_loop()
@@ -286,17 +218,17 @@ class Requests:
             else:
                 lane.timer = loop.call_soon(self._flush, lane)
 
-    def _flush_late(self, lane: _Lane) -> None:
+    def _flush_late(self, lane: Lane) -> None:
         """Send all that waits."""
         self._flush(lane, late=True)
 
-    def _flush(self, lane: _Lane, *, late: bool = False) -> None:
+    def _flush(self, lane: Lane, *, late: bool = False) -> None:
         """Send what waits and there is room for."""
         if lane.timer is not None:
             lane.timer.cancel()
             lane.timer = None
         for together in lane.leave(late=late):
-            sent = _Sent(lane, len(together))
+            sent = Sent(lane, len(together))
             lane.unanswered += 1
             lane.under_way += len(together)
             for asked in together:
@@ -308,7 +240,7 @@ class Requests:
         elif not lane.unanswered:
             self._lanes.pop(lane.subject, None)
 
-    def _send(self, subject: str, together: Sequence[_Asked]) -> None:
+    def _send(self, subject: str, together: Sequence[Asked]) -> None:
         assert self._express is not None, "who asks has opened it"
         items = [asked.item for asked in together]
         if len(items) == 1:
@@ -339,7 +271,7 @@ class Requests:
             asked.answer.set_result(answer)
             self._over(asked)
 
-    def _over(self, asked: _Asked) -> None:
+    def _over(self, asked: Asked) -> None:
         """Count a request that is over, and send what waited for the end of its message."""
         sent, asked.sent = asked.sent, None
         if sent is None:
@@ -384,11 +316,7 @@ class Requests:
             heard.end(gone)
 
 
-def _body_size(asked: _Asked) -> int:
-    return len(asked.item.body)
-
-
-def _fail(asked: Iterable[_Asked], error: ClawdbotError) -> None:
+def _fail(asked: Iterable[Asked], error: ClawdbotError) -> None:
     for item in asked:
         if not item.answer.done():
             item.answer.set_exception(error)

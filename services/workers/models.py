@@ -395,7 +395,6 @@ class Models:
         """Return a loaded engine with the line before it."""
         loaded = Loaded(name, engine.spec, engine, self._counters[name])
         if isinstance(engine, Engine) and engine.blocking:
-            line = Line(name, engine, self._crew, self._rows_max, loaded.counters)
-            line.idle = partial(self._cache.settle, loaded)
-            loaded.line = line
+            loaded.line = Line(name, engine, self._crew, self._rows_max, loaded.counters)
+            loaded.line.idle = partial(self._cache.settle, loaded)
         return loaded

@@ -14,7 +14,8 @@ from events.streams import StreamLimits
 from schemas.errors import ClawdbotError, DeadlineExceeded, InvalidArgument, Unavailable
 from services import micro
 from services.bundles import HEAD, ITEMS_MAX, Item, pack, unpack
-from services.requests import AHEAD, FEW, Requests
+from services.lanes import AHEAD, FEW
+from services.requests import Requests
 from services.runtime import Bus
 from tests.support.nats import NatsServer
 
