@@ -49,6 +49,7 @@ def encode(name: str) -> str:
     )
 
 
+@lru_cache(maxsize=1024)
 def decode(token: str) -> str:
     """Return the name behind a token made by `encode`.
 
@@ -203,8 +204,13 @@ def call(tenant: str, workflow: str) -> str:
 
 
 def chunk(key: RunKey, node_id: str) -> str:
-    """Streamed tokens, transcripts, audio."""
-    return f"{ROOT}.{key.tenant}.chunk.{key.run_id}.{node_id}"
+    """Where a worker says parts of what a node gives, while it computes; by the node's path."""
+    return f"{ROOT}.{key.tenant}.chunk.{key.run_id}.{encode(node_id)}"
+
+
+def chunks(key: RunKey) -> str:
+    """A filter for the parts of all nodes of a run."""
+    return f"{ROOT}.{key.tenant}.chunk.{key.run_id}.*"
 
 
 def dead(tenant: str, kind: str) -> str:

@@ -179,6 +179,19 @@ class EventView(Message):
     data: dict[str, Any]
 
 
+class NodePart(Message):
+    """A part of what a node gives, said while it computes; the log has the whole."""
+
+    node: str
+    """Its path: `llm`, or `each[3]/llm` inside a control node."""
+    attempt: int
+    """A later one begins again with part 1."""
+    part: int
+    """From 1; a number that is missing was lost on the way."""
+    outputs: dict[str, Any]
+    """What is new, by output: of a text, what comes behind what was said before."""
+
+
 class EventPage(Message):
     """A run's events, in order."""
 

@@ -139,6 +139,14 @@ CHANNELS = (
         "Clawdbot-Run-Status other than `running` says that the run is over.",
     ),
     Channel(
+        "chunk",
+        pattern("chunk", "run_id", "node"),
+        api.NodePart,
+        "Worker -> gateways, any client, core NATS, JSON. A part of what a node of a run gives, "
+        "while it computes, of models that stream; the log has the whole in NodeCompleted. `node` "
+        "is the node's path, encoded.",
+    ),
+    Channel(
         "dead",
         pattern("dead", "kind"),
         bytes,

@@ -29,6 +29,7 @@ from services.settings import secret
 from services.telemetry import configure, get_logger, serve_metrics
 from services.workers import devices
 from services.workers.attempts import Attempts
+from services.workers.chunks import Chunks
 from services.workers.engines import ENGINE_NAMES, check_plugins, openai, providers, python
 from services.workers.handlers import Handlers, Means
 from services.workers.memory import Budget, held_bytes
@@ -90,6 +91,7 @@ class Worker:
             tally=counted,
             clock=clock,
             chain_s=settings.chain_ms / 1000,
+            chunks=Chunks(await bus.teller()),
             at_hand=shelf.at_hand,
         )
         handlers = Handlers(means)
@@ -283,6 +285,7 @@ def engine_settings(settings: WorkerSettings) -> dict[str, dict[str, Any]]:
             "allow": settings.openai_allow,
             "keys": openai.parse_keys(settings.openai_keys, secret),
             "bytes_max": settings.http_bytes_max,
+            "silence_s": settings.openai_silence_s,
         },
         "torch": {"bytes_max": settings.model_bytes_max},
         "python": {"allow": settings.python_allow},

@@ -106,9 +106,9 @@ class Loader:
         gpu = engine.gpu()
         if gpu is not None:
             devices.wake(gpu)  # what an open GPU takes is no model's memory
-        if self._freed and not isinstance(engine, Isolated):
+        if not isinstance(engine, Isolated):
             self._freed = 0
-            give_back()  # else it moves into what the last one left, and seems to take nothing
+            give_back()  # else it moves into what others left, and seems to take nothing
         before, begun = _held(on_gpu=gpu is not None), time.perf_counter()
         engine.load()
         in_memory = time.perf_counter()

@@ -7,11 +7,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from events.models import Offer
 from schemas.catalogue import Catalogue, ModelSpec
@@ -39,8 +39,7 @@ ROWS_MAX = 64
 """Rows of one call, where no setting says otherwise."""
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What a model gave."""
 
     outputs: Mapping[str, Value]
@@ -154,6 +153,11 @@ class Models:
         """
         return self._catalogue.params(name, given, field="params")
 
+    def streams(self, name: str) -> bool:
+        """Tell whether a model's entry says that it answers in parts."""
+        spec = self._specs.get(name)
+        return spec is not None and spec.streams
+
     def fingerprint(self, name: str) -> str:
         """Return a digest of the model that serves for `name` here.
 
@@ -202,7 +206,7 @@ class Models:
             return Answer(outputs, served, 0.0, 0.0, 0.0, remembered=True)
         answer = await self._infer(name, request, *urgency)
         responses.keep(digest, answer.outputs)
-        return replace(answer, remembered=False)
+        return answer._replace(remembered=False)
 
     async def _infer(self, name: str, request: Request, rank: int, left_s: float) -> Answer:
         begun = time.perf_counter()
@@ -391,7 +395,6 @@ class Models:
         """Return a loaded engine with the line before it."""
         loaded = Loaded(name, engine.spec, engine, self._counters[name])
         if isinstance(engine, Engine) and engine.blocking:
-            line = Line(name, engine, self._crew, self._rows_max, loaded.counters)
-            line.idle = partial(self._cache.settle, loaded)
-            loaded.line = line
+            loaded.line = Line(name, engine, self._crew, self._rows_max, loaded.counters)
+            loaded.line.idle = partial(self._cache.settle, loaded)
         return loaded

@@ -188,7 +188,7 @@ async def test_an_inference_that_no_log_keeps_is_adapted_too(tmp_path: Path) -> 
     subject = infer_subject("default", "text", "mean")
     wire = orjson.dumps({"inputs": {"pixels": to_json(to_wire(picture(16, 8)))}})
     answer = await hands(models).infer(Asked(subject, {}, wire))
-    found = from_wire(from_json(orjson.loads(answer.body)["outputs"])["scores"])
+    found = from_wire(from_json(orjson.loads(bytes(answer.body))["outputs"])["scores"])
     np.testing.assert_allclose([[0.5, 0.0, 0.5]], array(found), atol=0.05)
     raw = await hands(models).infer(
         Asked(subject, {"Content-Type": "image/png"}, picture(16, 8).data)
