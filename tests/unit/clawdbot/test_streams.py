@@ -37,6 +37,7 @@ def test_nobody_says_anything(capsys: pytest.CaptureFixture[str]) -> None:
 class Terminal(io.StringIO):
     """A terminal that keeps what it is sent."""
 
+    @override
     def isatty(self) -> bool:
         """Say so."""
         return True
