@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import queue
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import nats
+import numpy as np
 import pytest
+import tritonclient.grpc as triton
 
 from clawdbot import AsyncClient, Client, WorkflowBuilder
 from clawdbot.cli.output import ExitCode
@@ -16,7 +19,7 @@ from schemas.api import EventView, NodePart
 from schemas.errors import InvalidArgument, NotFound
 from tests.integration.conftest import GATEWAYS, Running
 from tests.integration.test_cli import clawdbot
-from tests.support.openai_server import OpenaiServer
+from tests.support.openai_server import USAGE, OpenaiServer
 from tests.support.wait import until_sync
 
 
@@ -173,6 +176,52 @@ def test_a_run_that_is_cancelled(client: Client, llm: OpenaiServer) -> None:
     assert isinstance(item, EventView)
     assert "RunCancelled" == item.type
     assert llm.left.wait(30)
+
+
+def generated(url: str, name: str, words: str) -> list[dict[str, Any]]:
+    """Return the events of generate_stream, without what names the model."""
+    address = f"{url}/v2/models/{name}/generate_stream"
+    answer = httpx.post(address, json={"text_input": words}, timeout=30)
+    assert 200 == answer.status_code, answer.text
+    found = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data:")]
+    head = ("model_name", "model_version", "run_id", "text_output")
+    return [{name: item[name] for name in item if name not in head} for item in found]
+
+
+def test_a_model_with_other_outputs(running: Running) -> None:
+    """Its text comes in parts, the others with the last one; over HTTP and gRPC."""
+    expected = [{"text": "ONE"}, {"text": " TWO"}, {"usage": USAGE}]
+    assert expected == generated(running.url(), "writer", "one two")
+    port = running.mesh.services["gateway-0"].fact("grpc_listening", "port")
+    answers: queue.Queue[Any] = queue.Queue()
+    with triton.InferenceServerClient(f"127.0.0.1:{port}") as rpc:
+        rpc.start_stream(lambda result, error: answers.put(error or result))
+        text = triton.InferInput("text", [1], "BYTES")
+        text.set_data_from_numpy(np.array(["one two"], np.object_))
+        rpc.async_stream_infer("writer", [text])
+        found = [answers.get(timeout=30) for _ in range(3)]
+    parts = [[output.name for output in item.get_response().outputs] for item in found]
+    assert [["text"], ["text"], ["usage"]] == parts
+    assert b" TWO" == found[1].as_numpy("text")[0]
+    assert found[2].get_response().parameters["triton_final_response"].bool_param
+
+
+def test_a_workflow_as_a_model(running: Running, client: Client, llm: OpenaiServer) -> None:
+    """What its sink says comes in parts; what is said inside of it is no part of its answer."""
+    builder = WorkflowBuilder().add_node("llm", model="writer")
+    builder.deploy("wrote", client=client)
+    llm.hold_after = 2
+    address = f"{running.url()}/v2/models/wrote/generate_stream"
+    with httpx.stream("POST", address, json={"text_input": "one two"}, timeout=30) as answer:
+        lines = (line for line in answer.iter_lines() if line.startswith("data:"))
+        assert "ONE" == json.loads(next(lines)[6:])["llm.text"]
+        llm.go.set()
+        assert " TWO" == "".join(json.loads(line[6:]).get("llm.text", "") for line in lines)
+    llm.hold_after, llm.cuts = None, 1  # the second attempt says the same
+    items = generated(running.url(), "wrote", "one two")
+    assert "ONE TWO" == "".join(item.get("llm.text", "") for item in items)
+    assert USAGE == items[-1]["llm.usage"]
+    assert [{"out.text": "<ONE TWO>"}] == generated(running.url(), "talk", "one two")
 
 
 def test_from_a_shell(running: Running, client: Client, llm: OpenaiServer) -> None:
