@@ -241,7 +241,7 @@ def test_from_a_shell(running: Running, llm: OpenaiServer) -> None:
     assert "no part of an answer" in " ".join(failed.stderr.split())
 
 
-async def test_on_the_bus(running: Running, http: httpx.Client) -> None:
+async def test_on_the_bus(running: Running) -> None:
     """Any NATS client hears them, by the paths of nodes; models that do not stream say none."""
     key = RunKey("default", "heard-on-the-bus")
     heard: list[tuple[str, Any]] = []
@@ -264,13 +264,16 @@ async def test_on_the_bus(running: Running, http: httpx.Client) -> None:
                  "inputs": {"text": "= 'x'"}},
             ]
         }  # fmt: skip
-        deployed = http.post("/v1/workflows", json={"name": "chorus", "definition": definition})
-        assert deployed.is_success, deployed.text
-        answer = http.post(
-            "/v1/workflows/chorus/runs?wait=30",
-            json={"inputs": {"lines": ["a b", "c"]}},
-            headers={"clawdbot-run-id": key.run_id},
-        )
+        async with httpx.AsyncClient(base_url=running.url(), timeout=30) as http:
+            deployed = await http.post(
+                "/v1/workflows", json={"name": "chorus", "definition": definition}
+            )
+            assert deployed.is_success, deployed.text
+            answer = await http.post(
+                "/v1/workflows/chorus/runs?wait=30",
+                json={"inputs": {"lines": ["a b", "c"]}},
+                headers={"clawdbot-run-id": key.run_id},
+            )
         assert "completed" == answer.json()["status"], answer.text
         async with asyncio.timeout(30):
             while len(heard) < 3:  # noqa: ASYNC110 - the subscription's callback fills it
