@@ -31,12 +31,14 @@ from nats.errors import TimeoutError as NatsTimeout
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 from typing_extensions import override
 
+from events.inlet import CRLF, Inlet
+from schemas.pieces import Body, parts_of, runs
+
 
 ASK_TIMEOUT_S = 2.5
 SWEEP_S = 0.1
 """How often unanswered requests are looked at."""
 BETWEEN_S = 0.001
-_CRLF = b"\r\n"
 STATUS = b"NATS/1.0 "
 """What the head of a status begins with, and of no other message."""
 _NO_RESPONDERS = b"NATS/1.0 503"
@@ -144,21 +146,26 @@ class Express:
         self._unanswered: dict[str, tuple[asyncio.Future[bytes], float]] = {}
         self._sweeping = False
         self._out: list[bytes] = []
-        self.parser = _Cutter(nc, self)
+        self._failures: set[asyncio.Future[None]] = set()
+        """Errors of handlers that are being reported."""
+        self._parser = _Watch(nc, self)
         """Takes the place of nats-py's."""
+        self.is_before_parser = False
+        """Whether the express reads from the connection."""
 
     @classmethod
     async def of(cls, nc: Nats) -> "Express":
         """Return the express of a connection, over TCP or TLS: one for all who use it."""
         while True:
             parser = nc._ps  # noqa: SLF001
-            if isinstance(parser, _Cutter):
+            if isinstance(parser, _Watch):
                 return parser.express
             if parser.state == AWAITING_CONTROL_LINE and not parser.buf:
                 break
             await asyncio.sleep(BETWEEN_S)  # it is in the middle of a message
         express = cls(nc)
-        nc._ps = express.parser  # noqa: SLF001
+        nc._ps = express._parser  # noqa: SLF001
+        express.go_before_parser()
         await express.subscribe(f"{express._inbox}.*", express._on_answer)
         return express
 
@@ -186,7 +193,7 @@ class Express:
         self.handlers.pop(str(subscription._id), None)  # noqa: SLF001
         await subscription.unsubscribe()
 
-    def publish(self, subject: str, data: bytes, head: bytes = b"", reply: str = "") -> None:
+    def publish(self, subject: str, data: Body, head: bytes = b"", reply: str = "") -> None:
         """Publish at the end of this turn of the loop; while disconnected, after the reconnect.
 
         Raises:
@@ -206,7 +213,7 @@ class Express:
         line = f"HPUB {target} {len(head)} {size}\r\n" if head else f"PUB {target} {size}\r\n"
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._out += (line.encode(), head, data, _CRLF)
+        self._out += (line.encode(), head, *parts_of(data), CRLF)
 
     def ask(self, subject: str, data: bytes, head: bytes = b"") -> "asyncio.Future[bytes]":
         """Publish and return the answer to come.
@@ -229,6 +236,27 @@ class Express:
             self._loop.call_later(SWEEP_S, self._sweep)
         return future
 
+    def go_before_parser(self, data: bytes = b"") -> None:
+        """Read from the connection from now on; takes what nats-py has read, or is about to."""
+        stream: Any = self._nc._transport  # noqa: SLF001
+        reader, transport = stream._io_reader, stream._io_writer.transport  # noqa: SLF001
+        left = data + bytes(reader._buffer)  # noqa: SLF001
+        reader._buffer.clear()  # noqa: SLF001
+        reader._maybe_resume_transport()  # noqa: SLF001
+        inlet = Inlet(transport.get_protocol(), self.handlers, self._deliver, reader.feed_data)
+        transport.set_protocol(inlet)
+        self.is_before_parser = True
+        inlet.take(left)
+
+    def _deliver(self, sid: str, subject: str, reply: str, head: bytes, data: bytes) -> None:
+        """Hand a message to who subscribed."""
+        try:
+            self.handlers[sid](Frame(subject, reply, head, data))
+        except Exception as error:  # noqa: BLE001 - the connection must outlive any handler
+            failure = asyncio.ensure_future(self._nc._error_cb(error))  # noqa: SLF001
+            self._failures.add(failure)
+            failure.add_done_callback(self._failures.discard)
+
     def _on_answer(self, frame: Frame) -> None:
         future, _ = self._unanswered.pop(frame.subject.rpartition(".")[2], (None, 0.0))
         if future is None or future.done():
@@ -240,6 +268,7 @@ class Express:
 
     def connection_lost(self) -> None:
         """Give up what was sent: the answers went to the connection that is no more."""
+        self.is_before_parser = False
         for token, (future, _) in list(self._unanswered.items()):
             if int(token) > self._sent:
                 break
@@ -266,15 +295,18 @@ class Express:
         nc._pending += self._out  # noqa: SLF001
         self._out.clear()
         if nc.is_connected and nc._transport is not None:  # noqa: SLF001
-            nc._transport.write(b"".join(nc._pending))  # noqa: SLF001
+            nc._transport.writelines(list(runs(nc._pending)))  # noqa: SLF001
             nc._pending, nc._pending_data_size = [], 0  # noqa: SLF001
             self._sent = self._asked
         else:
             nc._pending_data_size = sum(map(len, nc._pending))  # noqa: SLF001
 
 
-class _Cutter(Parser):
-    """nats-py's parser, save that messages are cut out of the bytes in one step."""
+class _Watch(Parser):
+    """nats-py's parser, which sees what the express leaves it.
+
+    It is also told first of every connection: when one is over, and when another one was begun.
+    """
 
     def __init__(self, nc: Nats, express: Express) -> None:
         self.express = express
@@ -284,51 +316,10 @@ class _Cutter(Parser):
     def reset(self) -> None:
         super().reset()
         self.express.connection_lost()
-        self._held = bytearray()
-        self._wanted = 0
 
     @override
     async def parse(self, data: bytes = b"") -> None:
-        if self._held:
-            self._held += data
-            if len(self._held) < self._wanted:
-                return  # a large message, still on its way
-            data = bytes(self._held)
-            self._held.clear()
-        begin = 0
-        while True:
-            end = data.find(_CRLF, begin)
-            if end < 0:
-                self._wanted = 0
-                break
-            if data.startswith((b"HMSG ", b"MSG "), begin):
-                line = data[begin:end].decode(errors="replace").split(" ")
-                body = end + 2
-                self._wanted = int(line[-1]) + 2 + body - begin
-                if begin + self._wanted > len(data):
-                    break
-                await self._deliver(line, data, body)
-                begin += self._wanted
-            else:
-                await super().parse(data[begin : end + 2])
-                begin = end + 2
-        self._held += data[begin:]
-
-    async def _deliver(self, line: list[str], data: bytes, body: int) -> None:
-        """Hand on one message: to the express, or else to nats-py."""
-        with_head = line[0] == "HMSG"
-        end = body + int(line[-1])
-        split = body + int(line[-2]) if with_head else body
-        reply = line[3] if len(line) == 5 + with_head else ""
-        head = data[body:split]
-        handler = self.express.handlers.get(line[2])
-        if handler is None:
-            subject, answer_to = line[1].encode(), reply.encode()
-            await self.nc._process_msg(  # noqa: SLF001
-                int(line[2]), subject, answer_to, data[split:end], head
-            )
-            return
-        try:
-            handler(Frame(line[1], reply, head, data[split:end]))
-        except Exception as error:  # noqa: BLE001 - the connection must outlive any handler
-            await self.nc._error_cb(error)  # noqa: SLF001
+        if self.express.is_before_parser:
+            await super().parse(data)
+        else:
+            self.express.go_before_parser(data)

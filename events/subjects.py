@@ -49,6 +49,7 @@ def encode(name: str) -> str:
     )
 
 
+@lru_cache(maxsize=1024)
 def decode(token: str) -> str:
     """Return the name behind a token made by `encode`.
 
@@ -138,6 +139,16 @@ def live(key: RunKey) -> str:
 def task(tenant: str, modality: str, pool: str, lane: str, model: str) -> str:
     """Where work waits for a worker of the pool."""
     return f"{ROOT}.{tenant}.task.{modality}.{pool}.{lane}.{encode(model)}"
+
+
+def warm(tenant: str, modality: str, pool: str, model: str) -> str:
+    """Where the workers of a pool hear that a model will be wanted."""
+    return f"{ROOT}.{tenant}.warm.{modality}.{pool}.{encode(model)}"
+
+
+def tally(tenant: str, modality: str, worker: str) -> str:
+    """Where a worker says what it has computed until now."""
+    return f"{ROOT}.{tenant}.tally.{modality}.{worker}"
 
 
 def lane_of(subject: str) -> str:

@@ -13,7 +13,7 @@ Messages between services are MessagePack, so bytes stay bytes. In JSON (HTTP, C
 import base64
 import binascii
 import mimetypes
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
@@ -84,7 +84,12 @@ _KEYS: dict[type, str] = {kind: key for key, kind in _KINDS.items()}
 def to_wire(value: Value) -> Any:
     """Return the wire form of one value."""
     key = _KEYS.get(type(value))
-    return value if key is None else {key: value.model_dump()}
+    return value if key is None else {key: dict(value.__dict__)}  # plain fields: no model_dump
+
+
+def bulk(values: Iterable[Value]) -> int:
+    """Return how many bytes tensors and files among values have."""
+    return sum(len(value.data) for value in values if isinstance(value, Tensor | Binary))
 
 
 def special_key(wire: Any) -> str | None:

@@ -6,20 +6,22 @@ system calls are shared by all in it; a request alone is a message as ever, and 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import ormsgpack
 
 from events.express import encode_head
 from schemas.errors import InvalidArgument
 from schemas.messages import Header
+from schemas.pieces import LARGE_BYTES, Body
 
 
 T = TypeVar("T")
+B = TypeVar("B", bound=Body)
 
 ITEMS_MAX = 256
 """Requests or answers of one bundle."""
-BYTES_MAX = 256 * 1024
+BYTES_MAX = LARGE_BYTES
 """Bodies of one bundle; a larger one is alone."""
 HEADERS_BYTES = 4096
 """Room for the headers of a request or an answer; the bus counts them as payload."""
@@ -27,13 +29,13 @@ HEAD = encode_head({Header.BUNDLE: "1"})
 """The headers of a message that is a bundle, and of no other."""
 
 
-class Item(NamedTuple):
+class Item(NamedTuple, Generic[B]):
     """A request, or an answer."""
 
     token: str
     """Names a request to the one who asked."""
     headers: dict[str, str]
-    body: bytes
+    body: B
 
 
 def bundles(items: Sequence[T], size: Callable[[T], int]) -> Iterator[Sequence[T]]:
@@ -49,17 +51,17 @@ def bundles(items: Sequence[T], size: Callable[[T], int]) -> Iterator[Sequence[T
         yield items[begin:]
 
 
-def body_size(item: Item) -> int:
+def body_size(item: Item[Body]) -> int:
     """Return the bytes of a body."""
     return len(item.body)
 
 
-def pack(items: Sequence[Item]) -> bytes:
+def pack(items: Sequence[Item[Body]]) -> bytes:
     """Return the body of a bundle."""
-    return ormsgpack.packb([tuple(item) for item in items])
+    return ormsgpack.packb([tuple(item) for item in items], default=bytes)
 
 
-def unpack(body: bytes) -> list[Item]:
+def unpack(body: bytes) -> list[Item[bytes]]:
     """Read the body of a bundle.
 
     Raises:

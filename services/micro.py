@@ -26,6 +26,7 @@ from events.express import Express, Frame, decode_head, encode_head
 from schemas.errors import ClawdbotError, EngineFailed, InvalidArgument, Unavailable
 from schemas.ids import new_id
 from schemas.messages import Header
+from schemas.pieces import Body
 from services.bundles import HEAD, HEADERS_BYTES, Item, body_size, bundles, pack, unpack
 from services.errors import BodyTooLarge, error_body, status_of
 from services.telemetry import MessageMeter, get_logger
@@ -39,7 +40,7 @@ LEAVE_S = 1
 CRASHED = "something went wrong here; the log has it under this request_id"
 
 
-async def _nowhere(_: bytes, __: dict[str, str]) -> None:
+async def _nowhere(_: Body, __: dict[str, str]) -> None:
     """Send a part to nobody."""
 
 
@@ -53,7 +54,7 @@ class Asked:
     request_id: str = field(default_factory=new_id)
     facts: dict[str, Any] = field(default_factory=dict)
     """What the handler wants in the canonical log line."""
-    send: Callable[[bytes, dict[str, str]], Awaitable[None]] = _nowhere
+    send: Callable[[Body, dict[str, str]], Awaitable[None]] = _nowhere
     """Sends a part of the answer, before the reply that ends it."""
 
 
@@ -61,7 +62,7 @@ class Asked:
 class Reply:
     """What goes back to the caller; `error` is None when all went well."""
 
-    body: bytes
+    body: Body
     headers: dict[str, str] = field(default_factory=dict)
     error: ClawdbotError | None = None
 
@@ -160,9 +161,10 @@ class _Desk:
         self._group = group
         self._endpoint = endpoint
         self._meter = MessageMeter(endpoint.service, endpoint.name)
+        self._meter.in_flight.set_function(lambda: self._working)
         self._working = self._done = self._errors = self._busy_ns = 0
         self._last_error = ""
-        self._out: dict[str, list[Item]] = {}
+        self._out: dict[str, list[Item[Body]]] = {}
         """Answers of this turn of the loop, by the address of their bundle."""
 
     def correct(self, stats: EndpointStats) -> Any:
@@ -199,23 +201,27 @@ class _Desk:
         self._working += 1
         work = self._work(caller, asked)
         try:
-            self._group.create_task(work)
+            task = self._group.create_task(work)
         except RuntimeError:  # the group is shutting down
             work.close()
+            self._working -= 1
+            self._finish(caller, asked, _refusal("this process is stopping; try again"))
+        else:
+            task.add_done_callback(partial(self._over, caller, asked))
+
+    def _over(self, caller: _From, asked: Asked, task: asyncio.Task[None]) -> None:
+        """Answer for a task that was cancelled before it began."""
+        if task.cancelled():
             self._working -= 1
             self._finish(caller, asked, _refusal("this process is stopping; try again"))
 
     async def _work(self, caller: _From, asked: Asked) -> None:
         begun = time.perf_counter_ns()
-        self._meter.in_flight.inc()
         try:
             reply = await self._answer(asked)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # the task ends with its answer, and so is not cancelled
             reply = _refusal("this process is stopping; try again")
-            self._finish(caller, asked, reply, time.perf_counter_ns() - begun)
-            raise
         finally:
-            self._meter.in_flight.dec()
             self._working -= 1
         self._finish(caller, asked, reply, time.perf_counter_ns() - begun)
 
@@ -271,7 +277,7 @@ class _Desk:
             return True
         return self._publish(caller.reply, body, encode_head(headers) if headers else b"")
 
-    async def _send_part(self, caller: _From, body: bytes, headers: dict[str, str]) -> None:
+    async def _send_part(self, caller: _From, body: Body, headers: dict[str, str]) -> None:
         self._publish(caller.reply, body, encode_head(headers))
 
     def _flush(self) -> None:
@@ -281,7 +287,7 @@ class _Desk:
             for together in bundles(items, body_size):
                 self._publish(reply, pack(together), HEAD)
 
-    def _publish(self, reply: str, body: bytes, head: bytes) -> bool:
+    def _publish(self, reply: str, body: Body, head: bytes) -> bool:
         try:
             self._express.publish(reply, body, head)
         except NatsError:  # the bus is away for too long

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import uvloop
 
 from schemas.errors import ClawdbotError
+from services.allocator import keep_freed
 from services.settings import S, read
 from services.telemetry import configure, get_logger
 
@@ -34,7 +35,9 @@ def main(kind: type[S], build: Callable[[S], Service]) -> None:
     """
     configure(kind.__module__.split(".")[1])
     try:
-        run(build(read(kind)).run)
+        settings = read(kind)
+        keep_freed(settings.freed_bytes_kept)
+        run(build(settings).run)
     except ClawdbotError as error:
         log.critical("cannot_start", error=error.message, field=error.field, **error.context)
         sys.exit(1)

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
 
 import orjson
 from nats.errors import Error as NatsError
@@ -22,16 +21,16 @@ from schemas.errors import (
 )
 from schemas.ids import new_id
 from schemas.messages import Header
-from services.bundles import HEAD, HEADERS_BYTES, Item, bundles, pack, unpack
+from schemas.pieces import Body
+from services.bundles import HEAD, HEADERS_BYTES, Item, pack, unpack
 from services.errors import STATUS, BodyTooLarge
 from services.hearing import Heard
+from services.lanes import HOLD_S, Asked, Lane, Sent
 from services.runtime import Bus
 
 
-AHEAD = 2
-"""Messages that one who answers may have: one at work, and the next."""
-HOLD_S = 0.005
-"""Longest wait behind so many."""
+SWEEP_S = 0.1
+"""How often requests are looked at that may be past their deadline."""
 _NO_RESPONDERS = b"NATS/1.0 503"
 _TOO_LARGE = "413"
 
@@ -41,47 +40,6 @@ class NobodyServes(ModelUnavailable):
 
     def __init__(self) -> None:
         super().__init__("no worker is there that serves this; try again later")
-
-
-@dataclass(eq=False)
-class _Sent:
-    """A message of a lane: one request or more."""
-
-    lane: "_Lane"
-    left: int
-    """Requests without an answer."""
-
-
-@dataclass(eq=False)
-class _Asked:
-    """A request under way."""
-
-    item: Item
-    answer: "asyncio.Future[Item]"
-    sent: _Sent | None = None
-    """In which message; None while it waits, and where each goes alone."""
-
-
-@dataclass(eq=False)
-class _Lane:
-    """The requests to one subject that go together, by turns of the loop and by answers.
-
-    While few messages are unanswered, what is asked in one turn leaves at its end. Behind more of
-    them it waits until one is answered, `HOLD_S` at most: whoever answers has enough to do, and
-    fewer and larger messages cost less.
-    """
-
-    subject: str
-    waiting: list[_Asked] = field(default_factory=list)
-    unanswered: int = 0
-    """Messages."""
-    timer: asyncio.Handle | None = None
-    """Of the next time that something is sent."""
-
-    @property
-    def busy(self) -> bool:
-        """Tell whether who answers has enough to do."""
-        return self.unanswered >= AHEAD
 
 
 class Requests:
@@ -98,17 +56,18 @@ class Requests:
         self._opening = asyncio.Lock()
         self._own = new_id()
         self._named = 0
-        self._under_way: dict[str, _Asked] = {}
+        self._under_way: dict[str, Asked] = {}
         self._hearing: dict[str, Heard] = {}
         """What many answers are expected to."""
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, Lane] = {}
         self._asked = 0
+        self._sweeping = False
         bus.when_lost(self._lost)
 
     async def ask(
         self,
         subject: str,
-        data: bytes,
+        data: Body,
         headers: Mapping[str, str],
         timeout_s: float,
         *,
@@ -139,21 +98,24 @@ class Requests:
         loop = asyncio.get_running_loop()
         self._asked += 1
         token = str(self._asked)
-        asked = _Asked(Item(token, dict(headers), data), loop.create_future())
+        future: asyncio.Future[Item[bytes]] = loop.create_future()
+        item = Item(token, dict(headers), data)
+        asked = Asked(item, future, timeout_s, loop.time() + timeout_s)
         self._under_way[token] = asked
-        timer = loop.call_later(timeout_s, _give_up, asked.answer, timeout_s)
+        if not self._sweeping:
+            self._sweeping = True
+            loop.call_later(SWEEP_S, self._sweep)
         self._put(subject, asked, together=together)
         try:
-            answer = await asked.answer
+            answer = await future
         finally:
-            timer.cancel()
             del self._under_way[token]
             self._over(asked)
         _check(answer.headers, answer.body)
         return answer.body
 
     async def stream(
-        self, subject: str, data: bytes, headers: Mapping[str, str], timeout_s: float
+        self, subject: str, data: Body, headers: Mapping[str, str], timeout_s: float
     ) -> AsyncGenerator[tuple[bytes, bool], None]:
         """Yield the parts of an answer, and whether each is the last.
 
@@ -207,7 +169,7 @@ class Requests:
                 yield frame.data
 
     async def _frames(
-        self, subject: str, data: bytes, head: bytes, silence_s: float
+        self, subject: str, data: Body, head: bytes, silence_s: float
     ) -> AsyncGenerator[Frame, None]:
         """Publish, and yield whatever comes back."""
         if not self._bus.connected:
@@ -236,43 +198,49 @@ class Requests:
                 self._express = express
             return self._express
 
-    def _too_large(self, data: bytes) -> BodyTooLarge:
+    def _too_large(self, data: Body) -> BodyTooLarge:
         most = self._bus.nc.max_payload
         return BodyTooLarge(f"the inputs take {len(data)} bytes, a message holds {most}")
 
-    def _put(self, subject: str, asked: _Asked, *, together: bool) -> None:
+    def _put(self, subject: str, asked: Asked, *, together: bool) -> None:
         """Send a request: alone, at the end of this turn, or behind those before it."""
         if not together:
             self._send(subject, [asked])
             return
         lane = self._lanes.get(subject)
         if lane is None:
-            lane = self._lanes[subject] = _Lane(subject)
+            lane = self._lanes[subject] = Lane(subject)
         lane.waiting.append(asked)
         if lane.timer is None:
             loop = asyncio.get_running_loop()
             if lane.busy:
-                lane.timer = loop.call_later(HOLD_S, self._flush, lane)
+                lane.timer = loop.call_later(HOLD_S, self._flush_late, lane)
             else:
                 lane.timer = loop.call_soon(self._flush, lane)
 
-    def _flush(self, lane: _Lane) -> None:
-        """Send what waits."""
+    def _flush_late(self, lane: Lane) -> None:
+        """Send all that waits."""
+        self._flush(lane, late=True)
+
+    def _flush(self, lane: Lane, *, late: bool = False) -> None:
+        """Send what waits and there is room for."""
         if lane.timer is not None:
             lane.timer.cancel()
             lane.timer = None
-        waiting = [asked for asked in lane.waiting if not asked.answer.done()]
-        lane.waiting.clear()
-        for together in bundles(waiting, _body_size):
-            sent = _Sent(lane, len(together))
+        for together in lane.leave(late=late):
+            sent = Sent(lane, len(together))
             lane.unanswered += 1
+            lane.under_way += len(together)
             for asked in together:
                 asked.sent = sent
             self._send(lane.subject, together)
-        if not lane.unanswered:
+        if lane.waiting:
+            loop = asyncio.get_running_loop()
+            lane.timer = loop.call_later(HOLD_S, self._flush_late, lane)
+        elif not lane.unanswered:
             self._lanes.pop(lane.subject, None)
 
-    def _send(self, subject: str, together: Sequence[_Asked]) -> None:
+    def _send(self, subject: str, together: Sequence[Asked]) -> None:
         assert self._express is not None, "who asks has opened it"
         items = [asked.item for asked in together]
         if len(items) == 1:
@@ -297,27 +265,40 @@ class Requests:
         else:
             self._settle(Item(token, decode_head(frame.head) if frame.head else {}, frame.data))
 
-    def _settle(self, answer: Item) -> None:
+    def _settle(self, answer: Item[bytes]) -> None:
         asked = self._under_way.get(answer.token)
         if asked is not None and not asked.answer.done():
             asked.answer.set_result(answer)
             self._over(asked)
 
-    def _over(self, asked: _Asked) -> None:
+    def _over(self, asked: Asked) -> None:
         """Count a request that is over, and send what waited for the end of its message."""
         sent, asked.sent = asked.sent, None
         if sent is None:
             return
+        lane = sent.lane
         sent.left -= 1
+        lane.under_way -= 1
         if sent.left:
             return
-        lane = sent.lane
         lane.unanswered -= 1
         if lane.waiting:
             if not lane.busy:
                 self._flush(lane)
         elif not lane.unanswered:
             self._lanes.pop(lane.subject, None)
+
+    def _sweep(self) -> None:
+        """Give up what is past its deadline: hardly any is, so one timer watches over all."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for asked in self._under_way.values():
+            if asked.deadline <= now:
+                late = f"no answer came within {asked.timeout_s:g} seconds"
+                _fail([asked], DeadlineExceeded(late))
+        self._sweeping = bool(self._under_way)
+        if self._sweeping:
+            loop.call_later(SWEEP_S, self._sweep)
 
     def _nobody(self, token: str) -> None:
         """Give up what went in a message that nobody took."""
@@ -335,19 +316,10 @@ class Requests:
             heard.end(gone)
 
 
-def _body_size(asked: _Asked) -> int:
-    return len(asked.item.body)
-
-
-def _fail(asked: Iterable[_Asked], error: ClawdbotError) -> None:
+def _fail(asked: Iterable[Asked], error: ClawdbotError) -> None:
     for item in asked:
         if not item.answer.done():
             item.answer.set_exception(error)
-
-
-def _give_up(answer: "asyncio.Future[Item]", timeout_s: float) -> None:
-    if not answer.done():
-        answer.set_exception(DeadlineExceeded(f"no answer came within {timeout_s:g} seconds"))
 
 
 def _check(headers: Mapping[str, str], data: bytes) -> None:

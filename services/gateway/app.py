@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import uvicorn
-from starlette.requests import Request
-from starlette.responses import Response
 
 from events.blobs import JetStreamBlobStore
 from events.definitions import DefinitionStore
@@ -32,7 +30,7 @@ from services.gateway.api import build_api
 from services.gateway.calls import Calls
 from services.gateway.deployments import Deployments
 from services.gateway.inference.balance import Balance
-from services.gateway.inference.lane import Lane
+from services.gateway.inference.lane import Answer, Asked, Lane
 from services.gateway.inference.regions import Regions
 from services.gateway.inference.sequences import Sequences
 from services.gateway.inference.service import Inferences
@@ -92,7 +90,7 @@ class Gateway:
                     parts.submissions.admission.watch(bus),
                 ):
                     group.create_task(task)
-                await _hear_commits(bus, parts.waiters)
+                await _hear(bus, parts)
                 await self._serve_calls(bus, parts, group)
                 await caught_up.wait()
                 server = _server(parts)
@@ -262,8 +260,8 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _server(parts: Parts) -> uvicorn.Server:
-    def infer(request: Request, name: str, version: str | None) -> Awaitable[Response]:
-        return inference.infer(request, parts, name, version)
+    def infer(asked: Asked) -> Awaitable[Answer]:
+        return inference.infer(asked, parts)
 
     config = uvicorn.Config(
         Watch(
@@ -293,9 +291,11 @@ async def _serve_http(server: uvicorn.Server, listener: socket.socket) -> None:
         raise
 
 
-async def _hear_commits(bus: Bus, waiters: Waiters) -> None:
+async def _hear(bus: Bus, parts: Parts) -> None:
+    """Hear commits, and what workers computed."""
     express = await Express.of(bus.nc)
-    await express.subscribe(every("live", "*.*"), waiters.on_live)
+    await express.subscribe(every("live", "*.*"), parts.waiters.on_live)
+    await bus.nc.subscribe(every("tally", "*.*"), cb=parts.tallies.hear)
 
 
 async def _watch(bus: Bus, waiters: Waiters) -> None:

@@ -1,43 +1,48 @@
-"""Clients that go away: what they waited for is called off."""
+"""What the connection says of a request besides ASGI: that it is all here, that its client went.
 
-import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+What somebody waited for who went away is called off.
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+from typing_extensions import override
 
 from schemas.errors import Cancelled
+from services.calling_off import Revocable
 
 
 DEPARTURES = "clawdbot.departures"
 """Of an ASGI scope: what to call when the connection is lost."""
+ARRIVED = "clawdbot.arrived"
+"""Of an ASGI scope: whether the whole request is here, and its body needs no waiting for."""
 
 
-@contextmanager
-def called_off_when_gone(scope: Any) -> Iterator[None]:
-    """Cancel the block when the client's connection is lost.
+class called_off_when_gone(Revocable):  # noqa: N801 - reads as a word of the sentence
+    """Cancels a block when the client's connection is lost, which then raises `Cancelled`.
 
     A task that waits for the end of the connection would cost more than an inference does; here
     the connection itself calls.
 
-    Raises:
-        Cancelled: It was lost.
+    Args:
+        scope: Of the request.
     """
-    departures: set[Callable[[], None]] = scope.get(DEPARTURES, set())
-    task, gone = asyncio.current_task(), False
-    assert task is not None, "a request is served by a task"
 
-    def leave() -> None:
-        nonlocal gone
-        gone = True
-        task.cancel()
+    __slots__ = ("_departures",)
 
-    departures.add(leave)
-    try:
-        yield
-    except asyncio.CancelledError as error:
-        if not gone:
-            raise
-        task.uncancel()
-        raise Cancelled("the client went away") from error
-    finally:
-        departures.discard(leave)
+    def __init__(self, scope: Any) -> None:
+        super().__init__()
+        self._departures: set[Callable[[], None]] = scope.get(DEPARTURES, set())
+
+    @override
+    def __enter__(self) -> Self:
+        self._departures.add(self._leave)
+        return super().__enter__()
+
+    @override
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._departures.discard(self._leave)
+        super().__exit__(kind, error, trace)
+
+    def _leave(self) -> None:
+        self.call_off(Cancelled("the client went away"))

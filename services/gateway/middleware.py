@@ -8,12 +8,12 @@ from functools import cache
 from typing import Any
 
 from prometheus_client import Counter, Histogram
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schemas.errors import ClawdbotError
 from schemas.ids import new_id
 from services.errors import BodyTooLarge, BodyTooSlow, brief
+from services.gateway.departures import ARRIVED
 from services.gateway.errors import error_response, unexpected
 from services.telemetry import get_logger
 
@@ -27,7 +27,7 @@ SECONDS = Histogram(
 )
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _PROBES = {"/livez", "/readyz", "/metrics"}
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 log = get_logger()
 
 
@@ -77,15 +77,18 @@ class _Exchange:
         self._body_over = False
         self._begun = time.perf_counter()
         self._received = self._sent = 0
-        headers = Request(scope).headers
-        self.request_id = _sane(headers.get("x-request-id")) or new_id()
+        headers = dict(reversed(scope["headers"]))  # of several with one name the first counts
+        self.request_id = _sane(headers.get(b"x-request-id")) or new_id()
         self.status = 0
-        self._length = headers.get("content-length", "")
+        self._length = headers.get(b"content-length", b"")
         self.facts: dict[str, Any] = {}
-        correlation_id = _sane(headers.get("ce-correlationid")) or self.request_id
-        self._correlation_id = correlation_id
-        state = scope.setdefault("state", {})
-        state.update(request_id=self.request_id, correlation_id=correlation_id, facts=self.facts)
+        self._correlation_id = _sane(headers.get(b"ce-correlationid")) or self.request_id
+        scope["state"] = {
+            "request_id": self.request_id,
+            "correlation_id": self._correlation_id,
+            "facts": self.facts,
+            "headers": headers,
+        }
 
     async def check_length(self) -> None:
         """Refuse a body that says beforehand that it is too large.
@@ -93,7 +96,7 @@ class _Exchange:
         Raises:
             BodyTooLarge: It is.
         """
-        if self._length.isdecimal() and int(self._length) > self._body_max:
+        if self._length.isdigit() and int(self._length) > self._body_max:
             raise self._too_large()
 
     async def receive(self) -> Message:
@@ -111,8 +114,8 @@ class _Exchange:
         return message
 
     async def _next(self) -> Message:
-        if self._body_over:
-            return await self._receive()  # only the end of the connection is still to come
+        if self._body_over or self._scope.get(ARRIVED):
+            return await self._receive()  # nothing, or only the end of the connection, is to come
         left_s = self._body_s - (time.perf_counter() - self._begun)
         try:
             async with asyncio.timeout(max(0.0, left_s)):
@@ -175,5 +178,5 @@ def _histogram(method: str) -> Histogram:
     return SECONDS.labels(method)
 
 
-def _sane(text: str | None) -> str:
-    return text if text and _REQUEST_ID.fullmatch(text) else ""
+def _sane(name: bytes | None) -> str:
+    return name.decode() if name and _REQUEST_ID.fullmatch(name) else ""

@@ -3,9 +3,9 @@
 Urgent is who has the lower rank, among those whose deadline is earlier, then who came first. What
 cannot be answered in time any more is told so at once, and not computed.
 
-Nothing waits for company: a free engine begins at once with all that is there, and what comes
-while it computes is the next call. So batches grow with the load by themselves, and one request
-alone is as quick as without them.
+Nothing waits for company: a free engine begins with all that is there in this turn of the loop, so
+what came in one message is not torn apart, and what comes while it computes is the next call. So
+batches grow with the load by themselves, and one request alone is as quick as without them.
 
 Source: work-conserving batching as in Clipper (NSDI 2017) and ORCA (OSDI 2022), without a delay.
 """
@@ -20,6 +20,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from itertools import count
+from typing import NamedTuple
 
 from schemas.errors import Cancelled, DeadlineExceeded, EngineFailed, ModelUnavailable
 from schemas.values import Value
@@ -33,8 +34,7 @@ Submit = Callable[..., "Future[list[Outcome]]"]
 """Has a function called in a thread."""
 
 
-@dataclass(frozen=True)
-class Computed:
+class Computed(NamedTuple):
     """What an engine gave for one request."""
 
     outputs: Mapping[str, Value]
@@ -58,7 +58,7 @@ REFUSAL_WEIGHT = 0.9
 Outcome = Computed | Exception
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class _Waiting:
     """A request in line."""
 
@@ -66,6 +66,10 @@ class _Waiting:
     rows: int
     deadline: float
     answer: "asyncio.Future[Computed]"
+
+
+_Place = tuple[int, float, int, _Waiting]
+"""Rank, deadline, order of arrival, and who."""
 
 
 class Crew:
@@ -132,8 +136,21 @@ class Line:
         self._calls = 0
         self._counters = counters or Counters()
         self._serial = count()
-        self._lines: dict[Hashable, list[tuple[int, float, int, _Waiting]]] = {}
-        """By batch key, each a heap of rank, deadline, order of arrival and request."""
+        self._roused = False
+        """Whether the next call is looked for at the end of this turn."""
+        self._ended = 0.0
+        """When the newest call was over, by `time.perf_counter`."""
+        self._lines: dict[Hashable, list[_Place]] = {}
+        """By batch key, each a heap."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The rows of calls that are told apart, ascending."""
+        return self._curve.sizes
+
+    def learn(self, rows: int, took_s: float) -> None:
+        """Take note of a call that was made before anybody waits."""
+        self._curve.note(rows, took_s)
 
     async def infer(self, request: Request, rank: int = 0, deadline: float = math.inf) -> Computed:
         """Return what the engine gives for a request; cancelled while it waits, it is left out.
@@ -154,15 +171,26 @@ class Line:
         waiting = _Waiting(request, rows, deadline, asyncio.get_running_loop().create_future())
         line = self._lines.setdefault(key, [])
         heapq.heappush(line, (rank, deadline, next(self._serial), waiting))
-        self.begin()
+        if not self._roused:
+            self._roused = True
+            asyncio.get_running_loop().call_soon(self._rouse)
         return await waiting.answer
 
-    def begin(self) -> None:
-        """Begin the next call, if the engine is free, and a thread, and somebody waits."""
+    def _rouse(self) -> None:
+        """Begin the next call with those who came in this turn."""
+        self._roused = False
+        self.begin(idle_s=time.perf_counter() - self._ended)
+
+    def begin(self, idle_s: float = 0.0) -> None:
+        """Begin the next call, if the engine is free, and a thread, and somebody waits.
+
+        Args:
+            idle_s: How long nobody waited.
+        """
         self._forget()
         if self.busy or not self._lines or not self._crew.take(self):
             return
-        batch, loop = self._next(), asyncio.get_running_loop()
+        batch, loop = self._next(idle_s), asyncio.get_running_loop()
         self.busy, started = True, time.perf_counter()
         self._calls += 1
         self._sizes.observe(len(batch))
@@ -200,11 +228,11 @@ class Line:
         self._expected_s *= REFUSAL_WEIGHT
         return False
 
-    def _next(self) -> list[_Waiting]:
+    def _next(self, idle_s: float) -> list[_Waiting]:
         """Take the most urgent request, and those that one call may compute with it."""
         key = min(self._lines, key=lambda key: self._lines[key][0][:3])
         line = self._lines[key]
-        most = self._curve.most(sum(item[3].rows for item in line)) if len(line) > 1 else 1
+        most = self._most(line, idle_s) if len(line) > 1 else 1
         batch = [heapq.heappop(line)[3]]
         left = most - batch[0].rows
         while key is not None and line and line[0][3].rows <= left:
@@ -214,11 +242,20 @@ class Line:
                 left -= item.rows
         return batch
 
+    def _most(self, line: Sequence[_Place], idle_s: float) -> int:
+        """Return how many rows of a line the next call may have."""
+        waiting = sum(item[3].rows for item in line)
+        most = self._curve.most(waiting)
+        if len(self._lines) > 1:
+            return most  # there are calls of others to be made by turns
+        return min(most, self._curve.half(waiting, idle_s))
+
     def _over(
         self, batch: Sequence[_Waiting], started: float, job: "Future[list[Outcome]]"
     ) -> None:
         """Begin the next call, then hand out the answers."""
-        took_s = time.perf_counter() - started
+        self._ended = time.perf_counter()
+        took_s = self._ended - started
         self._curve.note(sum(item.rows for item in batch), took_s)
         slower_s = took_s - self._expected_s
         self._expected_s += slower_s * (SLOWER_WEIGHT if slower_s > 0 else 1.0)

@@ -1,9 +1,11 @@
 """How many rows of one call pay: learned from how long calls take.
 
 A larger call costs less for each row, up to where the processor is full; beyond that it only makes
-everybody in it wait for the last one. It also puts all clients in step: they are answered together,
-ask together, and the engine idles meanwhile. Two calls of half the size, one at work and one in
-line, keep the engine busy. So a call has as many rows as make a row cheaper, and no more.
+everybody in it wait for the last one. So a call has as many rows as make a row cheaper, no more.
+
+And no call takes everybody: those who are answered together ask together, and the engine idles
+meanwhile. Two calls by turns, one at work and one in line, keep it busy; two alike, else the few of
+the one are back before the many of the other.
 
 Source: the throughput curve of Clipper's adaptive batching (NSDI 2017), by halving.
 """
@@ -11,16 +13,18 @@ Source: the throughput curve of Clipper's adaptive batching (NSDI 2017), by halv
 from collections.abc import Iterator
 
 
-WORTH = 1.1
+WORTH = 1.03
 """A smaller call is taken if a row costs at most so much more than at best."""
+IDLE_WORTH = 0.2
+"""So much more, at most, where the engine idled: its time was there."""
 TRIES = 3
 """Calls of a size until it is known what a row costs."""
-WEIGHT = 0.3
-"""Of the newest call in what a row costs."""
+QUICKER_WEIGHT, SLOWER_WEIGHT = 0.5, 0.1
+"""Of the newest call in what a row costs: others on the machine only ever make it slower."""
 LONG_S = 0.002
 """Shorter calls are not made smaller: what surrounds a call costs more."""
 AGAIN = 512
-"""Calls until smaller ones are tried again: the machine, or the model, may have changed."""
+"""Calls until all is learned anew: the machine, or the model, may have changed."""
 
 
 class Curve:
@@ -36,21 +40,33 @@ class Curve:
         self._row_s = dict.fromkeys(self._sizes, 0.0)
         self._seen = dict.fromkeys(self._sizes, 0)
         self._calls = 0
+        self._last = 0
+        """Rows of the newest call."""
+        self._there = 0
+        """Most rows that were there at the same time, in a call or waiting."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes that are told apart, ascending."""
+        return self._sizes
 
     def note(self, rows: int, took_s: float) -> None:
         """Take note of a call."""
         size, row_s = self._size(rows), took_s / rows
         past_s = self._row_s[size] if self._seen[size] else row_s
-        self._row_s[size] = past_s + WEIGHT * (row_s - past_s)
+        weight = QUICKER_WEIGHT if row_s < past_s else SLOWER_WEIGHT
+        self._row_s[size] = past_s + weight * (row_s - past_s)
         self._seen[size] += 1
+        self._last = rows
         self._calls += 1
         if self._calls % AGAIN == 0:
-            self._seen = {known: min(seen, TRIES - 1) for known, seen in self._seen.items()}
+            self._seen = dict.fromkeys(self._sizes, 0)
+            self._there = 0
 
     def most(self, waiting: int) -> int:
         """Return how many rows the next call may have, where so many wait: the fewest that pay."""
         chosen = self._size(waiting)
-        if self._seen[chosen] < TRIES or self._row_s[chosen] * waiting < LONG_S:
+        if not self._matters(chosen, waiting):
             return chosen
         best_s = self._row_s[chosen]
         for size in reversed(self._sizes[: self._sizes.index(chosen)]):
@@ -61,6 +77,27 @@ class Curve:
                 break
             chosen = size
         return chosen
+
+    def half(self, waiting: int, idle_s: float) -> int:
+        """Return how many rows the next call may have so that another one is made by turns with it.
+
+        Args:
+            waiting: Rows that could go together.
+            idle_s: How long the engine idled until they came; 0: they waited for it.
+        """
+        self._there = max(self._there, waiting if idle_s else waiting + self._last)
+        half, chosen = -(-self._there // 2), self._size(waiting)
+        if half >= waiting or not self._matters(chosen, waiting):
+            return waiting
+        size, whole_s = self._size(half), self._row_s[chosen]
+        worth = WORTH + min(idle_s / (whole_s * waiting), IDLE_WORTH)
+        if idle_s and self._seen[size] >= TRIES and self._row_s[size] > worth * whole_s:
+            return waiting  # one more call takes longer than the engine idled
+        return half
+
+    def _matters(self, size: int, waiting: int) -> bool:
+        """Tell whether a call of all who wait is known to be long enough to be made smaller."""
+        return self._seen[size] >= TRIES and self._row_s[size] * waiting >= LONG_S
 
     def _size(self, rows: int) -> int:
         return next((size for size in self._sizes if rows <= size), self._sizes[-1])

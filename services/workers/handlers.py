@@ -4,8 +4,10 @@ import asyncio
 import hashlib
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 import orjson
 
@@ -14,22 +16,23 @@ from events.paths import node_id_of
 from events.spill import fetch, spill
 from events.subjects import DEFAULT_LANE, LANES, RunKey, decode, lane_of, result, run_key
 from events.view import bound_inputs, missing_inputs
+from schemas.edges import adaptations_of
 from schemas.errors import ClawdbotError, InvalidArgument, NotFound
 from schemas.ids import new_id
 from schemas.messages import (
     Abandoned,
     Fault,
     Header,
-    Inference,
     Task,
     TaskResult,
     Timings,
     pack,
     unpack,
 )
+from schemas.pieces import Body, packed
 from schemas.plan import Adaptation, adaptations
 from schemas.submission import MSGPACK, check_names, read_inference
-from schemas.values import Value, Wire, to_json, to_wire
+from schemas.values import Value, Wire, bulk, to_json, to_wire
 from services.consumer import NOT_ITS_FAULT
 from services.micro import Asked, Reply
 from services.runtime import Clock, Delivery, Outgoing
@@ -82,8 +85,7 @@ class Means:
     """Brings the version of a model here that a name and a key mean; returns its name."""
 
 
-@dataclass(frozen=True)
-class InferAsk:
+class InferAsk(NamedTuple):
     """How an unlogged inference is wanted, besides its inputs."""
 
     rank: int
@@ -120,16 +122,15 @@ class InferAsk:
             in_parts=headers.get(Header.STREAM, "") == "true",
         )
 
-    def body(self, outputs: Mapping[str, Value], model: str) -> bytes:
+    def body(self, outputs: Mapping[str, Value], model: str) -> Body:
         """Return an answer, or a part of one, as the caller wants it."""
         wire = {name: to_wire(value) for name, value in outputs.items()}
         if self.packed:
-            return pack(Inference(outputs=wire, model=model))
-        return orjson.dumps(Inference(outputs=to_json(wire), model=model).model_dump())
+            return packed({"outputs": wire, "model": model}, bulk(outputs.values()))
+        return orjson.dumps({"outputs": to_json(wire), "model": model})
 
 
-@dataclass(frozen=True)
-class _Wanted:
+class _Wanted(NamedTuple):
     """Which model is asked, with what."""
 
     tenant: str
@@ -138,8 +139,12 @@ class _Wanted:
     rank: int
     left_s: float
     """Until when."""
-    adapt: Mapping[str, Adaptation] = field(default_factory=dict)
+    adapt: Mapping[str, Adaptation] = MappingProxyType({})
     """What is done to inputs before."""
+
+
+_Made = Callable[..., Request]
+"""Makes a request of its inputs."""
 
 
 class Handlers:
@@ -225,19 +230,19 @@ class Handlers:
                     memo = {"model": known.model, "memo_of": known.source}
                     return self._blank(task).model_copy(update={"outputs": known.outputs, **memo})
                 said = self._means.chunks if self._means.models.streams(task.model) else None
-                request = Request(
-                    {},
-                    task.params,
-                    _work_key(task),
-                    stopped.is_set,
-                    [node.model for node in task.then],
-                    None if said is None else said.of(task),
+                made = partial(
+                    Request,
+                    params=task.params,
+                    key=_work_key(task),
+                    is_stopped=stopped.is_set,
+                    then=[node.model for node in task.then],
+                    emit=None if said is None else said.of(task),
                 )
                 # not what is left of it: who was held back (ADR-0020) would pass everybody
                 left_s = task.deadline - task.scheduled_at
                 with self._means.tally.inference(task.model) as counted:
                     wanted = _Wanted(task.tenant, task.model, task.inputs, rank, left_s, task.adapt)
-                    answer = await self._infer(wanted, request, counted)
+                    answer = await self._infer(wanted, made, counted)
                     outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
                     outputs = await spill(outputs, task.tenant, self._means.blobs)
                 await self._means.remembered.keep(task, outputs, answer.model)
@@ -284,19 +289,20 @@ class Handlers:
         ask = InferAsk.of(asked.headers)
         key = asked.headers.get(Header.CORRELATION_ID) or new_id()
         model = await self._means.at_hand(decode(tokens[5]), key)
-        known = self._means.models.inputs(model)
+        spec = self._means.models.spec(model)
+        known = {port.name: port.required for port in spec.inputs}
         inputs, given = read_inference(asked.body, asked.headers, known)
         params = self._means.models.params(model, given)
+        inputs, adapt = adaptations_of(spec, inputs)
         check_names(inputs, known, "model")
-        wanted = _Wanted(tokens[2], model, inputs, ask.rank, ask.timeout_s or math.inf)
+        wanted = _Wanted(tokens[2], model, inputs, ask.rank, ask.timeout_s or math.inf, adapt)
         with self._means.tally.inference(model) as counted:
-            waiting = self._unlogged.under_way(ask.request_id, ask.timeout_s, model)
-            async with waiting as sign:
-                request = Request({}, params, is_stopped=sign.is_set)
+            with self._unlogged.under_way(ask.request_id, ask.timeout_s, model) as under_way:
+                made = partial(Request, params=params, is_stopped=under_way.is_stopped)
                 if ask.in_parts:
-                    answer = await self._in_parts(wanted, request, counted, asked, ask)
+                    answer = await self._in_parts(wanted, made, counted, asked, ask)
                 else:
-                    answer = await self._infer(wanted, request, counted)
+                    answer = await self._infer(wanted, made, counted)
             asked.facts.update(
                 model=answer.model,
                 load_ms=round(answer.load_ms, 3),
@@ -309,7 +315,7 @@ class Handlers:
             return Reply(ask.body(answer.outputs, answer.model))
 
     async def _in_parts(
-        self, wanted: "_Wanted", request: Request, counted: Counted, asked: Asked, ask: InferAsk
+        self, wanted: _Wanted, made: _Made, counted: Counted, asked: Asked, ask: InferAsk
     ) -> Answer:
         """Infer, and send parts of the answer as the engine gives them; return what none had."""
 
@@ -318,7 +324,7 @@ class Handlers:
 
         parts = Parts(send)
         async with parts.sending():
-            answer = await self._infer(wanted, replace(request, emit=parts.emit), counted)
+            answer = await self._infer(wanted, partial(made, emit=parts.emit), counted)
         asked.facts["parts"] = parts.sent
         rest = {name: found for name, found in answer.outputs.items() if name not in parts.names}
         return replace(answer, outputs=rest)
@@ -326,6 +332,15 @@ class Handlers:
     async def withdraw(self, message: Message) -> None:
         """Stop an unlogged inference that nobody waits for any more."""
         self._unlogged.withdraw(message.subject.rpartition(".")[2])
+
+    async def warm(self, message: Message) -> None:
+        """Load a model that will be asked for soon, if it is here and there is room for it."""
+        try:
+            model = decode(message.subject.rpartition(".")[2])
+        except InvalidArgument as error:
+            log.warning("hint_unreadable", subject=message.subject, error=error.message)
+            return
+        self._means.models.prefetch(model)
 
     async def cancel(self, message: Message) -> None:
         """Stop attempts that nobody waits for any more."""
@@ -336,7 +351,7 @@ class Handlers:
             return
         self._means.attempts.abandon(run_key(message.subject), abandoned)
 
-    async def _infer(self, wanted: "_Wanted", request: Request, counted: Counted) -> Answer:
+    async def _infer(self, wanted: _Wanted, made: _Made, counted: Counted) -> Answer:
         try:
             values = await fetch(wanted.inputs, wanted.tenant, self._means.blobs)
         except NotFound as error:
@@ -345,9 +360,8 @@ class Handlers:
         if wanted.adapt:
             folder = self._means.models.folder(wanted.model)
             values = await asyncio.to_thread(adapted, values, wanted.adapt, folder)
-        asked = replace(request, inputs=values)
         answer = await self._means.models.infer(
-            wanted.model, asked, rank=wanted.rank, left_s=wanted.left_s
+            wanted.model, made(values), rank=wanted.rank, left_s=wanted.left_s
         )
         counted.answered(answer)
         return answer

@@ -32,6 +32,8 @@ class WorkerSettings(Settings):
     """The same of the memory of GPUs."""
     response_cache_bytes_max: int = Field(default=0, ge=0)
     """Answers that are kept for models with `cache_responses`; 0 keeps none."""
+    calibration_ms: float = Field(default=250.0, ge=0, le=60_000)
+    """To measure the latency of a model by rows when it is first loaded; 0: it is not measured."""
     loads_max: int = Field(default=LOADS_MAX, ge=1, le=64)
     """Models that are loaded at the same time."""
     infer_queue_max: int = Field(default=64, ge=1)

@@ -8,6 +8,7 @@ import orjson
 from schemas import tensors
 from schemas.catalogue import Port
 from schemas.errors import EngineFailed, InvalidArgument
+from schemas.pieces import Body, Pieces, runs
 from schemas.values import Binary, Tensor, Value
 from services.gateway.inference import elements
 from services.gateway.inference.asks import Wanted, about
@@ -49,7 +50,7 @@ def encode(
     wanted: Sequence[Wanted],
     outputs: Mapping[str, Value],
     regions: Regions = NONE,
-) -> tuple[bytes, int | None]:
+) -> tuple[Body, int | None]:
     """Return a body, and how much of it is JSON; None when all of it is.
 
     Args:
@@ -84,7 +85,8 @@ def encode(
     text = orjson.dumps({**head, "outputs": described})
     if not any(item.binary and item.place is None for item in wanted):
         return text, None
-    return b"".join([text, *blobs]), len(text)
+    pieces = tuple(runs([text, *blobs]))
+    return pieces[0] if len(pieces) == 1 else Pieces(pieces), len(text)
 
 
 def put(tensor: Tensor, wanted: Wanted, regions: Regions) -> dict[str, Any]:

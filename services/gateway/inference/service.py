@@ -6,8 +6,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import ormsgpack
-
 from events.models import ModelDirectory, WorkerCard
 from events.subjects import infer, withdraw
 from schemas.catalogue import ModelSpec, Port
@@ -23,9 +21,10 @@ from schemas.ids import DEFAULT_TENANT
 from schemas.live_catalogue import LiveCatalogue
 from schemas.messages import Header, Inference, unpack
 from schemas.open_inference import ModelMetadata, TensorMetadata
+from schemas.pieces import Body, packed
 from schemas.repository import AT, split
 from schemas.submission import MSGPACK
-from schemas.values import Value, from_wire, to_wire
+from schemas.values import Value, bulk, from_wire, to_wire
 from services.gateway.inference.asks import InferAsk, Wanted
 from services.gateway.inference.balance import Balance
 from services.gateway.inference.sequences import Sequences
@@ -313,7 +312,9 @@ class Inferences:
             Header.REQUEST_ID: self.requests.new_name(),
         }
         subject = infer(DEFAULT_TENANT, spec.modality, name)
-        return _Message(subject, ormsgpack.packb(document), said, timeout_s + GRACE_S)
+        return _Message(
+            subject, packed(document, bulk(ask.inputs.values())), said, timeout_s + GRACE_S
+        )
 
     def _withdraw(self, message: "_Message") -> None:
         """Tell the worker that nobody waits any more."""
@@ -336,7 +337,7 @@ class _Message(NamedTuple):
     """A request to a worker, as `Requests` takes it."""
 
     subject: str
-    data: bytes
+    data: Body
     headers: Mapping[str, str]
     timeout_s: float
 

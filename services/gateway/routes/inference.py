@@ -2,6 +2,7 @@
 
 import time
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -17,9 +18,11 @@ from schemas.open_inference import (
     Ready,
     ServerMetadata,
 )
+from schemas.pieces import Body
 from schemas.values import OCTETS
 from services.errors import BodyTooLarge, UnsupportedMediaType
-from services.gateway.inference import answers, asks
+from services.gateway.inference import answers, asks, forms
+from services.gateway.inference.lane import Answer, Asked
 from services.gateway.inference.service import extensions
 from services.gateway.routes import Parts, Wanted, answer
 from services.gateway.routes.health import check_ready
@@ -27,6 +30,8 @@ from services.micro import VERSION
 
 
 JSON_BYTES = "Inference-Header-Content-Length"
+_JSON_BYTES, _TRACEPARENT = JSON_BYTES.lower().encode(), b"traceparent"
+_JSON, _OCTETS = (b"content-type", b"application/json"), (b"content-type", OCTETS.encode())
 LENGTH_DIGITS_MAX = 12
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": InferenceError, "description": "The request cannot work; says why"},
@@ -60,7 +65,7 @@ async def model_version_ready(parts: Wanted, name: str, version: str) -> Respons
 )
 async def model_version_infer(request: Request, parts: Wanted, name: str, version: str) -> Response:
     """Compute the outputs of a model's version; nothing is recorded."""
-    return await infer(request, parts, name, version)
+    return await _infer(request, parts, name, version)
 
 
 @router.get("", response_model=ServerMetadata)
@@ -92,7 +97,7 @@ async def model_ready(parts: Wanted, name: str) -> Response:
 @router.post("/models/{name:path}/infer", response_model=InferResponse, openapi_extra=_BODY)
 async def model_infer(request: Request, parts: Wanted, name: str) -> Response:
     """Compute the outputs of a model; nothing is recorded."""
-    return await infer(request, parts, name, None)
+    return await _infer(request, parts, name, None)
 
 
 @router.get("/models/{name:path}/versions/{version}", response_model=ModelMetadata)
@@ -114,40 +119,50 @@ async def _ready(parts: Parts, name: str, version: str | None) -> Response:
     return answer(ModelReady(name=name))
 
 
-async def infer(request: Request, parts: Parts, name: str, version: str | None) -> Response:
+async def _infer(request: Request, parts: Parts, name: str, version: str | None) -> Response:
+    asked = Asked(name, version, body=await request.body(), **request.scope["state"])
+    found = await infer(asked, parts)
+    headers = {key.decode(): text.decode() for key, text in found.headers}
+    return Response(bytes(found.body), headers=headers)
+
+
+async def infer(asked: Asked, parts: Parts) -> Answer:
     """Answer an inference.
 
     Raises:
         ClawdbotError: It cannot be answered.
     """
     begun = time.perf_counter()
-    spec = await parts.inferences.model(name, version, request.state.correlation_id)
-    body = unpacked(
-        await request.body(),
-        request.headers.get("content-encoding", ""),
-        parts.settings.body_bytes_max,
-    )
-    ask = asks.parse(body, json_bytes(request.headers.get(JSON_BYTES)), spec, parts.regions)
+    name, said = asked.model, asked.headers
+    spec = await parts.inferences.model(name, asked.version, asked.correlation_id)
+    body = unpacked(asked.body, _text(said, b"content-encoding"), parts.settings.body_bytes_max)
+    length = said.get(_JSON_BYTES)
+    json_size = None if length is None else json_bytes(length.decode("latin-1"))
+    ask = forms.parse(body, json_size, spec, parts.regions)
     asks.check_places(ask, parts.regions)
-    headers = {Header.CORRELATION_ID: request.state.correlation_id}
-    if "traceparent" in request.headers:
-        headers[Header.TRACEPARENT] = request.headers["traceparent"]
+    headers = {Header.CORRELATION_ID: asked.correlation_id}
+    if _TRACEPARENT in said:
+        headers[Header.TRACEPARENT] = _text(said, _TRACEPARENT)
     read = time.perf_counter()
     found = await parts.inferences.infer(name, spec, ask, headers)
-    asked = time.perf_counter()
+    replied = time.perf_counter()
     head: dict[str, Any] = {"model_name": name, "model_version": spec.version}
     if ask.id:
         head["id"] = ask.id
-    said = found.parameters(name)
-    if said:
-        head["parameters"] = said
-        request.state.facts.update(said)
+    more = found.parameters(name)
+    if more:
+        head["parameters"] = more
+        asked.facts.update(more)
+    asked.facts["model"] = found.model
     wanted = found.of(ask.outputs)
     content, json_size = answers.encode(head, wanted, found.outputs, parts.regions)
-    request.state.facts["model"] = found.model
-    times = {"read": read - begun, "ask": asked - read, "write": time.perf_counter() - asked}
-    parts.traces.note(name, request.state.request_id, times)
-    return _packed(content, json_size, request.headers.get("accept-encoding", ""))
+    times = {"read": read - begun, "ask": replied - read, "write": time.perf_counter() - replied}
+    parts.traces.note(name, asked.request_id, times)
+    return _packed(content, json_size, _text(said, b"accept-encoding"))
+
+
+def _text(headers: Mapping[bytes, bytes], name: bytes) -> str:
+    return headers.get(name, b"").decode("latin-1")
 
 
 def json_bytes(text: str | None) -> int | None:
@@ -163,7 +178,7 @@ def json_bytes(text: str | None) -> int | None:
     return int(text)
 
 
-def unpacked(body: bytes, encoding: str, bytes_max: int) -> bytes:
+def unpacked(body: Body, encoding: str, bytes_max: int) -> Body:
     """Undo a content encoding.
 
     Raises:
@@ -178,7 +193,7 @@ def unpacked(body: bytes, encoding: str, bytes_max: int) -> bytes:
         raise UnsupportedMediaType("use gzip or deflate", field="Content-Encoding")
     unpacker = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
-        found = unpacker.decompress(body, bytes_max + 1)
+        found = unpacker.decompress(bytes(body), bytes_max + 1)
     except zlib.error as error:
         raise InvalidArgument(f"the body is not {encoding}", field="body") from error
     if len(found) > bytes_max:
@@ -188,13 +203,14 @@ def unpacked(body: bytes, encoding: str, bytes_max: int) -> bytes:
     return found
 
 
-def _packed(content: bytes, json_size: int | None, accepted: str) -> Response:
+def _packed(content: Body, json_size: int | None, accepted: str) -> Answer:
     """Return an answer, packed for who accepts nothing else but that: packing numbers is slow."""
-    headers = {} if json_size is None else {JSON_BYTES: str(json_size)}
+    media_type = _JSON if json_size is None else _OCTETS
+    headers = [media_type] if json_size is None else [media_type, (_JSON_BYTES, b"%d" % json_size)]
     encoding = accepted.strip().lower()
     if encoding in _WINDOW_BITS:
         packer = zlib.compressobj(1, wbits=_WINDOW_BITS[encoding])
-        content = packer.compress(content) + packer.flush()
-        headers["Content-Encoding"] = encoding
-    media_type = "application/json" if json_size is None else OCTETS
-    return Response(content, headers=headers, media_type=media_type)
+        content = packer.compress(bytes(content)) + packer.flush()
+        headers.append((b"content-encoding", encoding.encode()))
+    headers.append((b"content-length", b"%d" % len(content)))
+    return Answer(content, headers)

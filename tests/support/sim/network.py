@@ -28,6 +28,21 @@ class Peer(Protocol):
         """Take note that a connection is gone."""
 
 
+def give(protocol: asyncio.BaseProtocol, data: bytes) -> None:
+    """Hand bytes to a protocol of either kind, as a loop does."""
+    if isinstance(protocol, asyncio.Protocol):
+        protocol.data_received(data)
+        return
+    assert isinstance(protocol, asyncio.BufferedProtocol), "there is no third kind"
+    rest = memoryview(data)
+    while rest:
+        buffer = memoryview(protocol.get_buffer(len(rest)))
+        size = min(len(buffer), len(rest))
+        buffer[:size] = rest[:size]
+        protocol.buffer_updated(size)
+        rest = rest[size:]
+
+
 class Link:
     """One connection; the client's protocol on one side, the server on the other."""
 
@@ -44,7 +59,8 @@ class Link:
         """Nothing arrives at the client before; what a stall of the network does."""
         self._loop = loop
         self._peer = peer
-        self._protocol = protocol
+        self.protocol: asyncio.BaseProtocol = protocol
+        """Of the client's side; it may be changed."""
         self._latency_s = latency_s
         self._context: Context = copy_context()
         self._arrives_up = self._arrives_down = 0.0
@@ -52,7 +68,7 @@ class Link:
 
     def open(self) -> None:
         """Tell both sides."""
-        self._protocol.connection_made(self.transport)
+        self.protocol.connection_made(self.transport)
         self._loop.call_later(self._latency_s(), self._if_up, self._peer.opened, self)
 
     def write(self, data: bytes) -> None:
@@ -73,7 +89,7 @@ class Link:
         """End it from the client's side: what was sent before still arrives."""
         if not self.transport.closing:
             self.transport.closing = True
-            self._loop.call_soon(self._protocol.connection_lost, None, context=self._context)
+            self._loop.call_soon(self.protocol.connection_lost, None, context=self._context)
             at = max(self._loop.time() + self._latency_s(), self._arrives_up)
             self._loop.call_at(at, self._end, context=Context())
 
@@ -85,7 +101,7 @@ class Link:
                 self.transport.closing = True
                 self._loop.call_later(
                     self._latency_s(),
-                    self._protocol.connection_lost,
+                    self.protocol.connection_lost,
                     ConnectionResetError("cut"),
                     context=self._context,
                 )
@@ -105,7 +121,7 @@ class Link:
 
     def _arrive_down(self, data: bytes) -> None:
         if self.up and not self.transport.closing:
-            self._protocol.data_received(data)
+            give(self.protocol, data)
 
 
 class Transport(asyncio.Transport):
@@ -135,6 +151,14 @@ class Transport(asyncio.Transport):
     @override
     def is_closing(self) -> bool:
         return self.closing
+
+    @override
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._link.protocol
+
+    @override
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._link.protocol = protocol
 
     @override
     def get_extra_info(self, name: str, default: Any = None) -> Any:

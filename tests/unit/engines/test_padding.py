@@ -129,7 +129,7 @@ def test_together_they_give_what_each_gives_alone(
 
 
 async def test_different_lengths_share_a_call(folder: Path) -> None:
-    """Lengths 5 to 8 are one bucket: whoever waits is computed together."""
+    """Lengths 5 to 8 are one bucket: who asks together is computed together."""
     catalogue = Catalogue.model_validate({"models": {"pooling": document()}})
     held = Models(catalogue, "text", folder, allow_fallback=True, capacity=Capacity())
     asks = [Request({"x": tensor(np.ones((1, n, 2), np.float32))}) for n in (5, 6, 7, 8)]
@@ -137,7 +137,7 @@ async def test_different_lengths_share_a_call(folder: Path) -> None:
     async with asyncio.TaskGroup() as group:
         asked = [group.create_task(held.infer("pooling", ask)) for ask in asks]
     answers = [task.result() for task in asked]
-    assert [1, 3, 3, 3] == [answer.batch_size for answer in answers]
+    assert [4, 4, 4, 4] == [answer.batch_size for answer in answers]
     assert [5, 6, 7, 8] == [answer.outputs["twice"].shape[1] for answer in answers]
     held.close()
 

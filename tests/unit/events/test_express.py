@@ -1,12 +1,14 @@
 import asyncio
 import itertools
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nats.aio.client import Client as Nats
 
-from events.express import Express, Frame, Refused, decode_head, delivered, encode_head, pub_ack
+from events.express import Frame, Refused, decode_head, delivered, encode_head, pub_ack
+from events.inlet import Inlet
+from tests.support.sim.network import give
 
 
 HEADERS = {"Clawdbot-Version": "3", "traceparent": "00-1-2-01"}
@@ -17,7 +19,10 @@ FRAMES = [
     Frame("a.b", "", HEAD, b"PING\r\nMSG a.b 1 3\r\n"),
     Frame("a.c", "$JS.ACK.S.c.1.2.3.4.5", HEAD, bytes(range(256)) * 20),
     Frame("a.d", "", b"NATS/1.0 503\r\n\r\n", b""),
+    Frame("a.e", "", HEAD, bytes(range(256)) * 1200),
 ]
+OTHER = b"MSG a.b 2 300000\r\n" + 100_000 * b"\r\n." + b"\r\n"
+"""Of a subscription that is nats-py's."""
 
 
 def on_the_wire(frame: Frame) -> bytes:
@@ -28,7 +33,7 @@ def on_the_wire(frame: Frame) -> bytes:
     return head.encode() + b"\r\n" + frame.head + frame.data + b"\r\n"
 
 
-STREAM = b"".join(b"+OK\r\n" + on_the_wire(frame) for frame in FRAMES)
+STREAM = OTHER + b"".join(b"+OK\r\n" + on_the_wire(frame) for frame in FRAMES)
 
 
 @given(cuts=st.lists(st.integers(0, len(STREAM)), max_size=12))
@@ -36,16 +41,21 @@ def test_frames_are_cut_out_however_the_bytes_arrive(cuts: list[int]) -> None:
     """The same frames come out wherever reads split them."""
     edges = [0, *sorted(cuts), len(STREAM)]
     pieces = [STREAM[left:right] for left, right in itertools.pairwise(edges)]
-    assert FRAMES == asyncio.run(frames_of(pieces))
+    assert FRAMES == frames_of(pieces)
 
 
-async def frames_of(pieces: list[bytes]) -> list[Frame]:
+def frames_of(pieces: Sequence[bytes]) -> list[Frame]:
     """Return the frames that come out of pieces of a connection."""
-    nc, seen = Nats(), list[Frame]()
-    express = Express(nc)
-    express.handlers["1"] = seen.append
+    seen, left = list[Frame](), list[bytes]()
+
+    def deliver(_: str, subject: str, reply: str, head: bytes, data: bytes) -> None:
+        seen.append(Frame(subject, reply, head, data))
+
+    inlet = Inlet(asyncio.Protocol(), {"1"}, deliver, left.append)
     for piece in pieces:
-        await express.parser.parse(piece)
+        give(inlet, piece)
+    assert [b"+OK\r\n"] * len(FRAMES) == [line for line in left if line == b"+OK\r\n"]
+    assert [OTHER] == [message for message in left if message != b"+OK\r\n"]
     return seen
 
 

@@ -14,7 +14,7 @@ from schemas import tensors
 from schemas.catalogue import ModelSpec, Port
 from schemas.errors import InvalidArgument
 from schemas.values import Tensor
-from services.gateway.inference import answers, asks, elements
+from services.gateway.inference import answers, elements, forms, generate
 
 
 RANGES = {
@@ -98,7 +98,7 @@ def test_damaged_bodies_are_refused_or_read(
     whole = text + bytes(range(16))
     damaged = whole[:at] + patch + whole[at + len(patch) :][: max(0, len(whole) - cut)]
     with contextlib.suppress(InvalidArgument):
-        ask = asks.parse(damaged, len(text) if length == 0 else length, model)
+        ask = forms.parse(damaged, len(text) if length == 0 else length, model)
         tensor = ask.inputs["x"]
         assert isinstance(tensor, Tensor)
         assert tensors.fits(tensor.shape, (-1, 2))
@@ -126,7 +126,32 @@ def test_any_json_anywhere_is_refused_or_read(value: Any, place: str) -> None:
     }
     (document["inputs"][0] if place in document["inputs"][0] else document)[place] = value
     with contextlib.suppress(InvalidArgument):
-        asks.parse(json.dumps(document).encode(), None, model)
+        forms.parse(json.dumps(document).encode(), None, model)
+
+
+def test_a_form_is_of_one_model() -> None:
+    """What was read for one is not taken for another, and what was refused is refused again."""
+    tensor = {"name": "x", "shape": [2], "datatype": "UINT8"}
+    said = {"inputs": [{**tensor, "parameters": {"binary_data_size": 2}}]}
+    text = json.dumps(said).encode()
+    model, other = (spec(("x", kind, (2,)), ("y", kind, (2,))) for kind in ("UINT8", "INT8"))
+    for data in (b"ab", b"cd"):
+        assert data == forms.parse(text + data, len(text), model).inputs["x"].data
+        with pytest.raises(InvalidArgument, match="the datatype is INT8"):
+            forms.parse(text + data, len(text), other)
+
+
+def test_forms_are_few() -> None:
+    """However many different heads come, so many stay; they are read again when they come again."""
+    model, kept = spec(("x", "UINT8", (-1,)), ("y", "UINT8", (-1,))), forms.Forms()
+    said = {"name": "x", "shape": [0], "datatype": "UINT8", "parameters": {"binary_data_size": 0}}
+    first = json.dumps({"inputs": [said]}).encode()
+    form = kept.of(first, model)
+    assert form is kept.of(first, model)
+    for number in range(forms.HEADS_KEPT):
+        kept.of(first.replace(b"[0]", b"[%d]" % (number + 1)), model)
+    assert form is not kept.of(first, model)
+    assert len(kept) == forms.HEADS_KEPT
 
 
 def test_bytes_are_the_bytes_that_came() -> None:
@@ -138,10 +163,63 @@ def test_bytes_are_the_bytes_that_came() -> None:
         {"name": "t", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": 9}},
     ]
     text = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
-    ask = asks.parse(text + blob, len(text), model)
+    ask = forms.parse(text + blob, len(text), model)
     assert [b"\1\2\3\4", blob[4:]] == [ask.inputs[name].data for name in ("x", "t")]
-    body, size = answers.encode({"model_name": "m"}, ask.outputs, {"y": ask.inputs["x"]})
+    found, size = answers.encode({"model_name": "m"}, ask.outputs, {"y": ask.inputs["x"]})
+    body = bytes(found)
     assert size is not None
     assert b"\1\2\3\4" == body[size:]
     [output] = orjson.loads(body[:size])["outputs"]
     assert ("BF16", {"binary_data_size": 4}) == (output["datatype"], output["parameters"])
+
+
+def reader(vocabulary: bool = True) -> ModelSpec:
+    """Return a model of tokens, and one of pixels where there is no vocabulary."""
+    scores = {"name": "logits", "kind": "tensor", "datatype": "FP32", "shape": [-1, 2]}
+    tokens = {"kind": "tensor", "datatype": "INT64", "shape": [-1, -1]}
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    document = {
+        "modality": "text",
+        "engine": "onnx",
+        "inputs": [{"name": name, **tokens, "tensor": name.upper()} for name in names],
+        "outputs": [scores],
+        "signature": "sequence-classification/1",
+    }
+    told = {"path": "vocab.txt", "sha256": "a" * 64}
+    return ModelSpec.model_validate(document | ({"vocabulary": told} if vocabulary else {}))
+
+
+def asked_with(model: ModelSpec, *inputs: dict[str, Any]) -> Any:
+    """Return the inputs of a request."""
+    return forms.parse(orjson.dumps({"inputs": list(inputs)}), None, model).inputs
+
+
+def test_a_text_in_the_place_of_tokens() -> None:
+    """One text is all of its tokens; what is given as numbers stays as it is."""
+    text = {"name": "INPUT_IDS", "datatype": "BYTES", "shape": [1], "data": ["hello"]}
+    mask = {"name": "ATTENTION_MASK", "datatype": "INT64", "shape": [1, 2], "data": [1, 1]}
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    assert dict.fromkeys(names, "hello") == asked_with(reader(), text)
+    found = asked_with(reader(), text, mask)
+    assert (1, 2) == found["attention_mask"].shape
+    assert "hello" == found["token_type_ids"]
+    with pytest.raises(InvalidArgument, match="'INPUT_IDS': send one element, with text"):
+        asked_with(reader(), {**text, "shape": [2], "data": ["a", "b"]})
+    with pytest.raises(InvalidArgument, match="'INPUT_IDS' is missing"):
+        asked_with(reader(), mask)
+    with pytest.raises(InvalidArgument, match="the datatype is INT64, not BYTES"):
+        asked_with(reader(vocabulary=False), text)
+    plain = generate.ask_of(b'{"text_input": "hello"}', reader())
+    assert dict.fromkeys(names, "hello") == plain.inputs
+    named = generate.ask_of(b'{"ATTENTION_MASK": "hello"}', reader())
+    assert dict.fromkeys(names, "hello") == named.inputs
+
+
+def test_a_file_in_the_place_of_pixels() -> None:
+    """Any bytes: whether they are an image shows where it is read."""
+    pixels = Port(
+        name="pixels", kind="tensor", datatype="FP32", shape=(-1, 3, 4, 4), content="pixels/unit"
+    )
+    model = ModelSpec(modality="vision", engine="onnx", inputs=(pixels,), outputs=())
+    found = asked_with(model, {"name": "pixels", "datatype": "BYTES", "shape": [1], "data": ["x"]})
+    assert b"x" == found["pixels"].data
