@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -327,7 +327,7 @@ class Handlers:
             answer = await self._infer(wanted, partial(made, emit=parts.emit), counted)
         asked.facts["parts"] = parts.sent
         rest = {name: found for name, found in answer.outputs.items() if name not in parts.names}
-        return replace(answer, outputs=rest)
+        return answer._replace(outputs=rest)
 
     async def withdraw(self, message: Message) -> None:
         """Stop an unlogged inference that nobody waits for any more."""
