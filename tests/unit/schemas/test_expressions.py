@@ -170,10 +170,10 @@ def test_what_would_take_too_long_is_refused_at_once(text: str) -> None:
         "huge": [1] * 1_000_000,
         "huge_text": "x" * 500_000,
     }
-    begun = time.perf_counter()
+    begun = time.thread_time()
     with pytest.raises(InvalidArgument):
         parse(text).evaluate(values)
-    assert time.perf_counter() - begun < 0.5
+    assert time.thread_time() - begun < 0.5
 
 
 ATOMS = st.sampled_from(

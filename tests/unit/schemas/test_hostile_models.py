@@ -23,10 +23,10 @@ from tests.support import onnx_models as tiny
 def test_a_hostile_file_is_refused(trick: str) -> None:
     """With what it does, and soon."""
     path, data, text = hostile.CONTENTS[trick]
-    begun = time.perf_counter()
+    begun = time.thread_time()
     with pytest.raises(InvalidArgument, match=text):
         check_content(path, data)
-    assert time.perf_counter() - begun < 10
+    assert time.thread_time() - begun < 10
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

@@ -42,8 +42,8 @@ def process(**rest: Any) -> Isolated:
 
 @pytest.fixture
 def engine() -> Iterator[Isolated]:
-    """A model with 2 seconds and 150 MiB."""
-    found = process(timeout_s=2.0, limits={"memory": "150MiB"})
+    """A model with 3 seconds and 150 MiB."""
+    found = process(timeout_s=3.0, limits={"memory": "150MiB"})
     yield found
     found.close()
 
@@ -89,7 +89,7 @@ def test_errors_are_the_engines_and_the_process_stays(engine: Isolated) -> None:
         ("segfault", EngineFailed, 500, r"crashed while it computed this input \(SIGSEGV\)"),
         ("abort", EngineFailed, 500, "SIGABRT"),
         ("exit 3", EngineFailed, 500, "exit status 3"),
-        ("hang", DeadlineExceeded, 504, "did not answer within 2 s"),
+        ("hang", DeadlineExceeded, 504, "did not answer within 3 s"),
         ("eat 400", EngineFailed, 500, "more than its limit of 150 MiB"),
     ],
 )
@@ -220,7 +220,7 @@ def mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Models]:
     }
     catalogue = Catalogue.model_validate({"models": documents})
     models = Models(catalogue, "text", tmp_path, allow_fallback=True, capacity=Capacity(4))
-    models._specs["wild"] = wild.spec(timeout_s=1.0)
+    models._specs["wild"] = wild.spec(timeout_s=3.0)
     yield models
     models.close()
 
