@@ -49,6 +49,7 @@ def encode(name: str) -> str:
     )
 
 
+@lru_cache(maxsize=1024)
 def decode(token: str) -> str:
     """Return the name behind a token made by `encode`.
 

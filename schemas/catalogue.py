@@ -303,6 +303,8 @@ class Catalogue(UserInput):
             InvalidArgument: Neither the model nor who may stand in for it knows one.
         """
         spec = self.models[name]
+        if not given:
+            return dict(spec.params)
         stand_in = None if spec.fallback is None else self.models[spec.fallback]
         accepted = [item.accepts for item in (spec, stand_in) if item is not None]
         known = sorted({param for params in accepted for param in params or ()})

@@ -84,7 +84,7 @@ _KEYS: dict[type, str] = {kind: key for key, kind in _KINDS.items()}
 def to_wire(value: Value) -> Any:
     """Return the wire form of one value."""
     key = _KEYS.get(type(value))
-    return value if key is None else {key: value.model_dump()}
+    return value if key is None else {key: dict(value.__dict__)}  # plain fields: no model_dump
 
 
 def bulk(values: Iterable[Value]) -> int:

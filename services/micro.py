@@ -161,6 +161,7 @@ class _Desk:
         self._group = group
         self._endpoint = endpoint
         self._meter = MessageMeter(endpoint.service, endpoint.name)
+        self._meter.in_flight.set_function(lambda: self._working)
         self._working = self._done = self._errors = self._busy_ns = 0
         self._last_error = ""
         self._out: dict[str, list[Item[Body]]] = {}
@@ -216,13 +217,11 @@ class _Desk:
 
     async def _work(self, caller: _From, asked: Asked) -> None:
         begun = time.perf_counter_ns()
-        self._meter.in_flight.inc()
         try:
             reply = await self._answer(asked)
         except asyncio.CancelledError:  # the task ends with its answer, and so is not cancelled
             reply = _refusal("this process is stopping; try again")
         finally:
-            self._meter.in_flight.dec()
             self._working -= 1
         self._finish(caller, asked, reply, time.perf_counter_ns() - begun)
 

@@ -1,9 +1,12 @@
 """Logs, metrics and trace context: configured once per process."""
 
+import asyncio
+import atexit
 import logging
 import secrets
 import sys
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, BinaryIO
 
 import orjson
 import structlog
@@ -98,28 +101,21 @@ class MessageMeter:
 def configure(service: str, log_format: str = "auto") -> None:
     """Set up structlog: JSON lines on stdout, or a console renderer on a terminal."""
     console = log_format == "console" or (log_format == "auto" and sys.stdout.isatty())
-    processors: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        _audible,
-        structlog.processors.TimeStamper(fmt="iso"),
-    ]
+    processors: list[Any] = [_Facts(service)]
     if console:
         processors.append(structlog.dev.ConsoleRenderer())
         factory: Any = structlog.PrintLoggerFactory()
     else:
-        processors += [
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(serializer=_dump),
-        ]
-        factory = structlog.BytesLoggerFactory(sys.stdout.buffer)
+        processors += [structlog.processors.format_exc_info, _dump]
+        lines = Lines(sys.stdout.buffer)
+        atexit.register(lines.leave)
+        factory = lambda *_: lines  # noqa: E731
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=factory,
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(service=service)
 
 
 def serve_metrics(host: str, port: int | None) -> None:
@@ -150,12 +146,75 @@ def child_traceparent(parent: str | None) -> str:
     return f"00-{trace}-{secrets.token_hex(8)}-01"
 
 
-def _audible(_: Any, __: str, event: Any) -> Any:
-    """Drop a line of a level that is silenced."""
-    if event["level"] in SILENCED:
-        raise structlog.DropEvent
-    return event
+class _Facts:
+    """Says in each line who writes it, how urgent it is and when; drops levels that are silenced.
+
+    One step, where structlog has one for each of these: every request writes a line.
+    """
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+
+    def __call__(self, logger: Any, method: str, event: Any) -> Any:
+        structlog.processors.add_log_level(logger, method, event)
+        if event["level"] in SILENCED:
+            raise structlog.DropEvent
+        event["service"] = self._service
+        event["timestamp"] = datetime.now(UTC)  # noqa: TID251 - when the line is really written
+        return event
 
 
-def _dump(document: Any, **_: Any) -> bytes:
-    return orjson.dumps(document, default=str)
+class Lines:
+    """Writes lines; those of one turn of the event loop leave in one system call.
+
+    Only what is told in passing waits for the end of the turn. A warning and worse leaves at once,
+    with what waits before it; so does what a thread says that runs no loop.
+
+    Args:
+        file: Where to.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._waiting: list[bytes] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """In which the end of the turn is waited for."""
+
+    def info(self, line: bytes) -> None:
+        """Write a line, at the end of this turn at the latest."""
+        self._wait(line)
+
+    def warning(self, line: bytes) -> None:
+        """Write a line now, behind those that wait."""
+        if self._wait(line):
+            self.leave()
+
+    debug, error, critical = info, warning, warning
+
+    def leave(self) -> None:
+        """Write what waits."""
+        self._loop = None
+        if self._waiting:
+            lines, self._waiting = self._waiting, []
+            self._write(lines)
+
+    def _wait(self, line: bytes) -> bool:
+        """Keep a line until the end of this turn; where no loop runs write it, and return False."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._write([line])
+            return False
+        self._waiting.append(line)
+        if self._loop is not loop:
+            self._loop = loop
+            loop.call_soon(self.leave)
+        return True
+
+    def _write(self, lines: list[bytes]) -> None:
+        self._file.write(b"".join([b"%b\n" % line for line in lines]))
+        self._file.flush()
+
+
+def _dump(_: Any, __: str, event: Any) -> bytes:
+    return orjson.dumps(event, default=str, option=orjson.OPT_UTC_Z)

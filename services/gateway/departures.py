@@ -3,11 +3,13 @@
 What somebody waited for who went away is called off.
 """
 
-import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
+
+from typing_extensions import override
 
 from schemas.errors import Cancelled
+from services.calling_off import Revocable
 
 
 DEPARTURES = "clawdbot.departures"
@@ -16,7 +18,7 @@ ARRIVED = "clawdbot.arrived"
 """Of an ASGI scope: whether the whole request is here, and its body needs no waiting for."""
 
 
-class called_off_when_gone:  # noqa: N801 - reads as a word of the sentence
+class called_off_when_gone(Revocable):  # noqa: N801 - reads as a word of the sentence
     """Cancels a block when the client's connection is lost, which then raises `Cancelled`.
 
     A task that waits for the end of the connection would cost more than an inference does; here
@@ -26,26 +28,21 @@ class called_off_when_gone:  # noqa: N801 - reads as a word of the sentence
         scope: Of the request.
     """
 
-    __slots__ = ("_departures", "_gone", "_task")
+    __slots__ = ("_departures",)
 
     def __init__(self, scope: Any) -> None:
+        super().__init__()
         self._departures: set[Callable[[], None]] = scope.get(DEPARTURES, set())
-        self._gone = False
 
-    def __enter__(self) -> None:
-        """Begin to listen."""
-        task = asyncio.current_task()
-        assert task is not None, "a request is served by a task"
-        self._task = task
+    @override
+    def __enter__(self) -> Self:
         self._departures.add(self._leave)
+        return super().__enter__()
 
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Hear no more; raise `Cancelled` where the client is why the block was cancelled."""
+    @override
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._departures.discard(self._leave)
-        if self._gone and isinstance(error, asyncio.CancelledError):
-            self._task.uncancel()
-            raise Cancelled("the client went away") from error
+        super().__exit__(kind, error, trace)
 
     def _leave(self) -> None:
-        self._gone = True
-        self._task.cancel()
+        self.call_off(Cancelled("the client went away"))

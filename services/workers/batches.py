@@ -20,6 +20,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from itertools import count
+from typing import NamedTuple
 
 from schemas.errors import Cancelled, DeadlineExceeded, EngineFailed, ModelUnavailable
 from schemas.values import Value
@@ -33,8 +34,7 @@ Submit = Callable[..., "Future[list[Outcome]]"]
 """Has a function called in a thread."""
 
 
-@dataclass(frozen=True)
-class Computed:
+class Computed(NamedTuple):
     """What an engine gave for one request."""
 
     outputs: Mapping[str, Value]
@@ -58,7 +58,7 @@ REFUSAL_WEIGHT = 0.9
 Outcome = Computed | Exception
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class _Waiting:
     """A request in line."""
 

@@ -4,8 +4,10 @@ import asyncio
 import hashlib
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 import orjson
 
@@ -20,7 +22,6 @@ from schemas.messages import (
     Abandoned,
     Fault,
     Header,
-    Inference,
     Task,
     TaskResult,
     Timings,
@@ -80,8 +81,7 @@ class Means:
     """Brings the version of a model here that a name and a key mean; returns its name."""
 
 
-@dataclass(frozen=True)
-class InferAsk:
+class InferAsk(NamedTuple):
     """How an unlogged inference is wanted, besides its inputs."""
 
     rank: int
@@ -122,13 +122,11 @@ class InferAsk:
         """Return an answer, or a part of one, as the caller wants it."""
         wire = {name: to_wire(value) for name, value in outputs.items()}
         if self.packed:
-            answer = Inference(outputs=wire, model=model).model_dump()
-            return packed(answer, bulk(outputs.values()))
-        return orjson.dumps(Inference(outputs=to_json(wire), model=model).model_dump())
+            return packed({"outputs": wire, "model": model}, bulk(outputs.values()))
+        return orjson.dumps({"outputs": to_json(wire), "model": model})
 
 
-@dataclass(frozen=True)
-class _Wanted:
+class _Wanted(NamedTuple):
     """Which model is asked, with what."""
 
     tenant: str
@@ -137,8 +135,12 @@ class _Wanted:
     rank: int
     left_s: float
     """Until when."""
-    adapt: Mapping[str, Adaptation] = field(default_factory=dict)
+    adapt: Mapping[str, Adaptation] = MappingProxyType({})
     """What is done to inputs before."""
+
+
+_Made = Callable[..., Request]
+"""Makes a request of its inputs."""
 
 
 class Handlers:
@@ -223,18 +225,18 @@ class Handlers:
                 if known is not None:
                     memo = {"model": known.model, "memo_of": known.source}
                     return self._blank(task).model_copy(update={"outputs": known.outputs, **memo})
-                request = Request(
-                    {},
-                    task.params,
-                    _work_key(task),
-                    stopped.is_set,
-                    [node.model for node in task.then],
+                made = partial(
+                    Request,
+                    params=task.params,
+                    key=_work_key(task),
+                    is_stopped=stopped.is_set,
+                    then=[node.model for node in task.then],
                 )
                 # not what is left of it: who was held back (ADR-0020) would pass everybody
                 left_s = task.deadline - task.scheduled_at
                 with self._means.tally.inference(task.model) as counted:
                     wanted = _Wanted(task.tenant, task.model, task.inputs, rank, left_s, task.adapt)
-                    answer = await self._infer(wanted, request, counted)
+                    answer = await self._infer(wanted, made, counted)
                     outputs = {name: to_wire(value) for name, value in answer.outputs.items()}
                     outputs = await spill(outputs, task.tenant, self._means.blobs)
                 await self._means.remembered.keep(task, outputs, answer.model)
@@ -287,13 +289,12 @@ class Handlers:
         check_names(inputs, known, "model")
         wanted = _Wanted(tokens[2], model, inputs, ask.rank, ask.timeout_s or math.inf)
         with self._means.tally.inference(model) as counted:
-            waiting = self._unlogged.under_way(ask.request_id, ask.timeout_s, model)
-            async with waiting as sign:
-                request = Request({}, params, is_stopped=sign.is_set)
+            with self._unlogged.under_way(ask.request_id, ask.timeout_s, model) as under_way:
+                made = partial(Request, params=params, is_stopped=under_way.is_stopped)
                 if ask.in_parts:
-                    answer, parts = await self._in_parts(wanted, request, counted, asked, ask)
+                    answer, parts = await self._in_parts(wanted, made, counted, asked, ask)
                 else:
-                    answer, parts = await self._infer(wanted, request, counted), 0
+                    answer, parts = await self._infer(wanted, made, counted), 0
             asked.facts.update(
                 model=answer.model,
                 load_ms=round(answer.load_ms, 3),
@@ -306,7 +307,7 @@ class Handlers:
             return Reply(ask.body({} if parts else answer.outputs, answer.model))
 
     async def _in_parts(
-        self, wanted: "_Wanted", request: Request, counted: Counted, asked: Asked, ask: InferAsk
+        self, wanted: _Wanted, made: _Made, counted: Counted, asked: Asked, ask: InferAsk
     ) -> tuple[Answer, int]:
         """Infer, and send parts of the answer as the engine gives them; return how many too."""
 
@@ -315,7 +316,7 @@ class Handlers:
 
         parts = Parts(send)
         async with parts.sending():
-            answer = await self._infer(wanted, replace(request, emit=parts.emit), counted)
+            answer = await self._infer(wanted, partial(made, emit=parts.emit), counted)
         asked.facts["parts"] = parts.sent
         return answer, parts.sent
 
@@ -332,7 +333,7 @@ class Handlers:
             return
         self._means.attempts.abandon(run_key(message.subject), abandoned)
 
-    async def _infer(self, wanted: "_Wanted", request: Request, counted: Counted) -> Answer:
+    async def _infer(self, wanted: _Wanted, made: _Made, counted: Counted) -> Answer:
         try:
             values = await fetch(wanted.inputs, wanted.tenant, self._means.blobs)
         except NotFound as error:
@@ -341,9 +342,8 @@ class Handlers:
         if wanted.adapt:
             folder = self._means.models.folder(wanted.model)
             values = await asyncio.to_thread(adapted, values, wanted.adapt, folder)
-        asked = replace(request, inputs=values)
         answer = await self._means.models.infer(
-            wanted.model, asked, rank=wanted.rank, left_s=wanted.left_s
+            wanted.model, made(values), rank=wanted.rank, left_s=wanted.left_s
         )
         counted.answered(answer)
         return answer

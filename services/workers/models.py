@@ -7,11 +7,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from events.models import Offer
 from schemas.catalogue import Catalogue, ModelSpec
@@ -39,8 +39,7 @@ ROWS_MAX = 64
 """Rows of one call, where no setting says otherwise."""
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What a model gave."""
 
     outputs: Mapping[str, Value]
@@ -201,7 +200,7 @@ class Models:
             return Answer(outputs, served, 0.0, 0.0, 0.0, remembered=True)
         answer = await self._infer(name, request, *urgency)
         responses.keep(digest, answer.outputs)
-        return replace(answer, remembered=False)
+        return answer._replace(remembered=False)
 
     async def _infer(self, name: str, request: Request, rank: int, left_s: float) -> Answer:
         begun = time.perf_counter()

@@ -25,7 +25,8 @@ class Duration:
     def add(self, ns: float) -> None:
         """Count one more."""
         self.count += 1
-        self.ns += max(0, round(ns))
+        if ns > 0:
+            self.ns += round(ns)
 
     def document(self) -> dict[str, int]:
         """Return it as the protocol has it."""
@@ -75,7 +76,9 @@ class Tally:
 
     def note(self, model: str, phases: Mapping[str, float]) -> None:
         """Add nanoseconds to phases of a model."""
-        figures = self._figures.setdefault(model, _Figures())
+        figures = self._figures.get(model)
+        if figures is None:
+            figures = self._figures[model] = _Figures()
         figures.last_inference_ms = round(self._clock.now() * 1000)
         for phase, ns in phases.items():
             figures.requests[phase].add(ns)

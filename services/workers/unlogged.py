@@ -1,18 +1,24 @@
 """Unlogged inferences under way: called off when nobody waits, and answered in parts on request."""
 
 import asyncio
-import threading
+import math
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Self
+
+from typing_extensions import override
 
 from schemas.errors import Cancelled, DeadlineExceeded, ResourceExhausted
 from schemas.messages import Header
 from schemas.values import Value
+from services.calling_off import Revocable
 
 
 WITHDRAWN_MAX = 10_000
 """Withdrawn inferences that a worker remembers: the message may come before the request."""
+SWEEP_S = 0.02
+"""How often inferences are looked at that may be past their deadline."""
 PARTS_MAX = 1024
 """Parts of an answer that wait to be sent; with one more the inference fails."""
 
@@ -20,27 +26,55 @@ Send = Callable[[Mapping[str, Value], dict[str, str]], Awaitable[None]]
 """Sends a part of an answer, with its headers."""
 
 
+class UnderWay(Revocable):
+    """An inference under way; a context that ends with its time, or when it is withdrawn."""
+
+    __slots__ = ("_all", "deadline", "late", "request_id")
+
+    def __init__(self, all_: "Unlogged", request_id: str, deadline: float, late: str) -> None:
+        super().__init__()
+        self._all = all_
+        self.request_id = request_id
+        self.deadline = deadline
+        """By the loop's clock."""
+        self.late = late
+        """What is said when it takes longer."""
+
+    @override
+    def __enter__(self) -> Self:
+        self._all.begin(self)
+        return super().__enter__()
+
+    @override
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._all.end(self)
+        super().__exit__(kind, error, trace)
+
+    def is_stopped(self) -> bool:
+        """Tell an engine, in whatever thread, whether nobody waits any more."""
+        return self.is_over
+
+
 class Unlogged:
     """Knows which inferences run here, and stops those that nobody waits for."""
 
     def __init__(self) -> None:
-        self._running: dict[str, asyncio.Timeout] = {}
+        self._running: dict[UnderWay, None] = {}
+        self._named: dict[str, UnderWay] = {}
         self._withdrawn: OrderedDict[str, None] = OrderedDict()
+        self._sweeping = False
 
     def withdraw(self, request_id: str) -> None:
         """Stop an inference that is under way; one that is still to come will not begin."""
         self._withdrawn[request_id] = None
-        scope = self._running.get(request_id)
-        if scope is not None and not scope.expired():
-            scope.reschedule(asyncio.get_running_loop().time())
+        known = self._named.get(request_id)
+        if known is not None:
+            known.call_off(_withdrawn())
         while len(self._withdrawn) > WITHDRAWN_MAX:
             self._withdrawn.popitem(last=False)
 
-    @asynccontextmanager
-    async def under_way(
-        self, request_id: str, timeout_s: float | None, model: str
-    ) -> AsyncIterator[threading.Event]:
-        """Work on an inference within its time, unless it is withdrawn; yields the sign to stop.
+    def under_way(self, request_id: str, timeout_s: float | None, model: str) -> UnderWay:
+        """Return a context to work on an inference in, within its time, unless it is withdrawn.
 
         Args:
             request_id: By what it may be withdrawn; empty: never.
@@ -48,28 +82,48 @@ class Unlogged:
             model: For the message.
 
         Raises:
-            DeadlineExceeded: It takes longer.
-            Cancelled: Nobody waits for it any more.
+            DeadlineExceeded: In the context: it takes longer, by up to `SWEEP_S`.
+            Cancelled: In the context: nobody waits for it any more.
         """
-        sign, scope = threading.Event(), asyncio.timeout(timeout_s)
-        withdrawn = Cancelled("the caller withdrew this inference")
-        if request_id in self._withdrawn:
-            raise withdrawn
-        try:
-            async with scope:
-                if request_id:
-                    self._running[request_id] = scope
-                yield sign
-        except TimeoutError as error:
-            if not scope.expired():
-                raise
-            if request_id in self._withdrawn:
-                raise withdrawn from error
-            text = f"'{model}' did not answer within {timeout_s:g} seconds"
-            raise DeadlineExceeded(text) from error
-        finally:
-            sign.set()
-            self._running.pop(request_id, None)
+        if timeout_s is None:
+            return UnderWay(self, request_id, math.inf, "")
+        late = f"'{model}' did not answer within {timeout_s:g} seconds"
+        return UnderWay(self, request_id, asyncio.get_running_loop().time() + timeout_s, late)
+
+    def begin(self, item: UnderWay) -> None:
+        """Take note of one that begins.
+
+        Raises:
+            Cancelled: It was withdrawn before it came.
+        """
+        if item.request_id:
+            if item.request_id in self._withdrawn:
+                raise _withdrawn()
+            self._named[item.request_id] = item
+        self._running[item] = None
+        if not self._sweeping:
+            self._sweeping = True
+            asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+    def end(self, item: UnderWay) -> None:
+        """Forget one that is over."""
+        del self._running[item]
+        self._named.pop(item.request_id, None)
+
+    def _sweep(self) -> None:
+        """Stop what is past its time: one timer for all, as hardly any needs its own."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for item in self._running:
+            if item.deadline <= now:
+                item.call_off(DeadlineExceeded(item.late))
+        self._sweeping = bool(self._running)
+        if self._sweeping:
+            loop.call_later(SWEEP_S, self._sweep)
+
+
+def _withdrawn() -> Cancelled:
+    return Cancelled("the caller withdrew this inference")
 
 
 class Parts:

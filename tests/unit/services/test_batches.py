@@ -101,6 +101,16 @@ async def test_one_alone_does_not_wait_and_the_rest_go_together(pool: ThreadPool
     assert [1, 4, 4, 4, 4, 3, 3, 3] == [result.batch_size for result in results]
 
 
+async def test_what_comes_in_one_turn_goes_together(pool: ThreadPoolExecutor) -> None:
+    """The requests of one message do not wait behind the first of them."""
+    play = Play(Doubling(), pool)
+    play.engine.held = False
+    async with asyncio.TaskGroup() as group:
+        for number in (1, 2, 3):
+            play.ask(group, number)
+    assert [[1, 2, 3]] == play.engine.calls
+
+
 async def test_rows_count_and_not_requests(pool: ThreadPoolExecutor) -> None:
     """A call has at most `max_batch_size` rows; who alone has more is alone."""
     play = Play(Doubling(), pool)

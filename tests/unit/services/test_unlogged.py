@@ -17,7 +17,7 @@ async def test_one_that_runs_is_stopped() -> None:
     signs = []
 
     async def work() -> None:
-        async with known.under_way("a", 10, "m") as sign:
+        with known.under_way("a", 10, "m") as sign:
             signs.append(sign)
             begun.set()
             await asyncio.Event().wait()
@@ -28,7 +28,7 @@ async def test_one_that_runs_is_stopped() -> None:
     known.withdraw("a")
     with pytest.raises(Cancelled, match="withdrew"):
         await task
-    assert signs[0].is_set()
+    assert signs[0].is_stopped()
     assert {} == known._running
 
 
@@ -38,19 +38,20 @@ async def test_one_that_is_still_to_come_does_not_begin(monkeypatch: pytest.Monk
     known = Unlogged()
     for request_id in ("a", "b", "c"):
         known.withdraw(request_id)
-    with pytest.raises(Cancelled):
-        async with known.under_way("c", None, "m"):
-            raise AssertionError("it began")
+    with pytest.raises(Cancelled), known.under_way("c", None, "m"):
+        raise AssertionError("it began")
     for request_id in ("a", "d", ""):
-        async with known.under_way(request_id, None, "m"):
+        with known.under_way(request_id, None, "m"):
             pass
 
 
 async def test_too_late_is_another_error() -> None:
     """Withdrawn it was not."""
-    with pytest.raises(DeadlineExceeded, match=r"'m' did not answer within 0\.001 seconds"):
-        async with Unlogged().under_way("a", 0.001, "m"):
-            await asyncio.Event().wait()
+    known = Unlogged()
+    text = r"'m' did not answer within 0\.001 seconds"
+    with pytest.raises(DeadlineExceeded, match=text), known.under_way("a", 0.001, "m"):
+        await asyncio.Event().wait()
+    assert {} == known._running
 
 
 async def test_parts_leave_in_order_from_a_thread() -> None:
