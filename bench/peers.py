@@ -15,6 +15,18 @@ def peers() -> Path:
     return Path(os.environ.get("PEERS", "/var/tmp/peers"))  # noqa: TID251, S108 - the scripts' own
 
 
+def environment(python: Path) -> dict[str, str]:
+    """Return the environment of the scripts.
+
+    PyTriton brings a program that links `libpython3.11.so` from wherever the system finds it, and
+    runs the modules of the interpreter that started it: both must be of one version.
+    """
+    found = dict(os.environ)  # noqa: TID251 - handed to a child
+    libraries = [str(python.resolve().parents[1] / "lib"), found.get("LD_LIBRARY_PATH", "")]
+    found["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
+    return found | {"PEERS": str(peers())}
+
+
 def measured(system: str, script: Path, arguments: Sequence[str]) -> list[dict[str, Any]]:
     """Measure a system by its own script; nothing, and a line that says why, if it is not there.
 
@@ -32,7 +44,7 @@ def measured(system: str, script: Path, arguments: Sequence[str]) -> list[dict[s
         command = [str(python), str(script.resolve()), system, *arguments, "--rounds", "1"]
         done = subprocess.run(  # noqa: S603 - scripts the caller named
             [*command, "--out", str(out)],
-            env={**os.environ, "PEERS": str(peers())},  # noqa: TID251 - handed to a child
+            env=environment(python),
             capture_output=True,
             text=True,
             check=False,

@@ -11,6 +11,7 @@ from clawdbot.async_client import AsyncClient
 from clawdbot.builder import WorkflowBuilder
 from clawdbot.client import Client
 from clawdbot.results import Run
+from schemas.api import EventView, NodePart
 from schemas.errors import ClawdbotError
 from schemas.values import Binary, BlobRef, Tensor
 
@@ -21,6 +22,8 @@ __all__ = [
     "BlobRef",
     "ClawdbotError",
     "Client",
+    "EventView",
+    "NodePart",
     "Run",
     "Tensor",
     "WorkflowBuilder",

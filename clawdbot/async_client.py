@@ -8,11 +8,13 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
+from typing_extensions import override
 
 from clawdbot import protocol
 from clawdbot.client import address
 from clawdbot.comparison import Comparison, blobs_to_compare, compare
-from clawdbot.inputs import inline, prepare
+from clawdbot.following import AsyncFollowing
+from clawdbot.inputs import inline
 from clawdbot.protocol import Call
 from clawdbot.recordings import Source, blobs_of, bundle_bytes, open_recording, run_of
 from clawdbot.regression import PAGE, Regression, Trial, check_bounds, summarise
@@ -27,15 +29,15 @@ from schemas.api import (
     StatisticsView,
     WorkflowView,
 )
-from schemas.errors import ClawdbotError, NotFound, RetryableError
-from schemas.values import Binary, BlobRef, Tensor, to_wire
+from schemas.errors import ClawdbotError, NotFound
+from schemas.values import Binary, BlobRef, Tensor
 from schemas.workflow import Deployment
 
 
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(AsyncFollowing):
     """`Client` for asyncio; see there."""
 
     def __init__(self, url: str | None = None) -> None:
@@ -81,9 +83,7 @@ class AsyncClient:
         idempotency_key: str | None = None,
     ) -> Run:
         """Start a run and wait for its end, as `Client.run` does."""
-        wire, uploads = await asyncio.to_thread(prepare, inputs or {})
-        for upload in uploads:
-            wire[upload.name] = to_wire(await self.put_blob(upload.data, upload.media_type))
+        wire = await self._wire(inputs)
         return await self._do(protocol.submit(workflow, wire, wait_s, idempotency_key))
 
     async def get(self, run_id: str) -> Run:
@@ -142,24 +142,6 @@ class AsyncClient:
     async def events(self, run_id: str) -> tuple[EventView, ...]:
         """Return a run's events so far."""
         return await self._do(protocol.events(run_id))
-
-    async def follow(self, run_id: str, after: int = 0) -> AsyncGenerator[EventView, None]:
-        """Yield a run's events as they happen, to its end; a broken connection is resumed."""
-        attempt = 0
-        while True:
-            try:
-                async for event in self._stream(protocol.follow(run_id, after)):
-                    if event is None:
-                        return
-                    after, attempt = event.id, 0
-                    yield event
-                    if event.type in protocol.TERMINAL:
-                        return
-            except RetryableError:
-                if attempt + 1 >= protocol.ATTEMPTS_MAX:
-                    raise
-            await asyncio.sleep(protocol.delay_before(attempt, None))
-            attempt += 1
 
     async def replay(self, run_id: str, until: int | None = None) -> Run:
         """Return a run folded from its log, up to an event; no model is called."""
@@ -281,6 +263,7 @@ class AsyncClient:
                 return
             cursor = page.next
 
+    @override
     async def put_blob(self, data: bytes, media_type: str = "application/octet-stream") -> BlobRef:
         """Keep bytes."""
         return await self._do(protocol.put_blob(data, media_type))
@@ -319,21 +302,3 @@ class AsyncClient:
             attempt += 1
         protocol.check(answer)
         return call.read(answer)
-
-    async def _stream(self, call: Call[None]) -> AsyncGenerator[EventView | None, None]:
-        """Yield the events of one connection; None when nothing will ever follow."""
-        event: dict[str, str] = {}
-        try:
-            request = protocol.request(self._http, call, protocol.STREAM_SILENCE_S)
-            async with contextlib.aclosing(await self._http.send(request, stream=True)) as answer:
-                if not answer.is_success:
-                    await answer.aread()
-                    protocol.check(answer)
-                if answer.status_code == httpx.codes.NO_CONTENT:
-                    yield None
-                async for line in answer.aiter_lines():
-                    found = protocol.with_data(line, event)
-                    if found is not None:
-                        yield found
-        except httpx.TransportError as error:
-            raise protocol.unreachable(self.url, error) from error

@@ -2,17 +2,19 @@
 
 import contextlib
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
+from typing_extensions import override
 
 from clawdbot import protocol
 from clawdbot.comparison import Comparison, blobs_to_compare, compare
-from clawdbot.inputs import inline, prepare
+from clawdbot.following import Following
+from clawdbot.inputs import inline
 from clawdbot.protocol import Call
 from clawdbot.recordings import Source, blobs_of, bundle_bytes, open_recording, run_of
 from clawdbot.regression import PAGE, Regression, Trial, check_bounds, summarise
@@ -28,8 +30,8 @@ from schemas.api import (
     StatisticsView,
     WorkflowView,
 )
-from schemas.errors import ClawdbotError, InvalidArgument, NotFound, RetryableError
-from schemas.values import Binary, BlobRef, Tensor, to_wire
+from schemas.errors import ClawdbotError, InvalidArgument, NotFound
+from schemas.values import Binary, BlobRef, Tensor
 from schemas.workflow import Deployment
 
 
@@ -48,7 +50,7 @@ def address(url: str | None) -> str:
     return found
 
 
-class Client:
+class Client(Following):
     """Talks to a gateway.
 
     Args:
@@ -111,10 +113,7 @@ class Client:
         Returns:
             The run, finished or as far as it is.
         """
-        wire, uploads = prepare(inputs or {})
-        for upload in uploads:
-            wire[upload.name] = to_wire(self.put_blob(upload.data, upload.media_type))
-        return self._do(protocol.submit(workflow, wire, wait_s, idempotency_key))
+        return self._do(protocol.submit(workflow, self._wire(inputs), wait_s, idempotency_key))
 
     def get(self, run_id: str) -> Run:
         """Return a run as it is now."""
@@ -186,24 +185,6 @@ class Client:
     def events(self, run_id: str) -> tuple[EventView, ...]:
         """Return a run's events so far."""
         return self._do(protocol.events(run_id))
-
-    def follow(self, run_id: str, after: int = 0) -> Generator[EventView, None, None]:
-        """Yield a run's events as they happen, to its end; a broken connection is resumed."""
-        attempt = 0
-        while True:
-            try:
-                for event in self._stream(protocol.follow(run_id, after)):
-                    if event is None:
-                        return
-                    after, attempt = event.id, 0
-                    yield event
-                    if event.type in protocol.TERMINAL:
-                        return
-            except RetryableError:
-                if attempt + 1 >= protocol.ATTEMPTS_MAX:
-                    raise
-            time.sleep(protocol.delay_before(attempt, None))
-            attempt += 1
 
     def replay(self, run_id: str, until: int | None = None) -> Run:
         """Return a run folded from its log, up to an event; no model is called."""
@@ -335,6 +316,7 @@ class Client:
                 return
             cursor = page.next
 
+    @override
     def put_blob(self, data: bytes, media_type: str = "application/octet-stream") -> BlobRef:
         """Keep bytes."""
         return self._do(protocol.put_blob(data, media_type))
@@ -373,24 +355,3 @@ class Client:
             attempt += 1
         protocol.check(answer)
         return call.read(answer)
-
-    def _stream(self, call: Call[None]) -> Generator[EventView | None, None, None]:
-        """Yield the events of one connection; None when nothing will ever follow."""
-        event: dict[str, str] = {}
-        try:
-            with contextlib.closing(
-                self._http.send(
-                    protocol.request(self._http, call, protocol.STREAM_SILENCE_S), stream=True
-                )
-            ) as answer:
-                if not answer.is_success:
-                    answer.read()
-                    protocol.check(answer)
-                if answer.status_code == httpx.codes.NO_CONTENT:
-                    yield None
-                for line in answer.iter_lines():
-                    found = protocol.with_data(line, event)
-                    if found is not None:
-                        yield found
-        except httpx.TransportError as error:
-            raise protocol.unreachable(self.url, error) from error

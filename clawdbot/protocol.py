@@ -22,6 +22,7 @@ from schemas.api import (
     EventView,
     ModelList,
     ModelView,
+    NodePart,
     ProjectionsView,
     ProjectionView,
     RunPage,
@@ -96,7 +97,7 @@ def submit(name: str, wire: Wire, wait_s: float, idempotency_key: str | None) ->
         f"/v1/workflows/{quote(name, safe='')}/runs",
         _model(Run),
         params={"wait": wait_s} if wait_s else {},
-        headers={"Content-Type": MSGPACK, **_named(idempotency_key)},
+        headers={"Content-Type": MSGPACK, **named(None, idempotency_key)},
         content=packed(wire),
         patience_s=wait_s + ANSWER_S,
     )
@@ -152,7 +153,7 @@ def fork(
         f"{_run_path(run_id)}/fork",
         _model(Run),
         params={"wait": wait_s} if wait_s else {},
-        headers={"Content-Type": "application/json", **_named(idempotency_key)},
+        headers={"Content-Type": "application/json", **named(None, idempotency_key)},
         content=orjson.dumps(wanted.model_dump(exclude_defaults=True)),
         patience_s=wait_s + ANSWER_S,
     )
@@ -211,6 +212,33 @@ def follow(run_id: str, after: int) -> Call[None]:
     """Follow a run's events."""
     headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
     return Call("GET", f"{_run_path(run_id)}/events", lambda _: None, headers=headers)
+
+
+def stream(name: str, wire: Wire, names: Mapping[str, str]) -> Callable[[int], Call[None]]:
+    """Start a run and follow it; called again with the last event seen, it goes on after that.
+
+    Args:
+        name: The workflow.
+        wire: Inputs.
+        names: What `named` gives.
+    """
+    content = packed(wire)
+
+    def ask(after: int) -> Call[None]:
+        return Call(
+            "POST",
+            f"/v1/workflows/{quote(name, safe='')}/runs",
+            lambda _: None,
+            headers={
+                "Content-Type": MSGPACK,
+                "Accept": "text/event-stream",
+                "Last-Event-ID": str(after),
+                **names,
+            },
+            content=content,
+        )
+
+    return ask
 
 
 def put_blob(data: bytes, media_type: str) -> Call[BlobRef]:
@@ -284,8 +312,8 @@ def unreachable(url: str, error: httpx.TransportError) -> RetryableError:
     return Unavailable(f"nobody answers at {url}; start the mesh with `clawdbot up`")
 
 
-def with_data(line: str, event: dict[str, str]) -> EventView | None:
-    """Feed one line of an event stream; return the event when it is complete.
+def with_data(line: str, event: dict[str, str]) -> EventView | NodePart | None:
+    """Feed one line of an event stream; return the event, or the part, when it is complete.
 
     Source: HTML Standard, section 9.2.6.
     """
@@ -294,7 +322,8 @@ def with_data(line: str, event: dict[str, str]) -> EventView | None:
         if name in {"id", "event", "data"}:
             event[name] = value.removeprefix(" ")
         return None
-    found = EventView.model_validate_json(event["data"]) if "data" in event else None
+    kind = NodePart if event.get("event") == "part" else EventView
+    found = kind.model_validate_json(event["data"]) if "data" in event else None
     event.clear()
     return found
 
@@ -313,10 +342,12 @@ def request(
     )
 
 
-def _named(idempotency_key: str | None) -> dict[str, str]:
-    if idempotency_key is None:
-        return {Header.RUN_ID: new_id()}
-    return {"Idempotency-Key": idempotency_key}
+def named(run_id: str | None, idempotency_key: str | None) -> dict[str, str]:
+    """Return the headers that name a run: what is given, or else a new id."""
+    key = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+    if run_id is None and key:
+        return key
+    return {Header.RUN_ID: run_id or new_id(), **key}  # of both, the gateway says what is wrong
 
 
 def _model(kind: type[Any]) -> Callable[[httpx.Response], Any]:

@@ -12,12 +12,16 @@ from events.state import DECIDED, RunState
 from events.view import look_up
 from schemas.expressions import parse
 from schemas.messages import Following
-from schemas.plan import HTTP_MODEL, RUN, RUN_INPUT, Binding, PlanNode
+from schemas.plan import HTTP_MODEL, RUN, RUN_INPUT, Binding, PlanNode, Route
 from schemas.values import Wire
 
 
 FOLLOWING_MAX = 8
 """Nodes that a worker goes on with after one task."""
+AHEAD_MAX = 8
+"""Models that workers are told of while one node is done."""
+_AFTERWARDS = frozenset({"catch", "finally", "compensate"})
+"""Graphs of a node that do not begin with it."""
 
 
 def following(state: RunState, path: str) -> tuple[tuple[Following, ...], Wire]:
@@ -54,6 +58,43 @@ def following(state: RunState, path: str) -> tuple[tuple[Following, ...], Wire]:
         done.add(node.id)
         before = node
     return tuple(chain), seen
+
+
+def ahead(state: RunState, path: str) -> tuple[Route, ...]:
+    """Return whose workers will be asked to run which models next, if all goes well.
+
+    Those are the nodes after this one, and after those that its worker goes on with; a condition
+    may still decide otherwise. What its worker goes on with is not among them: it knows.
+
+    Args:
+        state: The run.
+        path: The node that begins.
+    """
+    scope = scope_of(path)
+    plan, nodes = state.plan_of(scope), state.nodes_of(scope)
+    chain = [node_id_of(item.node_id) for item in following(state, path)[0]]
+    here = {plan.node(node_id).model for node_id in (node_id_of(path), *chain)}
+    found: dict[tuple[str, str, str], Route] = {}
+    for before in (node_id_of(path), *chain):
+        for node in plan.waiting.get(before, ()):
+            if node.id in nodes or node.id in chain:
+                continue
+            for first in _first(node):
+                if first.model not in here and first.model != HTTP_MODEL:
+                    route = first.routes[0]
+                    found[route.modality, route.pool, route.model] = route
+    return tuple(found.values())[:AHEAD_MAX]
+
+
+def _first(node: PlanNode) -> Iterator[PlanNode]:
+    """Yield what workers are asked for when a node begins: itself, or what is first inside it."""
+    if node.kind == "model":
+        yield node
+        return
+    for label, body in node.bodies.items():
+        for inner in body.nodes if label not in _AFTERWARDS else ():
+            if not inner.sources:
+                yield from _first(inner)
 
 
 def _goes_with(first: PlanNode, node: PlanNode) -> bool:

@@ -37,7 +37,8 @@ class Offer(Message):
     isolated: bool = False
     """Whether it has a process of its own."""
     latency_ms: dict[str, float] = Field(default_factory=dict)
-    """Mean time of a call of the engine, by its number of rows."""
+    """Mean time of a call of the engine, by its number of rows; measured when it was loaded, then
+    of the calls there were."""
 
 
 class Device(Message):

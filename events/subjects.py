@@ -141,6 +141,16 @@ def task(tenant: str, modality: str, pool: str, lane: str, model: str) -> str:
     return f"{ROOT}.{tenant}.task.{modality}.{pool}.{lane}.{encode(model)}"
 
 
+def warm(tenant: str, modality: str, pool: str, model: str) -> str:
+    """Where the workers of a pool hear that a model will be wanted."""
+    return f"{ROOT}.{tenant}.warm.{modality}.{pool}.{encode(model)}"
+
+
+def tally(tenant: str, modality: str, worker: str) -> str:
+    """Where a worker says what it has computed until now."""
+    return f"{ROOT}.{tenant}.tally.{modality}.{worker}"
+
+
 def lane_of(subject: str) -> str:
     """Read the lane out of a `task` subject."""
     return subject.split(".")[6]
@@ -194,8 +204,13 @@ def call(tenant: str, workflow: str) -> str:
 
 
 def chunk(key: RunKey, node_id: str) -> str:
-    """Streamed tokens, transcripts, audio."""
-    return f"{ROOT}.{key.tenant}.chunk.{key.run_id}.{node_id}"
+    """Where a worker says parts of what a node gives, while it computes; by the node's path."""
+    return f"{ROOT}.{key.tenant}.chunk.{key.run_id}.{encode(node_id)}"
+
+
+def chunks(key: RunKey) -> str:
+    """A filter for the parts of all nodes of a run."""
+    return f"{ROOT}.{key.tenant}.chunk.{key.run_id}.*"
 
 
 def dead(tenant: str, kind: str) -> str:

@@ -179,6 +179,19 @@ class EventView(Message):
     data: dict[str, Any]
 
 
+class NodePart(Message):
+    """A part of what a node gives, said while it computes; the log has the whole."""
+
+    node: str
+    """Its path: `llm`, or `each[3]/llm` inside a control node."""
+    attempt: int
+    """A later one begins again with part 1."""
+    part: int
+    """From 1; a number that is missing was lost on the way."""
+    outputs: dict[str, Any]
+    """What is new, by output: of a text, what comes behind what was said before."""
+
+
 class EventPage(Message):
     """A run's events, in order."""
 
@@ -210,7 +223,8 @@ class ModelOffer(Message):
     isolated: bool = False
     """Whether it has a process of its own."""
     latency_ms: dict[str, float] = Field(default_factory=dict)
-    """Mean time of a call of the engine, by its number of rows."""
+    """Mean time of a call of the engine, by its number of rows; measured when it was loaded, then
+    of the calls there were."""
 
 
 class ModelView(Message):

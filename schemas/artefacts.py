@@ -11,8 +11,10 @@ from typing import Any
 
 import orjson
 
-from schemas.errors import InvalidArgument
+from schemas import pt2
+from schemas.errors import InvalidArgument, ModelUnavailable
 from schemas.onnx_file import examine
+from schemas.tokenizer_file import TOKENIZER_BYTES_MAX
 
 
 FILES_MAX = 256
@@ -110,7 +112,11 @@ def check_size(path: str, size_bytes: int, bytes_max: int) -> None:
     Raises:
         InvalidArgument: Names it.
     """
-    limit = bytes_max if path.lower().endswith(WEIGHTS) else min(bytes_max, TEXT_BYTES_MAX)
+    limit = min(bytes_max, TEXT_BYTES_MAX)
+    if path.lower().endswith(WEIGHTS):
+        limit = bytes_max
+    elif path.endswith(".json"):
+        limit = min(bytes_max, TOKENIZER_BYTES_MAX)
     if size_bytes > limit:
         raise InvalidArgument(f"'{path}' has {size_bytes} bytes; at most {limit} are taken")
 
@@ -148,6 +154,10 @@ def check_content(path: str, data: "bytes | memoryview") -> None:
             examine(data)
         elif path.lower().endswith(SAFETENSORS):
             _check_safetensors(data)
+        elif path.lower().endswith(PROGRAM):
+            pt2.check(data)
+    except ModelUnavailable as error:
+        raise InvalidArgument(f"'{path}': {error.message}") from error
     except InvalidArgument as error:
         if error.message.startswith(f"'{path}'"):
             raise

@@ -16,7 +16,7 @@ from schemas.ids import ModelName, Sha256, TemplateId
 from schemas.message import UserInput
 from schemas.parity import Parity
 from schemas.serving import WARM_UPS_MAX, Buckets, Limits, WarmUp, is_none
-from schemas.signatures import CONTENTS, SIGNATURES, check_content, contents_of
+from schemas.signatures import CONTENTS, SIGNATURES, Content, check_content, contents_of
 from schemas.tensors import BYTES, DATATYPE_SIZES, DATATYPES, RANK_MAX
 
 
@@ -32,13 +32,19 @@ class Vocabulary(UserInput):
     """The tokens of a model, for the adapter that makes them of a text."""
 
     path: Annotated[str, Field(max_length=NAME_CHARS_MAX)]
-    """One token a line; beside the model's source."""
+    """Beside the model's source: one token a line, or a `tokenizer.json` if it ends in .json."""
     sha256: Sha256
     """Of the file: another one is not read."""
     lower_case: bool = True
-    """Whether the model was trained on text without capitals and accents."""
+    """Whether the model was trained on text without capitals and accents; a `tokenizer.json` says
+    it itself."""
     tokens_max: int = Field(default=512, ge=2, le=8192)
     """As many as the model has positions for; the rest is cut."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file says all that a tokenizer does."""
+        return self.path.lower().endswith(".json")
 
 
 class Port(UserInput):
@@ -66,6 +72,14 @@ class Port(UserInput):
     )
     """Names of an output's elements, by index; a classification says them."""
     description: str = ""
+
+    @property
+    def made_of(self) -> Content | None:
+        """What an adapter makes of a file or a text for this input; None where none does."""
+        content = CONTENTS.get(self.content)
+        if content is None or not content.adapter:
+            return None
+        return None if content.needs_vocabulary and self.vocabulary is None else content
 
     @field_validator("datatype")
     @classmethod
@@ -223,6 +237,11 @@ class ModelSpec(UserInput):
         """The inputs that a client sends: all but a sequence's state."""
         states = {state.input for state in self.state}
         return tuple(port for port in self.inputs if port.name not in states)
+
+    @cached_property
+    def made(self) -> tuple[Port, ...]:
+        """The inputs that an adapter makes of a file or a text."""
+        return tuple(port for port in self.inputs if port.made_of is not None)
 
     @cached_property
     def given(self) -> tuple[Port, ...]:

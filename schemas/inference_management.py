@@ -42,8 +42,17 @@ class BatchStatistics(Message):
     compute_output: StatisticDuration = StatisticDuration()
 
 
+class MemoryUsage(Message):
+    """What a model takes of a kind of memory."""
+
+    type: str
+    """`CPU`, or `GPU`."""
+    id: int = 0
+    byte_size: int
+
+
 class ModelStatistics(Message):
-    """What the workers that live computed with a model since they started."""
+    """What workers computed with a model since they started, also those that ended since."""
 
     name: str
     version: str
@@ -55,6 +64,8 @@ class ModelStatistics(Message):
     """Calls of the engine; fewer than rows where requests were computed together."""
     inference_stats: InferStatistics = InferStatistics()
     batch_stats: tuple[BatchStatistics, ...] = ()
+    memory_usage: tuple[MemoryUsage, ...] = ()
+    """Of all workers that have it in memory now, as they measured it."""
 
 
 class Statistics(Message):

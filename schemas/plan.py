@@ -177,15 +177,20 @@ class Plan(Message):
         return {node.id: node for node in self.nodes}
 
     @cached_property
-    def followers(self) -> Mapping[str, PlanNode]:
-        """The node that alone waits for a node, and for that one alone, by the latter's id."""
-        waiting: dict[str, list[PlanNode]] = {}
+    def waiting(self) -> Mapping[str, list[PlanNode]]:
+        """The nodes that wait for a node, among others, by the latter's id."""
+        found: dict[str, list[PlanNode]] = {}
         for node in self.nodes:
             for source in node.sources:
-                waiting.setdefault(source, []).append(node)
+                found.setdefault(source, []).append(node)
+        return found
+
+    @cached_property
+    def followers(self) -> Mapping[str, PlanNode]:
+        """The node that alone waits for a node, and for that one alone, by the latter's id."""
         return {
             source: nodes[0]
-            for source, nodes in waiting.items()
+            for source, nodes in self.waiting.items()
             if len(nodes) == 1 and nodes[0].sources == (source,)
         }
 

@@ -16,9 +16,10 @@ import io
 import re
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import IO, Any
 
 import orjson
+from typing_extensions import override
 
 from schemas.errors import ModelUnavailable
 
@@ -42,8 +43,9 @@ _TEXT = re.compile(r"[A-Za-z0-9_ .,:;>+/-]{0,512}")
 """Texts that operators take, such as the equation of an einsum."""
 _VERSION = re.compile(r"[A-Za-z0-9_.+]{0,64}")
 _TARGET = re.compile(
-    r"torch\.ops\.aten\.(?!_*(from_file|save|load)\b)[A-Za-z0-9_]+\.[A-Za-z0-9_]+"
-    r"|torch\.ops\.quantized_decomposed\.[a-z0-9_]+\.[A-Za-z0-9_]+"
+    r"torch\.ops\.aten\.(?!_*(from_file|save|load)\b)"
+    r"((?!__)[A-Za-z0-9_]+|__i?(and|lshift|or|rshift|xor)__)\.(?!__)[A-Za-z0-9_]+"
+    r"|torch\.ops\.quantized_decomposed\.(?!__)[a-z0-9_]+\.(?!__)[A-Za-z0-9_]+"
     r"|torch\.ops\.higher_order\.(cond|scan|while_loop|wrap_with_autocast|wrap_with_set_grad_enabled)"
     r"|_operator\.(add|and_|eq|floordiv|ge|getitem|gt|le|lt|mod|mul|ne|neg|or_|pow|sub|truediv)"
     r"|torch\.(sym_float|sym_int|sym_ite|sym_max|sym_min|sym_not|sym_sum)"
@@ -76,9 +78,67 @@ def sanitized(data: bytes, bytes_max: int) -> bytes:
     Raises:
         ModelUnavailable: It is no such archive, or cannot run without what is refused; says what.
     """
+    entries = _looked_through(io.BytesIO(data), bytes_max, lambda _: True)
+    entries["data/sample_inputs/model.pt"] = b""
+    fresh = io.BytesIO()
+    with zipfile.ZipFile(fresh, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in entries.items():
+            archive.writestr(f"model/{name}", content)
+    return fresh.getvalue()
+
+
+def check(data: bytes | memoryview) -> None:
+    """Refuse what `sanitized` refuses, without reading weights.
+
+    Raises:
+        ModelUnavailable: As `sanitized`.
+    """
+    file = io.BufferedReader(_View(memoryview(data)))
+    _looked_through(file, len(data) + PROGRAM_BYTES_MAX, lambda name: name in {_PROGRAM, *_CONFIGS})
+
+
+class _View(io.RawIOBase):
+    """Bytes that lie elsewhere, as a file."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._at = 0
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def seekable(self) -> bool:
+        return True
+
+    @override
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._data)}[whence]
+        if start + offset < 0:
+            raise OSError("before the beginning")
+        self._at = start + offset
+        return self._at
+
+    @override
+    def readinto(self, buffer: Any) -> int:
+        part = self._data[self._at : self._at + len(buffer)]
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+
+def _looked_through(
+    file: IO[bytes], bytes_max: int, is_read: Callable[[str], bool]
+) -> dict[str, bytes]:
+    """Return what is known of an archive to be harmless, as far as it is to be read.
+
+    Raises:
+        ModelUnavailable: It is no such archive, or holds what is refused.
+    """
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = _entries(archive, bytes_max)
+        with zipfile.ZipFile(file) as archive:
+            entries = _entries(archive, bytes_max, is_read)
         program = _program(entries.pop(_PROGRAM))
         for name in _CONFIGS:
             _check_payloads(orjson.loads(entries[name]))
@@ -88,17 +148,13 @@ def sanitized(data: bytes, bytes_max: int) -> bytes:
         raise ModelUnavailable(f"the archive does not hold {error}") from error
     except (orjson.JSONDecodeError, RecursionError, TypeError, AttributeError) as error:
         raise ModelUnavailable("the program in the archive is malformed") from error
-    entries["data/sample_inputs/model.pt"] = b""
-    entries[_PROGRAM] = orjson.dumps(program)
-    fresh = io.BytesIO()
-    with zipfile.ZipFile(fresh, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in entries.items():
-            archive.writestr(f"model/{name}", content)
-    return fresh.getvalue()
+    return {**entries, _PROGRAM: orjson.dumps(program)}
 
 
-def _entries(archive: zipfile.ZipFile, bytes_max: int) -> dict[str, bytes]:
-    """Return what is kept of an archive, by the path below its one folder."""
+def _entries(
+    archive: zipfile.ZipFile, bytes_max: int, is_read: Callable[[str], bool]
+) -> dict[str, bytes]:
+    """Return what is kept of an archive, by the path below its one folder; empty if not read."""
     infos = archive.infolist()
     if len(infos) > ENTRIES_MAX or sum(info.file_size for info in infos) > bytes_max:
         raise ModelUnavailable(f"the archive holds more than {bytes_max} bytes")
@@ -118,7 +174,7 @@ def _entries(archive: zipfile.ZipFile, bytes_max: int) -> dict[str, bytes]:
             )
         if name == _PROGRAM and info.file_size > PROGRAM_BYTES_MAX:
             raise ModelUnavailable(f"the program has more than {PROGRAM_BYTES_MAX} bytes")
-        found[name] = archive.read(info)
+        found[name] = archive.read(info) if is_read(name) else b""
     return found
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 from pydantic import ValidationError
 
@@ -69,6 +70,24 @@ def _check_source(source: str | None, paths: Sequence[str]) -> None:
             "the source is one of the files, a folder of theirs, or '.' for all",
             field="spec.source",
         )
+
+
+def vocabulary_of(spec: ModelSpec, files: Sequence[ModelFile]) -> ModelFile | None:
+    """Return the file that a spec's vocabulary is; None where it has none.
+
+    Raises:
+        InvalidArgument: It is none of the files, or another one than the spec says.
+    """
+    if spec.vocabulary is None:
+        return None
+    path = str(PurePosixPath(spec.source or "").parent / spec.vocabulary.path)
+    for file in files:
+        if file.path == path and file.sha256 == spec.vocabulary.sha256:
+            return file
+    raise InvalidArgument(
+        f"none of the files is '{path}' with this digest: it lies beside the source",
+        field="spec.vocabulary",
+    )
 
 
 def same_shape(before: ModelSpec, after: ModelSpec) -> bool:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
+TOKENIZER_ADAPTER = "text-to-tokens/2"
+"""In the place of a content's adapter where the vocabulary is a `tokenizer.json`."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Of the channels R, G, B. Source: the usual figures of ILSVRC 2012, as torchvision has them."""

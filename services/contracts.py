@@ -99,6 +99,20 @@ CHANNELS = (
         "waited for any more: it leaves the line, or is stopped.",
     ),
     Channel(
+        "tally",
+        pattern("tally", "modality", "worker"),
+        dict[str, Any],
+        "Worker -> gateways, core NATS, JSON. What it has computed, every few seconds and "
+        "when it is stopped; the same stands in STATS of its service.",
+    ),
+    Channel(
+        "warm",
+        pattern("warm", "modality", "pool", "model"),
+        bytes,
+        "Orchestrator -> every worker of the pool, core NATS, empty. The model is wanted soon: "
+        "who can run it and has room for it loads it.",
+    ),
+    Channel(
         "task",
         pattern("task", "modality", "pool", "lane", "model"),
         Task,
@@ -123,6 +137,14 @@ CHANNELS = (
         bytes,
         "The server republishes every commit here, with the same headers and its sequence; "
         "Clawdbot-Run-Status other than `running` says that the run is over.",
+    ),
+    Channel(
+        "chunk",
+        pattern("chunk", "run_id", "node"),
+        api.NodePart,
+        "Worker -> gateways, any client, core NATS, JSON. A part of what a node of a run gives, "
+        "while it computes, of models that stream; the log has the whole in NodeCompleted. `node` "
+        "is the node's path, encoded.",
     ),
     Channel(
         "dead",

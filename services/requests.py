@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
 
 import orjson
 from nats.errors import Error as NatsError
@@ -23,16 +22,13 @@ from schemas.errors import (
 from schemas.ids import new_id
 from schemas.messages import Header
 from schemas.pieces import Body
-from services.bundles import HEAD, HEADERS_BYTES, Item, bundles, pack, unpack
+from services.bundles import HEAD, HEADERS_BYTES, Item, pack, unpack
 from services.errors import STATUS, BodyTooLarge
 from services.hearing import Heard
+from services.lanes import HOLD_S, Asked, Lane, Sent
 from services.runtime import Bus
 
 
-AHEAD = 2
-"""Messages that one who answers may have: one at work, and the next."""
-HOLD_S = 0.002
-"""Longest wait behind so many."""
 SWEEP_S = 0.1
 """How often requests are looked at that may be past their deadline."""
 _NO_RESPONDERS = b"NATS/1.0 503"
@@ -44,50 +40,6 @@ class NobodyServes(ModelUnavailable):
 
     def __init__(self) -> None:
         super().__init__("no worker is there that serves this; try again later")
-
-
-@dataclass(eq=False, slots=True)
-class _Sent:
-    """A message of a lane: one request or more."""
-
-    lane: "_Lane"
-    left: int
-    """Requests without an answer."""
-
-
-@dataclass(eq=False, slots=True)
-class _Asked:
-    """A request under way."""
-
-    item: Item[Body]
-    answer: "asyncio.Future[Item[bytes]]"
-    timeout_s: float
-    deadline: float
-    """By the loop's clock."""
-    sent: _Sent | None = None
-    """In which message; None while it waits, and where each goes alone."""
-
-
-@dataclass(eq=False)
-class _Lane:
-    """The requests to one subject that go together, by turns of the loop and by answers.
-
-    While few messages are unanswered, what is asked in one turn leaves at its end. Behind more of
-    them it waits until one is answered, `HOLD_S` at most: whoever answers has enough to do, and
-    fewer and larger messages cost less.
-    """
-
-    subject: str
-    waiting: list[_Asked] = field(default_factory=list)
-    unanswered: int = 0
-    """Messages."""
-    timer: asyncio.Handle | None = None
-    """Of the next time that something is sent."""
-
-    @property
-    def busy(self) -> bool:
-        """Tell whether who answers has enough to do."""
-        return self.unanswered >= AHEAD
 
 
 class Requests:
@@ -104,10 +56,10 @@ class Requests:
         self._opening = asyncio.Lock()
         self._own = new_id()
         self._named = 0
-        self._under_way: dict[str, _Asked] = {}
+        self._under_way: dict[str, Asked] = {}
         self._hearing: dict[str, Heard] = {}
         """What many answers are expected to."""
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, Lane] = {}
         self._asked = 0
         self._sweeping = False
         bus.when_lost(self._lost)
@@ -148,7 +100,7 @@ class Requests:
         token = str(self._asked)
         future: asyncio.Future[Item[bytes]] = loop.create_future()
         item = Item(token, dict(headers), data)
-        asked = _Asked(item, future, timeout_s, loop.time() + timeout_s)
+        asked = Asked(item, future, timeout_s, loop.time() + timeout_s)
         self._under_way[token] = asked
         if not self._sweeping:
             self._sweeping = True
@@ -250,39 +202,45 @@ class Requests:
         most = self._bus.nc.max_payload
         return BodyTooLarge(f"the inputs take {len(data)} bytes, a message holds {most}")
 
-    def _put(self, subject: str, asked: _Asked, *, together: bool) -> None:
+    def _put(self, subject: str, asked: Asked, *, together: bool) -> None:
         """Send a request: alone, at the end of this turn, or behind those before it."""
         if not together:
             self._send(subject, [asked])
             return
         lane = self._lanes.get(subject)
         if lane is None:
-            lane = self._lanes[subject] = _Lane(subject)
+            lane = self._lanes[subject] = Lane(subject)
         lane.waiting.append(asked)
         if lane.timer is None:
             loop = asyncio.get_running_loop()
             if lane.busy:
-                lane.timer = loop.call_later(HOLD_S, self._flush, lane)
+                lane.timer = loop.call_later(HOLD_S, self._flush_late, lane)
             else:
                 lane.timer = loop.call_soon(self._flush, lane)
 
-    def _flush(self, lane: _Lane) -> None:
-        """Send what waits."""
+    def _flush_late(self, lane: Lane) -> None:
+        """Send all that waits."""
+        self._flush(lane, late=True)
+
+    def _flush(self, lane: Lane, *, late: bool = False) -> None:
+        """Send what waits and there is room for."""
         if lane.timer is not None:
             lane.timer.cancel()
             lane.timer = None
-        waiting = [asked for asked in lane.waiting if not asked.answer.done()]
-        lane.waiting.clear()
-        for together in bundles(waiting, _body_size):
-            sent = _Sent(lane, len(together))
+        for together in lane.leave(late=late):
+            sent = Sent(lane, len(together))
             lane.unanswered += 1
+            lane.under_way += len(together)
             for asked in together:
                 asked.sent = sent
             self._send(lane.subject, together)
-        if not lane.unanswered:
+        if lane.waiting:
+            loop = asyncio.get_running_loop()
+            lane.timer = loop.call_later(HOLD_S, self._flush_late, lane)
+        elif not lane.unanswered:
             self._lanes.pop(lane.subject, None)
 
-    def _send(self, subject: str, together: Sequence[_Asked]) -> None:
+    def _send(self, subject: str, together: Sequence[Asked]) -> None:
         assert self._express is not None, "who asks has opened it"
         items = [asked.item for asked in together]
         if len(items) == 1:
@@ -313,15 +271,16 @@ class Requests:
             asked.answer.set_result(answer)
             self._over(asked)
 
-    def _over(self, asked: _Asked) -> None:
+    def _over(self, asked: Asked) -> None:
         """Count a request that is over, and send what waited for the end of its message."""
         sent, asked.sent = asked.sent, None
         if sent is None:
             return
+        lane = sent.lane
         sent.left -= 1
+        lane.under_way -= 1
         if sent.left:
             return
-        lane = sent.lane
         lane.unanswered -= 1
         if lane.waiting:
             if not lane.busy:
@@ -357,11 +316,7 @@ class Requests:
             heard.end(gone)
 
 
-def _body_size(asked: _Asked) -> int:
-    return len(asked.item.body)
-
-
-def _fail(asked: Iterable[_Asked], error: ClawdbotError) -> None:
+def _fail(asked: Iterable[Asked], error: ClawdbotError) -> None:
     for item in asked:
         if not item.answer.done():
             item.answer.set_exception(error)

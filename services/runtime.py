@@ -243,6 +243,21 @@ class Bus:
         if messages:
             await publish(await Express.of(self.nc), messages)
 
+    async def teller(self) -> Callable[[str, bytes], None]:
+        """Return what publishes to whoever listens: nothing is stored, and nothing waited for.
+
+        What cannot be sent, as without a connection for long, is lost.
+        """
+        express = await Express.of(self.nc)
+
+        def tell(subject: str, data: bytes) -> None:
+            try:
+                express.publish(subject, data)
+            except NatsError as error:
+                log.debug("not_told", subject=subject, error=str(error))
+
+        return tell
+
     @property
     def connected(self) -> bool:
         """Whether the connection stands."""

@@ -8,7 +8,7 @@ import typer
 from pydantic import ValidationError
 
 from clawdbot import doctor as examination
-from clawdbot.cli import controls, conversions, local, models, replay, runs, travel
+from clawdbot.cli import controls, conversions, local, models, replay, runs, streams, travel
 from clawdbot.cli.options import Json, Url, guarded
 from clawdbot.cli.output import ExitCode, Screen, counted, fail
 from clawdbot.client import Client
@@ -122,6 +122,7 @@ for command in (
     deploy,
     runs.run,
     runs.call,
+    streams.stream,
     runs.runs,
     runs.show,
     runs.events,

@@ -1,6 +1,6 @@
 """The commands about models: what there is, and the repository of those that were pushed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from clawdbot.cli.output import Screen, counted
 from clawdbot.client import Client
 from clawdbot.repository import version_of
 from events.packages import Hints
-from schemas.api import ModelView, RepositoryView
+from schemas.api import ModelOffer, ModelView, RepositoryView
 from schemas.errors import InvalidArgument
 from schemas.repository import AT, VersionPolicy, split
 
@@ -313,7 +313,7 @@ def _show(screen: Screen, view: RepositoryView) -> None:
     facts += [f"canary {at} gets {part} %" for at, part in view.canaries.items()]
     facts += [f"{name} is {at}" for name, at in sorted(view.aliases.items())]
     screen.print(f"{view.name}: {', '.join(facts)}")
-    table = Table("version", "engine", "files", "MiB", "digest", "offered by")
+    table = Table("version", "engine", "files", "MiB", "digest", "offered by", "ms by rows")
     for version in view.versions:
         workers = [offer.worker for offer in version.offers if offer.available]
         why = [offer.reason for offer in version.offers if not offer.available]
@@ -324,8 +324,18 @@ def _show(screen: Screen, view: RepositoryView) -> None:
             f"{version.size_bytes / MIB:.1f}",
             version.digest[:12],
             ", ".join(workers or why) or ("nobody yet" if version.offered else "kept in store"),
+            _latencies(version.offers),
         )
     screen.print(table)
+
+
+def _latencies(offers: Sequence[ModelOffer]) -> str:
+    """Return how long a call takes by its rows, where it is quickest."""
+    found: dict[int, float] = {}
+    for offer in offers:
+        for rows, taken_ms in offer.latency_ms.items():
+            found[int(rows)] = min(taken_ms, found.get(int(rows), taken_ms))
+    return ", ".join(f"{rows}: {taken_ms:.3g}" for rows, taken_ms in sorted(found.items()))
 
 
 def _in_use(view: RepositoryView) -> str:

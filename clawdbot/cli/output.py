@@ -2,6 +2,7 @@
 
 import enum
 import json
+import re
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -29,6 +30,7 @@ from schemas.errors import (
 
 
 TEXT_CHARS_MAX = 160
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 DAY_S = 86_400
 PIPE_COLUMNS = 240
 """Tables for other programs are as wide as they like."""
@@ -102,6 +104,11 @@ class Screen:
             self.results.print(what, markup=False)
         else:
             self.results.print(what)
+
+    def say(self, text: str) -> None:
+        """Print a piece of text at once, with no line behind it; a terminal gets no commands."""
+        sys.stdout.write(_CONTROL.sub("", text) if sys.stdout.isatty() else text)
+        sys.stdout.flush()
 
     def line(self, text: str) -> None:
         """Print text on one line, cut where the terminal ends."""

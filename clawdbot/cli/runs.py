@@ -103,24 +103,35 @@ def call(
 
     def action(client: Client) -> int:
         found = client.run(workflow, inputs_of(inputs, files), wait_s=wait)
-        code = run_exit_code(found)
-        if code != ExitCode.OK:
-            screen.error(_failure(found))
-            return code
-        values = [value for outputs in (found.outputs or {}).values() for value in outputs.values()]
-        if screen.as_json or len(values) != 1:
-            screen.json(found.outputs)
-            return code
-        value = value_of(values[0])
-        if isinstance(value, str):
-            screen.print(value)
-        elif isinstance(value, Binary | BlobRef | Tensor):
-            write_bytes(client.fetch(value))
-        else:
-            screen.json(value)
+        code = failed(screen, found)
+        if code == ExitCode.OK:
+            print_outputs(screen, client, found)
         return code
 
     guarded(screen, url, action)
+
+
+def failed(screen: Screen, found: Run) -> ExitCode:
+    """Say why a run gave nothing, if so; return its exit status."""
+    code = run_exit_code(found)
+    if code != ExitCode.OK:
+        screen.error(_failure(found))
+    return code
+
+
+def print_outputs(screen: Screen, client: Client, found: Run) -> None:
+    """Print what a run gives: the one output as it is, several as JSON."""
+    values = [value for outputs in (found.outputs or {}).values() for value in outputs.values()]
+    if screen.as_json or len(values) != 1:
+        screen.json(found.outputs)
+        return
+    value = value_of(values[0])
+    if isinstance(value, str):
+        screen.print(value)
+    elif isinstance(value, Binary | BlobRef | Tensor):
+        write_bytes(client.fetch(value))
+    else:
+        screen.json(value)
 
 
 def runs(

@@ -20,6 +20,7 @@ from schemas.workflow import invalid
 
 MODEL, SPEC, PARITY = "model.onnx", "model.yaml", "parity.json"
 VOCABULARY = "vocab.txt"
+TOKENIZER = "tokenizer.json"
 MODEL_BYTES_MAX = 2 * 1024 * 1024 * 1024
 """A protobuf holds no more; a model's weights are in its file."""
 
@@ -91,9 +92,10 @@ def with_signature(folder: Path, spec: ModelSpec, source: Source) -> ModelSpec:
     document = spec.model_dump() | {"signature": source.signature}
     if source.vocabulary is not None and source.signature:
         data = source.vocabulary.data
-        (folder / VOCABULARY).write_bytes(data)
+        name = TOKENIZER if source.vocabulary.is_whole else VOCABULARY
+        (folder / name).write_bytes(data)
         document["vocabulary"] = {
-            "path": VOCABULARY,
+            "path": name,
             "sha256": hashlib.sha256(data).hexdigest(),
             "lower_case": source.vocabulary.lower_case,
             "tokens_max": source.vocabulary.tokens_max,

@@ -10,7 +10,7 @@ import orjson
 
 from clawdbot.conversion.source import VocabularyFile, need
 from clawdbot.conversion.torch_source import TorchSource, brief, quiet
-from schemas import hf_files
+from schemas import hf_files, tokenizer_file
 from schemas.errors import InvalidArgument, ModelUnavailable
 
 
@@ -109,10 +109,10 @@ def _exported(model: Any, folder: Path, output: str) -> TorchSource:
 
 
 def _vocabulary(folder: Path, positions: int) -> VocabularyFile | None:
-    """Return the tokens of a folder whose tokenizer is BERT's; None of any other."""
+    """Return the tokens of a folder: BERT's a line each, of others its `tokenizer.json` if any."""
     settings = _json(folder / "tokenizer_config.json")
     if settings.get("tokenizer_class") not in WORDPIECE:
-        return None
+        return _whole(folder / "tokenizer.json", min(positions, POSITIONS))
     whole = _json(folder / "tokenizer.json")
     if (folder / "vocab.txt").is_file():
         data = (folder / "vocab.txt").read_bytes()
@@ -125,6 +125,18 @@ def _vocabulary(folder: Path, positions: int) -> VocabularyFile | None:
         return None
     lower_case = settings.get("do_lower_case", True) is not False
     return VocabularyFile(data, lower_case, min(positions, POSITIONS))
+
+
+def _whole(path: Path, tokens_max: int) -> VocabularyFile | None:
+    """Return a tokenizer that workers would take; None of any other."""
+    if not path.is_file():
+        return None
+    data = path.read_bytes()
+    try:
+        tokenizer_file.sanitized(path.name, data)
+    except ModelUnavailable:
+        return None
+    return VocabularyFile(data, lower_case=True, tokens_max=tokens_max, is_whole=True)
 
 
 def _json(path: Path) -> dict[str, Any]:

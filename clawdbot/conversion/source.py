@@ -38,11 +38,13 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class VocabularyFile:
-    """The tokens of a model, a line each; see `schemas.catalogue.Vocabulary`."""
+    """The tokens of a model, a line each, or its `tokenizer.json`; see `catalogue.Vocabulary`."""
 
     data: bytes
     lower_case: bool
     tokens_max: int
+    is_whole: bool = False
+    """Whether it is a `tokenizer.json`."""
 
 
 class Source(ABC):

@@ -90,7 +90,7 @@ class Gateway:
                     parts.submissions.admission.watch(bus),
                 ):
                     group.create_task(task)
-                await _hear_commits(bus, parts.waiters)
+                await _hear(bus, parts)
                 await self._serve_calls(bus, parts, group)
                 await caught_up.wait()
                 server = _server(parts)
@@ -291,9 +291,11 @@ async def _serve_http(server: uvicorn.Server, listener: socket.socket) -> None:
         raise
 
 
-async def _hear_commits(bus: Bus, waiters: Waiters) -> None:
+async def _hear(bus: Bus, parts: Parts) -> None:
+    """Hear commits, and what workers computed."""
     express = await Express.of(bus.nc)
-    await express.subscribe(every("live", "*.*"), waiters.on_live)
+    await express.subscribe(every("live", "*.*"), parts.waiters.on_live)
+    await bus.nc.subscribe(every("tally", "*.*"), cb=parts.tallies.hear)
 
 
 async def _watch(bus: Bus, waiters: Waiters) -> None:

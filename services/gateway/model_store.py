@@ -25,11 +25,12 @@ from schemas.errors import (
     DataLoss,
     FailedPrecondition,
     InvalidArgument,
+    ModelUnavailable,
     NotFound,
 )
 from schemas.ids import DEFAULT_TENANT
 from schemas.live_catalogue import LiveCatalogue
-from schemas.pushes import check_signature, check_spec, digest_of, same_shape
+from schemas.pushes import check_signature, check_spec, digest_of, same_shape, vocabulary_of
 from schemas.repository import (
     AT,
     ModelControl,
@@ -40,6 +41,7 @@ from schemas.repository import (
     check_name,
     split,
 )
+from schemas.tokenizer_file import sanitized
 from services.errors import WrongState
 from services.repository import CatalogueWatch
 from services.runtime import Clock
@@ -102,6 +104,7 @@ class ModelStore:
         paths = [file.path for file in push.files]
         self._check_files(push.files, paths)
         check_spec(push.spec, paths)
+        vocabulary_of(push.spec, push.files)
         await self._check_engine(push.spec)
         await self._renew(push.files)
         async with self._turn:
@@ -292,6 +295,8 @@ class ModelStore:
                 raise InvalidArgument(error.message, field="files") from error
             if push.spec.engine == "onnx":
                 await asyncio.to_thread(_check_onnx, folder, push)
+            if push.spec.vocabulary is not None and push.spec.vocabulary.is_whole:
+                await asyncio.to_thread(_check_tokenizer, folder, push)
 
     async def _workflows(self, name: str, number: int | None) -> list[str]:
         """Return which deployed workflows name a model, or a version of it."""
@@ -347,6 +352,15 @@ def _check_onnx(folder: Path, push: Push) -> None:
     if source is None or source not in {file.path for file in push.files}:
         raise InvalidArgument("name the .onnx file", field="spec.source")
     check_signature(push.spec, signature(folder, source))
+
+
+def _check_tokenizer(folder: Path, push: Push) -> None:
+    file = vocabulary_of(push.spec, push.files)
+    assert file is not None, "the spec was looked through before"
+    try:
+        sanitized(file.path, (folder / file.path).read_bytes())
+    except ModelUnavailable as error:
+        raise InvalidArgument(error.message, field="files") from error
 
 
 def _unknown(name: str) -> NotFound:

@@ -18,7 +18,7 @@ async def with_silence(
     pending: asyncio.Task[T] | None = None
     try:
         while True:
-            pending = pending or asyncio.ensure_future(_next(source))
+            pending = pending or asyncio.ensure_future(next_of(source))
             done, _ = await asyncio.wait([pending], timeout=patience_s)
             if not done:
                 yield None
@@ -35,5 +35,6 @@ async def with_silence(
             await asyncio.wait([pending])
 
 
-async def _next(source: AsyncIterator[T]) -> T:
+async def next_of(source: AsyncIterator[T]) -> T:
+    """Return the next item, as a coroutine that can be a task."""
     return await anext(source)

@@ -175,7 +175,7 @@ class Submissions:
         await self._renew(prepared.kept)
         exact = fork.model_copy(update={"at": prepared.origin.at})
         submission = Submission(
-            key=RunKey(parent.tenant, ask.run_id or _run_id(ask)),
+            key=RunKey(parent.tenant, run_id_of(ask)),
             deployed=prepared.deployed,
             inputs=prepared.inputs,
             digest=exact.digest(parent.run_id, prepared.deployed.name),
@@ -203,7 +203,7 @@ class Submissions:
         await self._check_blobs(inputs)
         inputs = await spill(inputs, DEFAULT_TENANT, self.blobs)
         _check_size(inputs)
-        run_id = ask.run_id or _run_id(ask)
+        run_id = run_id_of(ask)
         return Submission(
             key=RunKey(DEFAULT_TENANT, run_id),
             deployed=deployed,
@@ -372,8 +372,10 @@ def _message(submission: Submission, ask: Ask) -> Outgoing:
     return Outgoing(subject, pack_inputs(submission.inputs), headers)
 
 
-def _run_id(ask: Ask) -> str:
-    """Return a new id, or the one that an idempotency key always leads to."""
+def run_id_of(ask: Ask) -> str:
+    """Return the id that is asked for, the one that a key always leads to, or a new one."""
+    if ask.run_id:
+        return ask.run_id
     if not ask.idempotency_key:
         return new_id()
     name = f"{DEFAULT_TENANT}\0{ask.workflow}\0{ask.idempotency_key}".encode()

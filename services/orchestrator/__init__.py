@@ -1,7 +1,8 @@
 """The orchestrator turns submissions and results into events and tasks.
 
 In:   `submit.<workflow>` (COMMANDS), `result.<part>.<run>` (RESULTS), and the clock.
-Out:  `event.<part>.<run>` (EVENTS), `task.<modality>.<pool>.<lane>.<model>` (TASKS).
+Out:  `event.<part>.<run>` (EVENTS), `task.<modality>.<pool>.<lane>.<model>` (TASKS),
+      `warm.<modality>.<pool>.<model>` (core NATS): what workers will be asked for next.
 
 Guarantees: it is the only writer of a run's log; a commit is stored before any of its tasks is
 sent, and an input is acked last, so a crash at any point costs a redelivery and nothing else; a

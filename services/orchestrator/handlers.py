@@ -42,6 +42,7 @@ from schemas.submission import inputs_digest, parse_submission
 from schemas.values import from_json
 from schemas.workflow import parse_definition
 from services.orchestrator.gates import Gates
+from services.orchestrator.hints import Hints
 from services.orchestrator.messages import emission_of, task_of
 from services.orchestrator.routing import Routing
 from services.orchestrator.runs import Decision, Runs, Wanted
@@ -80,6 +81,7 @@ class Handlers:
         self._runs = means.runs
         self._clock = means.clock
         self._routing = Routing()
+        self._hints = Hints(means.clock)
 
     async def submit(self, delivery: Delivery) -> Sequence[Outgoing]:
         """Start the run a submission asks for, or record why not."""
@@ -286,7 +288,8 @@ class Handlers:
             match state.planned(path).kind:
                 case "model":
                     asked = task_of(key, state, path, trace)
-                    out += [asked] if self._means.shares.admits(asked) else []
+                    if self._means.shares.admits(asked):
+                        out += [asked, *self._hints.of(key, state, path)]
                 case "emit":
                     out += emission_of(key, state, path, trace)
                 case "dynamic":

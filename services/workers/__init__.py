@@ -1,6 +1,7 @@
 """A worker runs models of one modality: `CLAWDBOT_MODALITY=text|audio|vision`.
 
-In:   `task.<modality>.<pool>.<lane>.<model>` (TASKS), `infer.<modality>.<model>` (core NATS).
+In:   `task.<modality>.<pool>.<lane>.<model>` (TASKS), `infer.<modality>.<model>` (core NATS),
+      `warm.<modality>.<pool>.<model>` (core NATS): a model that will be wanted.
 Out:  `result.<part>.<run>` (RESULTS), and its card in the MODELS bucket.
 
 Guarantees: a task is acked after its result is stored; a task whose worker died is delivered to

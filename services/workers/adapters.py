@@ -4,15 +4,16 @@ An adapter is a pure function with a name and a version; a version computes the 
 because forks of old runs ask for it. Whatever is no file, or no text, passes as it is.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import InvalidArgument, ModelUnavailable
 from schemas.plan import Adaptation
+from schemas.signatures import TOKENIZER_ADAPTER
 from schemas.values import Binary, Tensor, Value
 from services.workers import wordpiece
-from services.workers.engines import audio_io, fields, image_io
+from services.workers.engines import audio_io, fields, image_io, tokenizer
 
 
 CHANNELS = 3
@@ -97,13 +98,7 @@ def _audio_to_samples(data: bytes, params: Mapping[str, Any], field: str, _: Pat
 
 def _text_to_tokens(text: str, params: Mapping[str, Any], field: str, folder: Path) -> Tensor:
     """Return INT64 [1, token]: the ids of the text's tokens, their mask, or zeros."""
-    import numpy as np
-
-    if len(text) > fields.TEXT_CHARS_MAX:
-        raise InvalidArgument(
-            f"the text has {len(text)} characters; at most {fields.TEXT_CHARS_MAX} are allowed",
-            field=field,
-        )
+    _check_chars(text, field)
     known = wordpiece.vocabulary(folder, str(params["path"]), str(params["sha256"]))
     ids = wordpiece.tokens(
         text,
@@ -111,9 +106,31 @@ def _text_to_tokens(text: str, params: Mapping[str, Any], field: str, folder: Pa
         lower_case=bool(params["lower_case"]),
         tokens_max=int(params["tokens_max"]),
     )
-    values = {"ids": ids, "mask": [1] * len(ids), "types": [0] * len(ids)}[params["part"]]
+    return _tokens({"ids": ids, "mask": [1] * len(ids), "types": [0] * len(ids)}[params["part"]])
+
+
+def _text_to_tokens_whole(text: str, params: Mapping[str, Any], field: str, folder: Path) -> Tensor:
+    """Return INT64 [1, token] as the model's `tokenizer.json` has it."""
+    _check_chars(text, field)
+    path, sha256 = str(params["path"]), str(params["sha256"])
+    known = tokenizer.load(folder, path, sha256, int(params["tokens_max"]))
+    found = known.encode(text, field)
+    return _tokens({"ids": found.ids, "mask": found.mask, "types": found.types}[params["part"]])
+
+
+def _tokens(values: Sequence[int]) -> Tensor:
+    import numpy as np
+
     data = np.array(values, "<i8").tobytes()
-    return Tensor(datatype="INT64", shape=(1, len(ids)), data=data)
+    return Tensor(datatype="INT64", shape=(1, len(values)), data=data)
+
+
+def _check_chars(text: str, field: str) -> None:
+    if len(text) > fields.TEXT_CHARS_MAX:
+        raise InvalidArgument(
+            f"the text has {len(text)} characters; at most {fields.TEXT_CHARS_MAX} are allowed",
+            field=field,
+        )
 
 
 def _check_bytes(data: bytes, bytes_max: int, field: str) -> None:
@@ -127,5 +144,6 @@ ADAPTERS: Mapping[str, tuple[type[bytes | str], Adapter]] = {
     "audio-to-samples/1": (bytes, _audio_to_samples),
     "image-to-pixels/1": (bytes, _image_to_pixels),
     "text-to-tokens/1": (str, _text_to_tokens),
+    TOKENIZER_ADAPTER: (str, _text_to_tokens_whole),
 }
 """What each takes, and what it computes."""

@@ -6,6 +6,9 @@ from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+from nats.errors import Error as NatsError
+
 from events.blobs import JetStreamBlobStore
 from events.jetstream import read_subject
 from events.keys import JetStreamKeyRing
@@ -13,7 +16,7 @@ from events.memo import JetStreamMemoStore
 from events.models import ModelDirectory, WorkerCard
 from events.repository import ModelRepository
 from events.streams import CANCELS, TASKS
-from events.subjects import DEFAULT_LANE, LANES, every, run_key
+from events.subjects import DEFAULT_LANE, LANES, every, run_key, tally
 from schemas.errors import ClawdbotError
 from schemas.ids import DEFAULT_TENANT, new_id
 from schemas.live_catalogue import LiveCatalogue
@@ -21,11 +24,12 @@ from schemas.messages import Abandoned, unpack
 from services import micro
 from services.consumer import Consumer, Pull
 from services.repository import CatalogueWatch
-from services.runtime import Bus, SystemClock
+from services.runtime import Bus, Outgoing, SystemClock
 from services.settings import secret
 from services.telemetry import configure, get_logger, serve_metrics
 from services.workers import devices
 from services.workers.attempts import Attempts
+from services.workers.chunks import Chunks
 from services.workers.engines import ENGINE_NAMES, check_plugins, openai, providers, python
 from services.workers.handlers import Handlers, Means
 from services.workers.memory import Budget, held_bytes
@@ -77,16 +81,17 @@ class Worker:
         await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
         blobs, clock = JetStreamBlobStore(bus.nc, keys), SystemClock()
         shelf, watch = self._shelf(bus, keys, live, models)
-        tally = Tally(worker, clock)
+        counted = Tally(worker, clock)
         means = Means(
             worker=worker,
             models=models,
             remembered=Remembered(JetStreamMemoStore(bus.nc, keys), blobs, models, clock),
             blobs=blobs,
             attempts=attempts,
-            tally=tally,
+            tally=counted,
             clock=clock,
             chain_s=settings.chain_ms / 1000,
+            chunks=Chunks(await bus.teller()),
             at_hand=shelf.at_hand,
         )
         handlers = Handlers(means)
@@ -99,6 +104,7 @@ class Worker:
                 await self._serve_infer(bus, means, handlers, group)
                 announced = _Announced(worker, models, shelf, engines)
                 for task in (
+                    self._tell(bus, means),
                     self._watch(bus),
                     watch.run(),
                     shelf.keep(watch.listen()),
@@ -110,6 +116,7 @@ class Worker:
         finally:
             models.close()
             try:
+                await self._say(bus, means)
                 await directory.withdraw(worker)
             except ClawdbotError as error:
                 log.info("card_left", error=error.message)  # it goes stale by itself
@@ -128,6 +135,7 @@ class Worker:
                 settings.loads_max,
                 Budget(settings.model_memory_bytes_max, settings.model_device_memory_bytes_max),
                 settings.response_cache_bytes_max,
+                settings.calibration_ms / 1000,
             ),
             engine_settings=engine_settings(settings),
         )
@@ -178,6 +186,8 @@ class Worker:
         """Hear what is called off from now on, and what was before."""
         await bus.nc.subscribe(every("cancel", "*"), cb=handlers.cancel)
         await bus.nc.subscribe(every("withdraw", "*"), cb=handlers.withdraw)
+        hints = f"{self.settings.modality}.{self.settings.pool}.*"
+        await bus.nc.subscribe(every("warm", hints), cb=handlers.warm)
         await bus.patiently(lambda: self._catch_up(bus, attempts))
 
     async def _catch_up(self, bus: Bus, attempts: Attempts) -> None:
@@ -194,6 +204,26 @@ class Worker:
                 await self._ensure_consumers(bus)
             except ClawdbotError as error:
                 log.info("consumer_postponed", error=error.message)
+
+    async def _tell(self, bus: Bus, means: Means) -> None:
+        """Say what was computed, now and then."""
+        said: bytes | None = None
+        while True:
+            counted = means.models.calls()
+            now = orjson.dumps(means.tally.document(counted)["models"])
+            if now != said:
+                await self._say(bus, means)
+            said = now
+            await asyncio.sleep(self.settings.announce_interval_s)
+
+    async def _say(self, bus: Bus, means: Means) -> None:
+        """Say what was computed, to whoever listens."""
+        subject = tally(DEFAULT_TENANT, self.settings.modality, means.worker)
+        document = orjson.dumps(means.tally.document(means.models.calls()))
+        try:
+            await bus.publish([Outgoing(subject, document, {}, stored=False)])
+        except NatsError as error:
+            log.info("tally_postponed", error=str(error))  # they ask too
 
     async def _announce(self, directory: ModelDirectory, told: "_Announced") -> None:
         """Renew the card, now and then and when there is news."""
@@ -255,6 +285,7 @@ def engine_settings(settings: WorkerSettings) -> dict[str, dict[str, Any]]:
             "allow": settings.openai_allow,
             "keys": openai.parse_keys(settings.openai_keys, secret),
             "bytes_max": settings.http_bytes_max,
+            "silence_s": settings.openai_silence_s,
         },
         "torch": {"bytes_max": settings.model_bytes_max},
         "python": {"allow": settings.python_allow},

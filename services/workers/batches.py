@@ -122,7 +122,9 @@ class Line:
     ) -> None:
         self._engine = engine
         self._crew = crew
-        self._curve = Curve(min(rows_max, engine.spec.max_batch_size or 1))
+        self._curve = Curve(
+            min(rows_max, engine.rows_max() if isinstance(engine, BatchEngine) else 1)
+        )
         self._sizes = BATCH_SIZE.labels(model)
         self.busy = False
         """Whether a thread computes, even if nobody waits for it any more."""
@@ -140,6 +142,15 @@ class Line:
         """When the newest call was over, by `time.perf_counter`."""
         self._lines: dict[Hashable, list[_Place]] = {}
         """By batch key, each a heap."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The rows of calls that are told apart, ascending."""
+        return self._curve.sizes
+
+    def learn(self, rows: int, took_s: float) -> None:
+        """Take note of a call that was made before anybody waits."""
+        self._curve.note(rows, took_s)
 
     async def infer(self, request: Request, rank: int = 0, deadline: float = math.inf) -> Computed:
         """Return what the engine gives for a request; cancelled while it waits, it is left out.

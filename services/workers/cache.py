@@ -256,6 +256,7 @@ class Cache:
             model=loaded.name,
             load_ms=round(loaded.load_s * 1000, 1),
             warm_ms=round(loaded.warm_s * 1000, 1),
+            calibrate_ms=round(loaded.calibrate_s * 1000, 1),
             size_bytes=loaded.size_bytes,
             device_bytes=loaded.device_bytes,
             devices=loaded.engine.devices(),

@@ -22,6 +22,9 @@ class Counters:
 
     batches: "defaultdict[int, Calls]" = field(default_factory=_calls)
     """Calls of the engine that worked, by how many rows they had."""
+    calibrated: "defaultdict[int, Calls]" = field(default_factory=_calls)
+    """Calls that were made to measure the model when it was first loaded; they are in no other
+    figure."""
     cache_hit_count: int = 0
     """Requests that were answered with what was computed before."""
     load_count: int = 0
@@ -40,12 +43,19 @@ class Counters:
         calls.count += 1
         calls.compute_s += took_s
 
+    def forget(self) -> None:
+        """Forget what was measured: the model is another one."""
+        self.calibrated = _calls()
+
     def calls(self) -> dict[int, tuple[int, int]]:
         """Return how many calls there were, and nanoseconds, by rows."""
         found = self.batches.copy().items()
         return {rows: (calls.count, round(calls.compute_s * 1e9)) for rows, calls in found}
 
     def latency_ms(self) -> dict[str, float]:
-        """Return the mean time of a call by its number of rows, milliseconds."""
-        found = sorted(self.batches.copy().items())
+        """Return the mean time of a call by its number of rows, milliseconds.
+
+        Of sizes that nobody has asked for yet it is what was measured when the model was loaded.
+        """
+        found = sorted({**self.calibrated.copy(), **self.batches.copy()}.items())
         return {str(rows): round(calls.compute_s / calls.count * 1e3, 3) for rows, calls in found}

@@ -45,6 +45,11 @@ class Curve:
         self._there = 0
         """Most rows that were there at the same time, in a call or waiting."""
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes that are told apart, ascending."""
+        return self._sizes
+
     def note(self, rows: int, took_s: float) -> None:
         """Take note of a call."""
         size, row_s = self._size(rows), took_s / rows

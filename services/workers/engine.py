@@ -144,7 +144,14 @@ class BatchEngine(Engine, ABC):
 
     @abstractmethod
     def rows(self, request: Request) -> int:
-        """Return how many of the model's `max_batch_size` a request with a key takes."""
+        """Return how many of `rows_max` a request with a key takes."""
+
+    def rows_max(self) -> int:
+        """Return how many rows one call may have: the model's `max_batch_size`, or 1.
+
+        An engine whose rows are no tensors' has another number, which no protocol speaks of.
+        """
+        return self.spec.max_batch_size or 1
 
 
 class AsyncEngine(AnyEngine, ABC):

@@ -16,6 +16,7 @@ from events.paths import node_id_of
 from events.spill import fetch, spill
 from events.subjects import DEFAULT_LANE, LANES, RunKey, decode, lane_of, result, run_key
 from events.view import bound_inputs, missing_inputs
+from schemas.edges import adaptations_of
 from schemas.errors import ClawdbotError, InvalidArgument, NotFound
 from schemas.ids import new_id
 from schemas.messages import (
@@ -39,6 +40,7 @@ from services.telemetry import STOPPED, get_logger
 from services.workers.adapters import adapted
 from services.workers.attempts import Attempts, Stopped
 from services.workers.batches import TooLate
+from services.workers.chunks import Chunks
 from services.workers.engine import Request
 from services.workers.models import Answer, Models
 from services.workers.remembered import Remembered
@@ -77,6 +79,8 @@ class Means:
     clock: Clock
     chain_s: float = 0.0
     """How long to go on after a task with what comes next; 0 never."""
+    chunks: Chunks | None = None
+    """Says what steps of runs give, while it grows."""
     at_hand: Callable[[str, str], Awaitable[str]] = _as_named
     """Brings the version of a model here that a name and a key mean; returns its name."""
 
@@ -225,12 +229,14 @@ class Handlers:
                 if known is not None:
                     memo = {"model": known.model, "memo_of": known.source}
                     return self._blank(task).model_copy(update={"outputs": known.outputs, **memo})
+                said = self._means.chunks if self._means.models.streams(task.model) else None
                 made = partial(
                     Request,
                     params=task.params,
                     key=_work_key(task),
                     is_stopped=stopped.is_set,
                     then=[node.model for node in task.then],
+                    emit=None if said is None else said.of(task),
                 )
                 # not what is left of it: who was held back (ADR-0020) would pass everybody
                 left_s = task.deadline - task.scheduled_at
@@ -283,11 +289,13 @@ class Handlers:
         ask = InferAsk.of(asked.headers)
         key = asked.headers.get(Header.CORRELATION_ID) or new_id()
         model = await self._means.at_hand(decode(tokens[5]), key)
-        known = self._means.models.inputs(model)
+        spec = self._means.models.spec(model)
+        known = {port.name: port.required for port in spec.inputs}
         inputs, given = read_inference(asked.body, asked.headers, known)
         params = self._means.models.params(model, given)
+        inputs, adapt = adaptations_of(spec, inputs)
         check_names(inputs, known, "model")
-        wanted = _Wanted(tokens[2], model, inputs, ask.rank, ask.timeout_s or math.inf)
+        wanted = _Wanted(tokens[2], model, inputs, ask.rank, ask.timeout_s or math.inf, adapt)
         with self._means.tally.inference(model) as counted:
             with self._unlogged.under_way(ask.request_id, ask.timeout_s, model) as under_way:
                 made = partial(Request, params=params, is_stopped=under_way.is_stopped)
@@ -323,6 +331,15 @@ class Handlers:
     async def withdraw(self, message: Message) -> None:
         """Stop an unlogged inference that nobody waits for any more."""
         self._unlogged.withdraw(message.subject.rpartition(".")[2])
+
+    async def warm(self, message: Message) -> None:
+        """Load a model that will be asked for soon, if it is here and there is room for it."""
+        try:
+            model = decode(message.subject.rpartition(".")[2])
+        except InvalidArgument as error:
+            log.warning("hint_unreadable", subject=message.subject, error=error.message)
+            return
+        self._means.models.prefetch(model)
 
     async def cancel(self, message: Message) -> None:
         """Stop attempts that nobody waits for any more."""

@@ -81,6 +81,10 @@ class Isolated(BatchEngine):
         return self._inner.rows(request) if isinstance(self._inner, BatchEngine) else 1
 
     @override
+    def rows_max(self) -> int:
+        return self._inner.rows_max() if isinstance(self._inner, BatchEngine) else 1
+
+    @override
     def infer(self, batch: Sequence[Request]) -> list[Mapping[str, Value]]:
         """Have the process compute; where it is lost, start the next one at once.
 

@@ -34,6 +34,8 @@ class Loaded:
     """Of the memory of GPUs, likewise."""
     load_s: float = 0.0
     warm_s: float = 0.0
+    calibrate_s: float = 0.0
+    """What measuring its latency took."""
     pace_s: float | None = None
     """How long an inference takes lately, waiting included."""
     leases: int = 0

@@ -1,7 +1,7 @@
 """Loads a model, warms it, measures what it takes, and unloads it; all in threads."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -12,8 +12,8 @@ from schemas.catalogue import ModelSpec
 from schemas.errors import ModelUnavailable
 from schemas.serving import Limits
 from services.telemetry import get_logger
-from services.workers import devices, warming
-from services.workers.engine import AnyEngine, Engine
+from services.workers import calibrating, devices, warming
+from services.workers.engine import AnyEngine, Engine, Request
 from services.workers.engines import engine_of, model_files
 from services.workers.isolation import Isolated, NotIsolated
 from services.workers.loaded import Loaded
@@ -36,6 +36,7 @@ class Loader:
         models_dir: Where weights are looked for.
         engine_settings: By engine, what an operator sets: parameters that no node can change.
         hold: Puts a line before an engine that is loaded.
+        calibrate_s: How long measuring the latency of a model may take; 0: it is not measured.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class Loader:
         models_dir: Path,
         engine_settings: Mapping[str, Mapping[str, Any]],
         hold: Callable[[str, AnyEngine], Loaded],
+        calibrate_s: float = 0.0,
     ) -> None:
         self._models_dir = models_dir
         self.folders: dict[str, Path] = {}
         """Where the files of a model are, if elsewhere, by name."""
         self._engine_settings = engine_settings
         self._hold = hold
+        self._calibrate_s = calibrate_s
         self._measuring = Lock()
         """One model at a time: what is added to the process is then its own."""
         self._freed = 0
@@ -109,8 +112,7 @@ class Loader:
         before, begun = _held(on_gpu=gpu is not None), time.perf_counter()
         engine.load()
         in_memory = time.perf_counter()
-        if isinstance(engine, Engine):
-            warming.warm(engine)
+        requests = warming.warm(engine) if isinstance(engine, Engine) else []
         loaded = self._hold(name, engine)
         loaded.load_s, loaded.warm_s = in_memory - begun, time.perf_counter() - in_memory
         size = self._size(name, engine, _held(on_gpu=gpu is not None) - before)
@@ -118,9 +120,29 @@ class Loader:
         limit = None if engine.spec.limits is None else engine.spec.limits.memory_bytes
         if limit is not None and size.host > limit:
             raise ModelUnavailable(f"it takes {size.host} bytes, its limit is {limit}")
+        self._calibrate(loaded, requests)
         loaded.counters.load_count += 1
-        loaded.counters.load_s += loaded.load_s + loaded.warm_s
+        loaded.counters.load_s += loaded.load_s + loaded.warm_s + loaded.calibrate_s
         return loaded
+
+    def _calibrate(self, loaded: Loaded, requests: Sequence[Request]) -> None:
+        """Measure the latency of a model by rows, or take what was measured the last time."""
+        engine, line, known = loaded.engine, loaded.line, loaded.counters.calibrated
+        if line is None or not isinstance(engine, Engine) or not self._calibrate_s:
+            return
+        begun = time.perf_counter()
+        if not known and loaded.warm_s <= calibrating.WARM_S_MAX:
+            for rows, took_s in calibrating.calibrate(
+                engine, requests, line.sizes, self._calibrate_s
+            ):
+                known[rows].count += 1
+                known[rows].compute_s += took_s
+            if isinstance(engine, Isolated):
+                engine.load()  # it may have lost its process
+        for rows, calls in known.items():
+            for _ in range(calls.count):
+                line.learn(rows, calls.compute_s / calls.count)
+        loaded.calibrate_s = time.perf_counter() - begun
 
     def _size(self, name: str, engine: AnyEngine, added: Size) -> Size:
         """Return what a model takes: the engine's word, or what loading it added.

@@ -71,6 +71,8 @@ class Capacity:
     """Of all models in memory together."""
     responses_bytes_max: int = 0
     """Of all answers that are kept; 0 keeps none."""
+    calibrate_s: float = 0.0
+    """To measure the latency of a model when it is loaded; 0: it is not measured."""
 
 
 class Models:
@@ -109,7 +111,7 @@ class Models:
         self._served: dict[str, str] = {}
         """Who served for each name last."""
         self._counters: defaultdict[str, Counters] = defaultdict(Counters)
-        self._loader = Loader(models_dir, engine_settings, self.hold)
+        self._loader = Loader(models_dir, engine_settings, self.hold, capacity.calibrate_s)
         self._loaders = ThreadPoolExecutor(capacity.loads_max, thread_name_prefix="load")
         shop = Shop(
             self._open, self._loader.close, self._estimate, self._loaders, capacity.loads_max
@@ -127,8 +129,8 @@ class Models:
         found = (self._offer(name, spec) for name, spec in specs.items())
         return tuple(offers.measured(item, self._cache.get(item.served_by)) for item in found)
 
-    def inputs(self, name: str) -> dict[str, bool]:
-        """Return the inputs of a model, and whether each is required.
+    def spec(self, name: str) -> ModelSpec:
+        """Return the entry of a model.
 
         Raises:
             NotFound: No such model here.
@@ -137,7 +139,7 @@ class Models:
         if spec is None:
             known = ", ".join(sorted(self._specs))
             raise NotFound(f"no model named '{name}' here; known: {known}", field="model")
-        return {port.name: port.required for port in spec.inputs}
+        return spec
 
     def folder(self, name: str) -> Path:
         """Return the folder of a model's source."""
@@ -151,14 +153,18 @@ class Models:
         """
         return self._catalogue.params(name, given, field="params")
 
+    def streams(self, name: str) -> bool:
+        """Tell whether a model's entry says that it answers in parts."""
+        spec = self._specs.get(name)
+        return spec is not None and spec.streams
+
     def fingerprint(self, name: str) -> str:
         """Return a digest of the model that serves for `name` here.
 
         Raises:
             NotFound: No such model here.
         """
-        self.inputs(name)
-        served = self._offer(name, self._specs[name]).served_by
+        served = self._offer(name, self.spec(name)).served_by
         document = f"{served}\n{self._specs[served].model_dump_json()}"
         return hashlib.sha256(document.encode()).hexdigest()
 
@@ -250,6 +256,7 @@ class Models:
         for name, spec in specs.items():
             self._specs.pop(name, None)
             self._failed.pop(name, None)
+            self._counters[name].forget()
             if spec is not None and spec.modality == self._modality:
                 self._specs[name] = spec
             was_here = self._cache.get(name) is not None
@@ -388,7 +395,6 @@ class Models:
         """Return a loaded engine with the line before it."""
         loaded = Loaded(name, engine.spec, engine, self._counters[name])
         if isinstance(engine, Engine) and engine.blocking:
-            line = Line(name, engine, self._crew, self._rows_max, loaded.counters)
-            line.idle = partial(self._cache.settle, loaded)
-            loaded.line = line
+            loaded.line = Line(name, engine, self._crew, self._rows_max, loaded.counters)
+            loaded.line.idle = partial(self._cache.settle, loaded)
         return loaded

@@ -6,6 +6,7 @@ from schemas.catalogue import Modality
 from schemas.ids import TOKEN
 from schemas.plan import DEFAULT_POOL
 from services.settings import Settings
+from services.workers.engines.calls import SILENCE_S
 from services.workers.engines.model_files import MODEL_BYTES_MAX
 from services.workers.models import LOADS_MAX, ROWS_MAX
 
@@ -31,6 +32,8 @@ class WorkerSettings(Settings):
     """The same of the memory of GPUs."""
     response_cache_bytes_max: int = Field(default=0, ge=0)
     """Answers that are kept for models with `cache_responses`; 0 keeps none."""
+    calibration_ms: float = Field(default=250.0, ge=0, le=60_000)
+    """To measure the latency of a model by rows when it is first loaded; 0: it is not measured."""
     loads_max: int = Field(default=LOADS_MAX, ge=1, le=64)
     """Models that are loaded at the same time."""
     infer_queue_max: int = Field(default=64, ge=1)
@@ -49,6 +52,8 @@ class WorkerSettings(Settings):
     """Servers of the `openai` engine besides public ones: names and CIDR ranges, with commas."""
     openai_keys: str = ""
     """Which environment variable holds the key of which host: `HOST=VARIABLE`, with commas."""
+    openai_silence_s: float = Field(default=SILENCE_S, gt=0, le=3600)
+    """Longest wait for the next bytes of such a server, in a stream between two of its parts."""
     python_allow: str = ""
     """Modules that the `python` engine may call, with commas; each with what is inside it."""
     chain_ms: float = Field(default=20.0, ge=0, le=1000)

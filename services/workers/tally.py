@@ -101,7 +101,8 @@ class Tally:
                     for rows, (count, ns) in sorted(calls.get(name, {}).items())
                 },
             }
-        return {"worker": self._worker, "in_flight": self.in_flight, "models": models}
+        at = self._clock.now()
+        return {"worker": self._worker, "at": at, "in_flight": self.in_flight, "models": models}
 
 
 class Counted:

@@ -20,23 +20,27 @@ ZEROS_BYTES_MAX = 16 * 1024 * 1024
 log = get_logger()
 
 
-def warm(engine: Engine) -> None:
-    """Have an engine compute its warm-up requests.
+def warm(engine: Engine) -> list[Request]:
+    """Have an engine compute its warm-up requests; return those that it can compute.
 
     Raises:
         ModelUnavailable: It cannot compute one that its catalogue entry declares.
     """
     spec = engine.spec
     if spec.warm_up is None:
+        made_up = list(zeros(spec)) if engine.blocking else []
         try:
-            engine.warm(list(zeros(spec)) if engine.blocking else [])
+            engine.warm(made_up)
         except ClawdbotError as error:  # zeros need not make sense to a model
             log.info("warm_up_refused", engine=spec.engine, error=error.message)
-        return
+            return []
+        return made_up
     try:
-        engine.warm(list(declared(spec)))
+        requests = list(declared(spec))
+        engine.warm(requests)
     except ClawdbotError as error:
         raise ModelUnavailable(f"its warm_up fails: {error.message}") from error
+    return requests
 
 
 def declared(spec: ModelSpec) -> Iterator[Request]:

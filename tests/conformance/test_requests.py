@@ -14,6 +14,7 @@ from events.streams import StreamLimits
 from schemas.errors import ClawdbotError, DeadlineExceeded, InvalidArgument, Unavailable
 from services import micro
 from services.bundles import HEAD, ITEMS_MAX, Item, pack, unpack
+from services.lanes import AHEAD, FEW
 from services.requests import Requests
 from services.runtime import Bus
 from tests.support.nats import NatsServer
@@ -114,7 +115,25 @@ async def test_what_is_asked_at_once_travels_together(bus: Bus, messages: list[F
     assert isinstance(wrong, InvalidArgument)
     assert ("not like this", "body") == (wrong.message, wrong.field)
     assert answers == [b"x%d" % number for number in range(AT_ONCE) if number != 3]
-    assert [AT_ONCE] == [len(unpack(frame.data)) for frame in messages]
+    assert [AT_ONCE // AHEAD] * AHEAD == [len(unpack(frame.data)) for frame in messages]
+
+
+async def test_a_few_share_one_message(bus: Bus, messages: list[Frame]) -> None:
+    """More would cost more than it gains."""
+    requests = Requests(bus)
+    await all_of(ask(requests, b"x", number) for number in range(FEW))
+    assert [FEW] == [len(unpack(frame.data)) for frame in messages]
+
+
+async def test_those_under_way_are_spread_evenly(bus: Bus, messages: list[Frame]) -> None:
+    """Behind one alone, all others do not become one crowd: that would stay together for ever."""
+    requests = Requests(bus)
+    slow = asyncio.ensure_future(ask(requests, b"slow", 0))
+    await asyncio.sleep(0.02)
+    await all_of(ask(requests, b"x", number) for number in range(31))
+    sizes = [len(unpack(frame.data)) for frame in messages[1:]]
+    assert [8, 8, 8, 7] == sizes  # the last ones behind three messages and the slow one
+    await slow
 
 
 async def test_one_alone_is_a_message_as_ever(bus: Bus, messages: list[Frame]) -> None:
@@ -131,18 +150,18 @@ async def test_who_does_not_want_to_shares_no_message(bus: Bus, messages: list[F
     assert 10 == len(messages)
 
 
-async def test_behind_two_messages_one_waits_a_moment(bus: Bus, messages: list[Frame]) -> None:
+async def test_behind_some_messages_one_waits_a_moment(bus: Bus, messages: list[Frame]) -> None:
     """Not for their answers: only so long that others may join it."""
     requests = Requests(bus)
-    slow = []
-    for number in range(2):
-        slow.append(asyncio.ensure_future(ask(requests, b"slow", number)))
+    never = []
+    for number in range(AHEAD):
+        never.append(asyncio.ensure_future(ask(requests, b"never", number, timeout_s=20)))
         await asyncio.sleep(0.02)
     late = await all_of(ask(requests, b"x", number) for number in range(5))
-    assert not any(task.done() for task in slow)
     assert late == [b"x%d" % number for number in range(5)]
-    assert 3 == len(messages)
-    await all_of(slow)
+    assert AHEAD + 1 == len(messages)
+    for task in never:
+        task.cancel()
 
 
 async def test_too_many_are_refused_one_by_one(bus: Bus, messages: list[Frame]) -> None:
@@ -151,7 +170,7 @@ async def test_too_many_are_refused_one_by_one(bus: Bus, messages: list[Frame]) 
     asked = (ask(requests, b"x", number) for number in range(AT_ONCE + 5))
     answers = await all_of(asked)
     assert {"Unavailable": 5, "bytes": AT_ONCE} == kinds(answers)
-    assert 1 == len(messages)
+    assert AHEAD == len(messages)
 
 
 async def test_one_without_an_answer_holds_up_nobody(bus: Bus, messages: list[Frame]) -> None:

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from tests.support.inference import Served, serve
 from tests.support.mesh import Mesh
 from tests.support.nats import NatsServer, server_binary
+from tests.support.openai_server import OpenaiServer, serving
 
 
 MASTER_TEXT = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
@@ -22,11 +25,29 @@ class Running:
 
     mesh: Mesh
     server: NatsServer
+    llm: OpenaiServer
+    """Behind the model `writer`, which streams."""
 
     def url(self, gateway: str = "gateway-0") -> str:
         """Return the address of a gateway."""
         port = self.mesh.services[gateway].fact("listening", "port")
         return f"http://127.0.0.1:{port}"
+
+
+def _catalogue(folder: Path, url: str) -> Path:
+    """Write the catalogue that comes along, and a model at a server that streams."""
+    document = yaml.safe_load(Path("schemas/catalogue.yaml").read_text(encoding="utf-8"))
+    document["models"]["writer"] = {
+        "modality": "text",
+        "engine": "openai",
+        "streams": True,
+        "params": {"url": url, "model": "tiny", "task": "chat"},
+        "inputs": [{"name": "text", "kind": "text"}],
+        "outputs": [{"name": "text", "kind": "text"}, {"name": "usage", "kind": "json"}],
+    }
+    path = folder / "catalogue.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -35,10 +56,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     if server_binary() is None:
         pytest.skip("there is no nats-server here")
     folder = tmp_path_factory.mktemp("mesh")
-    with NatsServer(folder) as server:
-        mesh = Mesh(
-            folder / "services", server.url, {"master_key": MASTER_TEXT, "http_allow": "127.0.0.1"}
-        )
+    with NatsServer(folder) as server, serving() as llm:
+        shared = {
+            "master_key": MASTER_TEXT,
+            "http_allow": "127.0.0.1",
+            "openai_allow": "127.0.0.1",
+            "catalogue": str(_catalogue(folder, llm.url)),
+        }
+        mesh = Mesh(folder / "services", server.url, shared)
         mesh.add_core(modalities=("text", "audio", "vision"))
         for name in GATEWAYS:
             mesh.add(
@@ -51,7 +76,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             )
         try:
             mesh.start()
-            yield Running(mesh, server)
+            yield Running(mesh, server, llm)
         finally:
             mesh.stop()
 

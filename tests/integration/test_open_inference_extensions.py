@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from tests.support.inference import DTYPES, Served
+from tests.support.wait import until_sync
 
 
 pytestmark = pytest.mark.nats
@@ -91,6 +92,12 @@ def test_statistics_are_true(
         same.execution_count,
         same.inference_stats.success.ns,
     )
+
+    def memory() -> list[tuple[str, bool]]:  # as cards say, which are renewed now and then
+        [found] = rpc.get_inference_statistics("doubling", "3").model_stats
+        return [(item.type, item.byte_size > 0) for item in found.memory_usage]
+
+    until_sync(lambda: [("CPU", True)] == memory(), timeout_s=40)
 
 
 def test_what_is_computed_together_is_one_execution(served: Served) -> None:

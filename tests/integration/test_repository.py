@@ -1,5 +1,8 @@
 """The model repository: from a folder to answers, over every way that clients have."""
 
+import asyncio
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +154,34 @@ def test_triton_repository_extension(client: Client, running: Running, tmp_path:
         server.close()
 
 
+def test_a_configuration_alone_is_another_version(
+    client: Client, running: Running, tmp_path: Path
+) -> None:
+    """Of the same files; what the files decide is not changed, and a rollback brings it back."""
+    client.repository.push(written(tmp_path, "tuned", 2.0))
+    server = triton.InferenceServerClient(running.url().removeprefix("http://"))
+    try:
+        config = server.get_model_config("tuned")
+        assert 0 == config["max_batch_size"]
+        server.load_model("tuned", config=json.dumps(config))
+        assert 1 == client.repository.get("tuned").current
+        server.load_model("tuned", config=json.dumps({**config, "max_batch_size": 8}))
+        assert (2, 2.0) == (client.repository.get("tuned").current, asked(running.url(), "tuned"))
+        changed = server.get_model_config("tuned")
+        assert (8, [2]) == (changed["max_batch_size"], changed["input"][0]["dims"])
+        for wrong in ('{"backend": "python"}', '{"max_batch_size": -1}', '{"version_policy": {}}'):
+            with pytest.raises(InferenceServerException, match="400"):
+                server.load_model("tuned", config=wrong)
+        server.load_model("tuned", config=json.dumps({"version_policy": {"all": {}}}))
+        view = client.repository.rollback("tuned")
+        assert (1, "all") == (view.current, view.policy.keep)
+        until_sync(lambda: 0 == server.get_model_config("tuned")["max_batch_size"])
+        with pytest.raises(InferenceServerException, match="404"):
+            server.load_model("nobody", config="{}")
+    finally:
+        server.close()
+
+
 def test_what_is_needed_is_not_removed(client: Client, running: Running, tmp_path: Path) -> None:
     """Aliases, canaries, workflows; by force everything goes, and its numbers with it."""
     name = "needed"
@@ -277,3 +308,115 @@ def test_canaries_of_runs(client: Client, tmp_path: Path) -> None:
         ran.append({node.model for node in run.nodes})
     assert all(len(models) == 1 for models in ran)
     assert {"tried@1", "tried@2"} == {model for models in ran for model in models}
+
+
+def test_the_next_model_warms_while_a_node_runs(
+    client: Client, running: Running, tmp_path: Path
+) -> None:
+    """Also at another service: its workers are told when the node before begins."""
+    hints = Hints(modality="vision")
+    client.repository.push(written(tmp_path, "later", 2.0), hints=hints)
+    until_sync(
+        lambda: any(offer.available for offer in client.repository.get("later").versions[0].offers),
+        timeout_s=30,
+    )
+    builder = WorkflowBuilder().add_node("slow", model="repeat", delay_ms=60_000, timeout_s=300)
+    builder.add_node("next", model="later", inputs={"x": "input.x"}).connect("slow", "next")
+    builder.deploy("warms", client=client)
+    run = client.run("warms", {"text": "some words", "x": ONES}, wait_s=0)
+    log = running.mesh.services["vision-0"].log
+
+    def loads() -> list[bool]:
+        lines = [line for line in log.read_text().splitlines() if '"model_loaded"' in line]
+        return [item["ahead"] for item in map(json.loads, lines) if item["model"] == "later@1"]
+
+    until_sync(loads, timeout_s=30)
+    assert [True] == loads()
+    assert "running" == client.get(run.run_id).status
+    client.cancel(run.run_id)
+
+
+def test_a_text_goes_in_where_tokens_are_wanted(
+    client: Client, running: Running, tmp_path: Path
+) -> None:
+    """Over HTTP, with Triton's client and plainly, and over NATS: the worker makes the tokens."""
+    folder = tmp_path / "summing"
+    ids, shape = {"h": 5, "i": 7, "!": 11}, ("n", "t")
+    nodes = [
+        tiny.helper.make_node("Mul", ["input_ids", "attention_mask"], ["seen"]),
+        tiny.helper.make_node("Cast", ["seen"], ["real"], to=tiny.TensorProto.FLOAT),
+        tiny.helper.make_node("ReduceSum", ["real", "axes"], ["logits"], keepdims=1),
+    ]
+    axes = tiny.helper.make_tensor("axes", tiny.TensorProto.INT64, [1], [1])
+    ports = dict.fromkeys(("input_ids", "attention_mask"), ("INT64", shape))
+    proto = tiny.model(nodes, ports, {"logits": ("FP32", ("n", 1))}, [axes])
+    tiny.save(proto, folder / "model.onnx")
+    known = {"type": "BPE", "vocab": ids, "merges": []}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": known}))
+    digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    told = {"path": "tokenizer.json", "sha256": digest, "tokens_max": 16}
+    entry = tiny.entry(
+        "model.onnx",
+        [tiny.port(name, "INT64", [-1, -1]) for name in ports],
+        [tiny.port("logits", "FP32", [-1, 1])],
+        signature="sequence-classification/1",
+        vocabulary=told,
+        max_batch_size=8,
+    )
+    (folder / "model.yaml").write_text(yaml.safe_dump(entry))
+    client.repository.push(folder)
+    server = triton.InferenceServerClient(running.url().removeprefix("http://"))
+    try:
+        text = triton.InferInput("input_ids", [1], "BYTES")
+        text.set_data_from_numpy(np.array([b"hi!"], object))
+        assert 23.0 == server.infer("summing", [text]).as_numpy("logits")[0, 0]
+    finally:
+        server.close()
+    with httpx.Client(base_url=running.url()) as http:
+        plain = http.post("/v2/models/summing/generate", json={"text_input": "hi"})
+        assert 12.0 == plain.json()["logits"], plain.text
+
+    async def over_nats() -> Any:
+        nc = await nats.connect(running.server.url)
+        try:
+            body = json.dumps({"inputs": {"input_ids": "hihi"}}).encode()
+            answer = await nc.request(infer("default", "text", "summing"), body, timeout=20)
+            return json.loads(answer.data)
+        finally:
+            await nc.close()
+
+    found = asyncio.run(over_nats())
+    assert "summing@1" == found["model"], found
+    assert "FP32" in str(found["outputs"])
+
+
+def test_what_a_worker_counted_stays_when_it_ends(
+    client: Client, running: Running, tmp_path: Path
+) -> None:
+    """It tells all gateways when it is stopped; they had never asked it."""
+    client.repository.push(written(tmp_path, "tallied", 2.0), hints=Hints(modality="vision"))
+    extra = running.mesh.add("vision-extra", "services.workers", modality="vision")
+    extra.start()
+    extra.wait_ready()
+    subject = infer("default", "vision", "tallied", extra.fact("ready", "worker"))
+    body = ormsgpack.packb({"inputs": {"x": to_wire(ONES)}})
+    headers = {"Content-Type": "application/msgpack"}
+
+    async def ask() -> str:
+        nc = await nats.connect(running.server.url)
+        try:
+            answer = await nc.request(subject, body, timeout=20, headers=headers)
+            return answer.data.decode()
+        finally:
+            await nc.close()
+
+    assert "tallied@1" in asyncio.run(ask())
+    running.mesh.stop_one("vision-extra")
+
+    def counted(gateway: str) -> list[int]:
+        url = f"{running.url(gateway)}/v2/models/tallied/stats"
+        [found] = httpx.get(url).json()["model_stats"]
+        return [found["inference_count"], found["inference_stats"]["success"]["count"]]
+
+    for gateway in ("gateway-0", "gateway-1"):
+        until_sync(lambda: [1, 1] == counted(gateway), timeout_s=30)  # noqa: B023 - called at once

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from schemas.repository import PART_BYTES_MAX
@@ -165,6 +166,33 @@ def test_specs_that_reach_too_far(
     assert field == refused(http, "specs", [good], **update)["field"]
 
 
+def tokens(**vocabulary: Any) -> dict[str, Any]:
+    """Return what a spec of a model has that reads tokens."""
+    return {
+        "signature": "sequence-classification/1",
+        "vocabulary": {"path": "tokenizer.json", "tokens_max": 64, **vocabulary},
+        "inputs": [tiny.port("input_ids", "INT64", [-1, -1])],
+        "outputs": [tiny.port("logits", "FP32", [-1, 2])],
+        "engine": "transformers",
+        "source": "m.safetensors",
+    }
+
+
+def test_tokenizers_that_harm(http: httpx.Client, drafts: Path) -> None:
+    """A pattern that takes for ever, and a vocabulary that is another file than the spec says."""
+    step = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}
+    model = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+    weights = file_of(http, "m.safetensors", hostile.safetensors({}))
+    data = orjson.dumps({"model": model, "pre_tokenizer": step})
+    file = file_of(http, "tokenizer.json", data)
+    error = refused(http, "tokens", [weights, file], **tokens(sha256=file["sha256"]))
+    assert "files" == error["field"]
+    assert "may take for ever" in error["message"]
+    for change in ({"sha256": "0" * 64}, {"sha256": file["sha256"], "path": "absent.json"}):
+        error = refused(http, "tokens", [weights, file], **tokens(**change))
+        assert "spec.vocabulary" == error["field"]
+
+
 def test_parts_are_small_and_whole(http: httpx.Client) -> None:
     """An empty part, one too large, and one that is none."""
     assert 400 == http.post("/v1/artefacts", content=b"").status_code
@@ -180,6 +208,9 @@ def test_orders_that_fit_nothing(http: httpx.Client) -> None:
     assert 404 == http.delete("/v1/models/nobody").status_code
     assert 400 == http.post("/v1/models/nobody/control", json={"action": "explode"}).status_code
     assert 404 == http.post("/v2/repository/models/nobody/load").status_code
-    parameters = {"parameters": {"config": "{}"}}
-    assert 501 == http.post("/v2/repository/models/echo/load", json=parameters).status_code
+    for config, status in (("{}", 200), ('{"response_cache": {"enable": true}}', 409), ("no", 400)):
+        parameters = {"parameters": {"config": config}}
+        answer = http.post("/v2/repository/models/echo/load", json=parameters)
+        assert status == answer.status_code, answer.text
+        assert 400 <= http.post("/v2/repository/models/no/load", json=parameters).status_code
     assert 200 == http.post("/v2/repository/models/echo/load").status_code

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from schemas.onnx_file import FIELDS_MAX
 from tests.support import onnx_models as tiny
+from tests.support import torch_programs
 
 
 class Canary:
@@ -198,6 +199,40 @@ CONTENTS: dict[str, tuple[str, bytes, str]] = {
     "a program": ("m.txt", b"\x7fELF\x02", "is a program"),
     "a program of torch that is none": ("m.pt2", b"\x80\x02.", "is a pickle"),
     "another one": ("m.pt2", b"hello", "is no program of torch.export"),
+    "a program of code": (
+        "m.pt2",
+        torch_programs.changed(
+            "graph_module/graph/nodes/0/target", "torch.ops.aten.__class__.__init__"
+        ),
+        "which is not loaded",
+    ),
+    "a program that calls the system": (
+        "m.pt2",
+        torch_programs.changed("graph_module/graph/nodes/0/target", "torch.os.system"),
+        "which is not loaded",
+    ),
+    "a program with compiled code": (
+        "m.pt2",
+        torch_programs.archive({"data/aotinductor/model/x.so": b"\x7fELF"}),
+        "no compiled code, custom objects or pickles",
+    ),
+    "a program with pickled weights": (
+        "m.pt2",
+        torch_programs.archive(
+            {
+                "data/weights/model_weights_config.json": json.dumps(
+                    {"config": {"w": {"path_name": "weight_0", "use_pickle": True}}}
+                )
+            }
+        ),
+        "is pickled; it must be a plain tensor",
+    ),
+    "a program that is cut off": ("m.pt2", torch_programs.archive({})[:400], "it is damaged"),
+    "a program that unpacks to more than it has": (
+        "m.pt2",
+        torch_programs.archive({"data/weights/weight_0": bytes(2**27)}, compress=True),
+        "holds more than",
+    ),
     "an archive": ("m.json", archive({"../../evil": b"x"}), "is an archive"),
 }
 """By trick: the file's name, its content, and what is said of it."""

@@ -70,7 +70,8 @@ def serve(nats_server: NatsServer, folder: Path) -> Iterator[Served]:
         "models_dir": str(folder / "models"),
     }
     mesh = Mesh(folder / "mesh", nats_server.url, extra)
-    mesh.add("text", "services.workers", modality="text", infer_queue_max="200")
+    worker = {"modality": "text", "infer_queue_max": "200", "announce_interval_s": "0.5"}
+    mesh.add("text", "services.workers", **worker)
     mesh.add(
         "gateway",
         "services.gateway",

@@ -25,7 +25,12 @@ README_LINES_MAX = 200
 SUBJECT_OWNER = "events/subjects.py"
 GRAMMAR = "clawdbot" + ".v1."
 # Run by name, imported by nobody.
-ENTRY_POINTS = {"clawdbot.cli", "services.contracts", "services.health"}
+ENTRY_POINTS = {
+    "clawdbot.cli",
+    "services.contracts",
+    "services.health",
+    "services.workers.engines.chat_child",
+}
 # Twins that tests and simulations stand on.
 TWINS = {"events.memory"}
 # Headings of docs/configuration.md, and whose settings they list.

@@ -1,6 +1,6 @@
 """An inference as it is wanted, by what the model declares."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ import orjson
 
 from schemas import tensors
 from schemas.catalogue import ModelSpec, Port
+from schemas.edges import spread
 from schemas.errors import InvalidArgument
 from schemas.open_inference import ID_CHARS_MAX, InferRequest, RequestedOutput
 from schemas.values import OCTETS, Binary, Tensor, Value
@@ -114,14 +115,14 @@ def bind(spec: ModelSpec, found: Sequence[tuple[str, Tensor]]) -> dict[str, Valu
         with about(port.tensor_name):
             check_declared(tensor.datatype, tensor.shape, port)
             inputs[port.name] = value_of(tensor, port)
-    return inputs
+    return whole(spec, inputs)
 
 
 def bound(spec: ModelSpec, names: Sequence[str]) -> list[Port]:
     """Return the ports of inputs, in their order.
 
     Raises:
-        InvalidArgument: An input that is unknown, there twice or missing.
+        InvalidArgument: An input that is unknown, or there twice.
     """
     ports = {port.tensor_name: port for port in spec.asked}
     found: dict[str, Port] = {}
@@ -132,19 +133,20 @@ def bound(spec: ModelSpec, names: Sequence[str]) -> list[Port]:
         if name in found:
             raise InvalidArgument(f"the input '{name}' is there twice")
         found[name] = ports[name]
-    check_whole({port.name for port in found.values()}, ports)
     return list(found.values())
 
 
-def check_whole(inputs: Container[str], ports: Mapping[str, Port]) -> None:
-    """Refuse the lack of an input that is needed.
+def whole(spec: ModelSpec, inputs: dict[str, Value]) -> dict[str, Value]:
+    """Return inputs with nothing missing; a text stands for all tokens of it.
 
     Raises:
-        InvalidArgument: Names it.
+        InvalidArgument: Names an input that is missing.
     """
-    for name, port in ports.items():
-        if port.required and port.name not in inputs:
-            raise InvalidArgument(f"the input '{name}' is missing")
+    found = spread(spec, inputs) if spec.made else inputs
+    for port in spec.asked:
+        if port.required and port.name not in found:
+            raise InvalidArgument(f"the input '{port.tensor_name}' is missing")
+    return found
 
 
 def placed(datatype: str, shape: Sequence[int], place: Place, regions: Regions) -> Tensor:
@@ -197,6 +199,10 @@ def check_declared(datatype: str, shape: Sequence[int], port: Port) -> None:
     if datatype not in tensors.DATATYPES:
         known = ", ".join(tensors.DATATYPES)
         raise InvalidArgument(f"unknown datatype '{datatype[:32]}'; use one of {known}")
+    if port.made_of is not None and datatype == tensors.BYTES:
+        if tensors.count_of(shape) != 1:
+            raise InvalidArgument(f"send one element, with {port.made_of.source}")
+        return
     if datatype != port.datatype:
         raise InvalidArgument(f"the datatype is {port.datatype}, not {datatype}")
     if not tensors.fits(shape, port.shape):
@@ -205,11 +211,14 @@ def check_declared(datatype: str, shape: Sequence[int], port: Port) -> None:
 
 def value_of(tensor: Tensor, port: Port) -> Value:
     """Return what a port takes."""
-    if port.kind == "tensor":
+    kind: str = port.kind
+    if port.made_of is not None and tensor.datatype == tensors.BYTES:
+        kind = port.made_of.source
+    if kind == "tensor":
         return tensor
     [item] = tensors.elements(tensor.data, 1)
     try:
-        match port.kind:
+        match kind:
             case "text":
                 return item.decode()
             case "json":

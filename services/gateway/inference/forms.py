@@ -30,6 +30,7 @@ from services.gateway.inference.asks import (
     placed,
     rest_of,
     value_of,
+    whole,
 )
 from services.gateway.inference.regions import NONE, Place, Regions, take_place
 
@@ -118,6 +119,8 @@ class Form:
     inputs: tuple[_Input, ...]
     rest: Mapping[str, Any]
     """Of an `InferAsk`."""
+    is_whole: bool
+    """Whether nothing is missing, and nothing is made of something else."""
 
     def filled(self, blobs: _Blobs, regions: Regions) -> InferAsk:
         """Return the request with its data."""
@@ -126,7 +129,7 @@ class Form:
             with about(item.port.tensor_name):
                 inputs[item.port.name] = value_of(item.tensor(blobs, regions), item.port)
         blobs.close()
-        return InferAsk(inputs, **self.rest)
+        return InferAsk(inputs if self.is_whole else whole(self.spec, inputs), **self.rest)
 
 
 class Forms:
@@ -156,7 +159,9 @@ def _form(text: bytes, spec: ModelSpec) -> Form:
     request = _load(text)
     ports = bound(spec, [item.name for item in request.inputs])
     found = [_described(item, port) for item, port in zip(request.inputs, ports, strict=True)]
-    return Form(spec, tuple(found), rest_of(spec, request))
+    names = {port.name for port in ports}
+    is_whole = not spec.made and all(port.name in names or not port.required for port in spec.asked)
+    return Form(spec, tuple(found), rest_of(spec, request), is_whole)
 
 
 def _described(item: InputTensor, port: Port) -> _Input:

@@ -14,7 +14,7 @@ from schemas.errors import InvalidArgument
 from schemas.open_inference import ID_CHARS_MAX
 from schemas.values import Binary, Tensor, Value
 from services.gateway.inference import elements
-from services.gateway.inference.asks import InferAsk, Wanted, about, ask_params, check_whole
+from services.gateway.inference.asks import InferAsk, Wanted, about, ask_params, whole
 
 
 TEXT_IN, TEXT_OUT = "text_input", "text_output"
@@ -63,8 +63,7 @@ def _bound(document: Mapping[str, Any], spec: ModelSpec) -> tuple[dict[str, Valu
             continue
         with about(key):
             inputs[port.name] = _value(value, port)
-    check_whole(inputs, ports)
-    return inputs, rest
+    return whole(spec, inputs), rest
 
 
 def answer_of(head: Mapping[str, Any], spec: ModelSpec, outputs: Mapping[str, Value]) -> bytes:
@@ -89,6 +88,8 @@ def _the_text(spec: ModelSpec) -> Port:
     """Return the input that is meant where nobody names it."""
     texts = [port for port in spec.asked if port.kind == "text"]
     needed = [port for port in texts if port.required] or texts
+    if not texts:  # of tokens any will do: a text stands for all of them
+        needed = [port for port in spec.made if port.vocabulary is not None][:1]
     if len(needed) != 1:
         known = ", ".join(port.tensor_name for port in spec.asked) or "none"
         raise InvalidArgument(
@@ -104,6 +105,8 @@ def _value(value: Any, port: Port) -> Value:
         case "text":
             if not isinstance(value, str):
                 raise InvalidArgument("send a text")
+            return value
+        case "tensor" if port.vocabulary is not None and isinstance(value, str):
             return value
         case "tensor":
             flat = value if isinstance(value, list) else [value]

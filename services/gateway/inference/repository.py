@@ -10,13 +10,15 @@ from typing import Any
 import orjson
 
 from events.models import WorkerCard
-from schemas.errors import InvalidArgument, ModelUnavailable
+from schemas.errors import InvalidArgument, ModelUnavailable, NotFound
 from schemas.ids import DEFAULT_TENANT
+from schemas.live_catalogue import spec_of
 from schemas.onnx_file import examine
 from schemas.open_inference import IndexEntry
 from schemas.pushes import spec_of_onnx
-from schemas.repository import AT, PART_BYTES_MAX, ModelControl, ModelFile, Push
+from schemas.repository import AT, PART_BYTES_MAX, ModelControl, ModelFile, Push, check_name
 from services.errors import Unsupported, WrongState
+from services.gateway.inference import overrides
 from services.gateway.inference.service import HIDDEN
 from services.gateway.model_store import offers_of
 from services.gateway.routes import Parts
@@ -44,20 +46,21 @@ async def index(parts: Parts, *, only_ready: bool) -> list[IndexEntry]:
 async def load(parts: Parts, name: str, parameters: Mapping[str, Any]) -> None:
     """Have workers offer a model; return when one has it.
 
-    With the parameter `file:<path>.onnx`, its bytes in base64, the file is pushed first.
+    With the parameter `file:<path>.onnx`, its bytes in base64, the file is pushed first; with
+    `config` alone the model gets a version of the same files with that configuration.
 
     Raises:
         NotFound: There is no such model.
         InvalidArgument: A parameter is wrong; names it.
-        Unsupported: A config without a file.
+        WrongState: A config that changes a model of the catalogue's file.
         ModelUnavailable: No worker can have it; says why.
     """
     files = {key: item for key, item in parameters.items() if key.startswith(FILE)}
     _check_known(parameters, {*files, CONFIG})
-    if CONFIG in parameters and not files:
-        raise Unsupported("a model's own config stays", field=f"parameters.{CONFIG}")
     if files:
         await _push(parts, name, files, parameters.get(CONFIG, "{}"))
+    elif CONFIG in parameters:
+        await _override(parts, name, overrides.read(parameters[CONFIG]))
     elif parts.catalogue.base.models.get(name) is None:
         async with parts.bus.prompt(parts.settings.request_s_max):
             await parts.models.control(name, ModelControl(action="load"))
@@ -134,6 +137,34 @@ async def _wait(parts: Parts, name: str) -> None:
                 await asyncio.sleep(LOOK_S)
     except TimeoutError as error:
         raise ModelUnavailable(f"no worker has '{name}' yet; is one of its modality up?") from error
+
+
+async def _override(parts: Parts, name: str, config: Mapping[str, Any]) -> None:
+    """Have a version of a model with this configuration in use, and offer it.
+
+    Raises:
+        WrongState: It is of the catalogue's file, and would change.
+    """
+    own = parts.catalogue.base.models.get(name)
+    if own is not None:
+        changed = overrides.overridden(name, own, config)
+        if changed != own or overrides.policy(name, own, config) is not None:
+            raise WrongState(f"'{name}' is of the catalogue's file, and stays as it says")
+        return
+    async with parts.bus.prompt(parts.settings.push_s_max):
+        record = await parts.models.repository.get(DEFAULT_TENANT, check_name(name))
+        if not record.versions:
+            raise NotFound(f"the repository has no model '{name[:64]}'", field="name")
+        version = record.version(record.current or record.versions[-1].version)
+        spec = overrides.overridden(name, version.spec, config)
+        wanted, policy = version.version, overrides.policy(name, spec_of(version), config)
+        if spec != version.spec:
+            wanted = (await parts.models.push(name, Push(spec=spec, files=version.files))).version
+        if wanted != record.current:
+            await parts.models.control(name, ModelControl(action="promote", version=wanted))
+        for order in (policy, ModelControl(action="load")):
+            if order is not None:
+                await parts.models.control(name, order)
 
 
 async def _push(parts: Parts, name: str, files: Mapping[str, Any], config: object) -> None:

@@ -2,31 +2,43 @@
 
 Every worker counts what it computes and says so where `nats micro stats` looks as well. A gateway
 asks all of them at once, so each gateway gives the same answer for the whole mesh, and what came
-over NATS or as a node of a workflow is in it.
+over NATS or as a node of a workflow is in it; and what workers had counted that ended since.
 
 Source: ADR-32 of NATS, the verb STATS; Triton's statistics extension.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import orjson
 
-from events.models import ModelDirectory
+from events.models import ModelDirectory, WorkerCard
 from schemas.catalogue import ModelSpec
 from schemas.inference_management import (
     BatchStatistics,
     InferStatistics,
+    MemoryUsage,
     ModelStatistics,
     StatisticDuration,
 )
 from schemas.repository import split
+from services.gateway.inference.kept import Kept, added
 from services.requests import Requests
 from services.runtime import Clock
+from services.telemetry import get_logger
+
+
+log = get_logger()
+
+
+class Heard(Protocol):
+    """A message of core NATS."""
+
+    subject: str
+    data: bytes
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,16 @@ class Tallies:
     directory: ModelDirectory
     clock: Clock
     wait_s: float
+    kept: Kept = field(default_factory=Kept)
+
+    async def hear(self, message: Heard) -> None:
+        """Take note of what a worker counted until now."""
+        try:
+            tally = orjson.loads(message.data)
+        except orjson.JSONDecodeError:
+            log.warning("tally_unreadable", subject=message.subject)
+            return
+        self.kept.hear(tally)
 
     async def of(self, models: Mapping[str, ModelSpec]) -> tuple[ModelStatistics, ...]:
         """Return the statistics of models, in their order.
@@ -52,56 +74,55 @@ class Tallies:
             BusUnavailable, StoreUnavailable: The bus does not answer.
         """
         cards = await self.directory.cards(self.clock.now())
-        found: list[Mapping[str, Any]] = []
         async with asyncio.TaskGroup() as group:
             for modality in sorted({spec.modality for spec in models.values()}):
                 workers = {card.worker for card in cards if card.modality == modality}
-                group.create_task(self._ask(modality, workers, found))
+                group.create_task(self._ask(modality, workers))
         return tuple(
-            summed(split(name)[0], spec.version, [tally["models"].get(name, {}) for tally in found])
+            summed(split(name)[0], spec.version, self.kept.of(name)).model_copy(
+                update={"memory_usage": memory_of(name, cards)}
+            )
             for name, spec in models.items()
         )
 
-    async def _ask(self, modality: str, workers: set[str], found: list[Mapping[str, Any]]) -> None:
-        """Add the tallies of a modality's workers."""
+    async def _ask(self, modality: str, workers: set[str]) -> None:
+        """Hear the tallies of a modality's workers, as they are now."""
         subject = f"$SRV.STATS.clawdbot-worker-{modality}"
         async with aclosing(self.requests.gather(subject, self.wait_s)) as answers:
             async for answer in answers:
                 tallies = [item.get("data") for item in orjson.loads(answer)["endpoints"]]
                 for tally in filter(None, tallies):
-                    found.append(tally)
+                    self.kept.hear(tally)
                     workers.discard(tally["worker"])
                 if not workers:
                     return
 
 
+def memory_of(name: str, cards: Iterable[WorkerCard]) -> tuple[MemoryUsage, ...]:
+    """Return what a model takes in all workers together, by the kind of memory."""
+    offers = [offer for card in cards for offer in card.offers]
+    own = [offer for offer in offers if offer.loaded and name == offer.model == offer.served_by]
+    taken = {
+        "CPU": sum(offer.memory_bytes for offer in own),
+        "GPU": sum(offer.device_bytes for offer in own),
+    }
+    return tuple(MemoryUsage(type=kind, byte_size=size) for kind, size in taken.items() if size > 0)
+
+
 def summed(name: str, version: str, tallies: Iterable[Mapping[str, Any]]) -> ModelStatistics:
     """Add up what each worker says of a model."""
-    last, phases, calls = 0, Counter[tuple[str, str]](), Counter[tuple[int, str]]()
-    for tally in tallies:
-        last = max(last, tally.get("last_inference", 0))
-        for phase, duration in tally.get("requests", {}).items():
-            phases.update({(phase, key): value for key, value in duration.items()})
-        for rows, duration in tally.get("calls", {}).items():
-            calls.update({(int(rows), key): value for key, value in duration.items()})
-    sizes = sorted({rows for rows, _ in calls})
+    total = added(tallies)
+    calls = {int(rows): StatisticDuration(**item) for rows, item in total["calls"].items()}
+    phases = {phase: StatisticDuration(**item) for phase, item in total["requests"].items()}
     return ModelStatistics(
         name=name,
         version=version,
-        last_inference=last,
-        inference_count=sum(rows * calls[rows, "count"] for rows in sizes),
-        execution_count=sum(calls[rows, "count"] for rows in sizes),
-        inference_stats=InferStatistics(
-            **{
-                phase: StatisticDuration(count=phases[phase, "count"], ns=phases[phase, "ns"])
-                for phase in sorted({phase for phase, _ in phases})
-            }
-        ),
+        last_inference=total["last_inference"],
+        inference_count=sum(rows * item.count for rows, item in calls.items()),
+        execution_count=sum(item.count for item in calls.values()),
+        inference_stats=InferStatistics(**phases),
         batch_stats=tuple(
-            BatchStatistics(
-                batch_size=rows,
-                compute_infer=StatisticDuration(count=calls[rows, "count"], ns=calls[rows, "ns"]),
-            )
-            for rows in sizes
+            BatchStatistics(batch_size=rows, compute_infer=item)
+            for rows, item in sorted(calls.items())
         ),
     )

@@ -1,37 +1,39 @@
 """Runs: submit them, look at them, follow them, replay them, steer them."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import APIRouter, Header, Query, Request, Response
-from starlette.responses import StreamingResponse
+from fastapi import APIRouter, Query, Request, Response
 
 from events.evolve import fold
 from events.subjects import RunKey, control
-from events.tape import Recorded, Tape, event_view, run_view
+from events.tape import Tape, event_view, run_view
 from schemas.api import ErrorBody, EventPage, RunPage, RunSummary, RunView
-from schemas.errors import ClawdbotError, InvalidArgument, NotFound
+from schemas.errors import InvalidArgument, NotFound
 from schemas.ids import DEFAULT_TENANT, valid_token
 from schemas.messages import Control
 from services.gateway.controls import check, is_done, with_id
 from services.gateway.inputs import read_body, read_inputs
 from services.gateway.routes import ERRORS, Parts, Wanted, answer
 from services.gateway.routes.asking import Asked, IdempotencyKey, started
-from services.gateway.silence import ALIVE, with_silence
+from services.gateway.routes.following import (
+    EVENT_STREAM,
+    LastEventId,
+    Wish,
+    after_of,
+    streamed,
+    wants_stream,
+)
+from services.gateway.submissions import run_id_of
 from services.runtime import Outgoing
-from services.telemetry import get_logger
 
 
-log = get_logger()
 router = APIRouter(prefix="/v1", tags=["runs"], responses=ERRORS)
 
 CONTROL_BYTES_MAX = 64 * 1024
 PAGE_MAX = 500
 SEQUENCE_MAX = 2**53
-_EVENT_STREAM = "text/event-stream"
 _RUN_BODY: dict[str, Any] = {
     "requestBody": {
         "required": False,
@@ -59,7 +61,13 @@ Status = Literal["running", "paused", "completed", "failed", "rejected", "cancel
     "/workflows/{name}/runs",
     response_model=RunView,
     status_code=202,
-    responses={200: {"model": RunView, "description": "Over within `wait` seconds"}},
+    responses={
+        200: {
+            "model": RunView,
+            "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
+            "description": "Over within `wait` seconds; or its events and parts",
+        }
+    },
     openapi_extra=_RUN_BODY,
 )
 async def submit(
@@ -67,17 +75,32 @@ async def submit(
     parts: Wanted,
     name: str,
     asked: Asked,
+    last_event_id: LastEventId = None,
 ) -> Response:
     """Start a run; it is stored before the answer.
 
     The answer is 200 with the finished run when it ends within `wait` seconds, else 202 with the
     run so far. The same `Idempotency-Key`, or the same `Clawdbot-Run-Id`, with the same inputs is
-    the same run, for ever.
+    the same run, for ever. With `Accept: text/event-stream` the answer is the run's events as they
+    happen, and between them, as `part`, what its nodes say while they compute; the run goes on
+    when the client leaves. Sent again with `Last-Event-ID` it goes on after that event.
     """
     valid_token(name, field="name")
     ask = replace(asked, workflow=name)
-    view = await parts.submissions.run(ask, lambda plan, ports: read_inputs(request, plan, ports))
-    return started(request, view, ask)
+    is_stream = wants_stream(request)
+    if is_stream:
+        ask = replace(ask, run_id="" if ask.idempotency_key else run_id_of(ask), wait_s=0.0)
+
+    async def begin() -> RunView:
+        return await parts.submissions.run(
+            ask, lambda plan, ports: read_inputs(request, plan, ports)
+        )
+
+    if not is_stream:
+        return started(request, await begin(), ask)
+    key = RunKey(DEFAULT_TENANT, run_id_of(ask))
+    request.state.facts["run_id"] = key.run_id
+    return await streamed(parts, key, Wish(after_of(last_event_id), with_parts=True), begin)
 
 
 @router.get("/runs", response_model=RunPage)
@@ -191,7 +214,7 @@ async def control_run(
     "/runs/{run_id}/events",
     response_model=EventPage,
     responses={
-        200: {"content": {_EVENT_STREAM: {"schema": {"type": "string"}}}, "description": "Events"},
+        200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}, "description": "Events"},
         204: {"description": "Nothing will follow the event named by `Last-Event-ID`"},
     },
 )
@@ -199,66 +222,27 @@ async def events(
     request: Request,
     parts: Wanted,
     run_id: str,
-    last_event_id: Annotated[str | None, Header()] = None,
+    last_event_id: LastEventId = None,
+    with_parts: Annotated[
+        bool, Query(alias="parts", description="Also what nodes say while they compute")
+    ] = False,
 ) -> Response:
     """List a run's events; with `Accept: text/event-stream`, follow them as they happen.
 
     A stream ends with the run. `Last-Event-ID` resumes it after that event, at any gateway; after
-    the last event of a run that is over the answer is 204.
+    the last event of a run that is over the answer is 204. With `parts=true` what its nodes say
+    from now on comes between the events, as `part`.
     """
     key = run_key_of(run_id)
     tape = await _tape(parts, key)
     if not tape.records and parts.submissions.recent(key) is None:
         raise NotFound(f"no run {run_id}", field="run_id")
-    if _EVENT_STREAM not in request.headers.get("accept", ""):
+    if not wants_stream(request):
         return answer(EventPage(events=tuple(event_view(record) for record in tape.records)))
-    after = last_event_id or "0"
-    if not after.isdecimal() or len(after) > 15:  # noqa: PLR2004 - far beyond any log
-        raise InvalidArgument("send the id of the last event you saw", field="Last-Event-ID")
-    if tape.terminal and int(after) >= len(tape.records):
+    after = after_of(last_event_id)
+    if tape.terminal and after >= len(tape.records):
         return Response(status_code=204)  # tells an EventSource not to connect again
-    return StreamingResponse(
-        _stream(parts, key, int(after)),
-        media_type=_EVENT_STREAM,
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
-
-
-async def _stream(parts: Parts, key: RunKey, after: int) -> AsyncGenerator[bytes, None]:
-    """Yield a run's events as server-sent events, and a comment when nothing happens.
-
-    Source: HTML Standard, section 9.2.
-    """
-    with parts.waiters.feed(key) as feed:
-        tape = Tape()
-        async with aclosing(parts.waiters.follow(feed)) as landed:
-            batches = with_silence(landed, parts.settings.heartbeat_s)
-            async with aclosing(batches):
-                yield b"retry: 1000\n\n"
-                try:
-                    async for commit in batches:
-                        if commit is None:
-                            yield ALIVE
-                            continue
-                        fresh = [
-                            record
-                            for record in tape.add(commit.commit, commit.sequence)
-                            if record.ordinal > after
-                        ]
-                        yield b"".join(_event_bytes(record) for record in fresh)
-                        if tape.terminal:
-                            return
-                except ClawdbotError as error:
-                    log.warning("stream_broken", run_id=key.run_id, error=error.message)
-
-
-def _event_bytes(record: Recorded) -> bytes:
-    view = event_view(record)
-    return b"id: %d\nevent: %s\ndata: %s\n\n" % (
-        record.ordinal,
-        record.type.encode(),
-        view.model_dump_json().encode(),
-    )
+    return await streamed(parts, key, Wish(after, with_parts))
 
 
 async def _tape(parts: Parts, key: RunKey) -> Tape:

@@ -5,7 +5,8 @@ A connection serves one call, and is closed when the call is cancelled.
 """
 
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,8 @@ RESPONSE_BYTES_MAX = 8 * MIB
 URL_CHARS_MAX = 8192
 CONNECT_S = 10.0
 SILENCE_S = 300.0
-"""Longest wait for the next bytes; the attempt's own time is mostly shorter."""
+"""Longest wait for the next bytes, where no setting says otherwise; the attempt's own time is
+mostly shorter."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,20 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What comes back; the body is read as it comes, and no further than the limit."""
+
+    status: int
+    headers: Mapping[str, str]
+    chunks: AsyncIterator[bytes]
+    """Raises `EngineFailed` where there are more bytes than are taken."""
+
+    async def read(self) -> bytes:
+        """Return the whole body."""
+        return b"".join([chunk async for chunk in self.chunks])
+
+
+@dataclass(frozen=True)
 class Caller:
     """Sends requests.
 
@@ -40,52 +56,79 @@ class Caller:
         allowed: What may be reached besides the public network.
         bytes_max: Of an answer.
         setting: The variable with which an operator allows larger answers.
+        silence_s: Longest wait for the next bytes.
     """
 
     allowed: addresses.Allowed
     bytes_max: int
     tls: ssl.SSLContext
     setting: str = "CLAWDBOT_HTTP_BYTES_MAX"
+    silence_s: float = SILENCE_S
 
     async def send(self, call: Call) -> tuple[int, Mapping[str, str], bytes]:
-        """Send one request to the first address that takes the connection.
+        """Send one request, and read the whole answer.
 
         Returns:
             Status, headers and body.
 
         Raises:
+            ClawdbotError: As `asking` does.
+        """
+        async with self.asking(call) as answer:
+            return answer.status, answer.headers, await answer.read()
+
+    @asynccontextmanager
+    async def asking(self, call: Call) -> AsyncIterator[Answer]:
+        """Send one request to the first address that takes the connection, closed at the end.
+
+        Raises:
             PermissionDenied: The address may not be reached.
-            Unavailable: It cannot be reached now, or did not answer in time; retryable.
+            Unavailable: It cannot be reached now, was silent for too long, or broke off; retryable.
             InvalidArgument: It cannot be sent.
             EngineFailed: The answer is too large, or compressed.
         """
         import httpx
 
+        host, answered = call.url.host, False
         try:
-            return await self._once(call)
+            async with AsyncExitStack() as stack:
+                response = await self._first(call, stack)
+                answered = True
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    raise EngineFailed("the answer is compressed, which nobody asked for")
+                raw = await stack.enter_async_context(aclosing(response.aiter_raw()))
+                chunks = await stack.enter_async_context(aclosing(self._bounded(raw)))
+                yield Answer(response.status_code, response.headers, chunks)
         except httpx.TimeoutException as error:
-            raise Unavailable(f"{call.url.host} did not answer in time") from error
+            silent = f"{host} was silent for {self.silence_s:g} seconds in its answer"
+            late = silent if answered else f"{host} did not answer in time"
+            raise Unavailable(late) from error
         except httpx.TransportError as error:
-            text = f"{call.url.host} cannot be reached: {str(error) or type(error).__name__}"
+            failed = "broke off its answer" if answered else "cannot be reached"
+            text = f"{host} {failed}: {str(error) or type(error).__name__}"
             raise Unavailable(text) from error
-        except (httpx.InvalidURL, httpx.HTTPError, UnicodeError) as error:
-            raise InvalidArgument(f"the request cannot be sent: {error}", field="url") from error
 
-    async def _once(self, call: Call) -> tuple[int, Mapping[str, str], bytes]:
+    async def _first(self, call: Call, stack: AsyncExitStack) -> Any:
+        """Return the response, without its body, of the first address that is there."""
         import httpx
 
         host = call.url.host
         port = call.url.port or (443 if call.url.scheme == "https" else 80)
-        found = await addresses.resolve(host, port, self.allowed)
-        for address in found:
-            try:
-                return await self._send(call, address)
-            except httpx.ConnectError:
-                if address == found[-1]:
-                    raise
+        try:
+            found = await addresses.resolve(host, port, self.allowed)
+            for address in found:
+                try:
+                    return await self._send(call, address, stack)
+                except httpx.ConnectError:
+                    if address == found[-1]:
+                        raise
+        except httpx.TransportError:
+            raise
+        except (httpx.InvalidURL, httpx.HTTPError, UnicodeError) as error:
+            raise InvalidArgument(f"the request cannot be sent: {error}", field="url") from error
         raise Unavailable(f"the name '{host}' has no address")
 
-    async def _send(self, call: Call, address: str) -> tuple[int, Mapping[str, str], bytes]:
+    async def _send(self, call: Call, address: str, stack: AsyncExitStack) -> Any:
         import httpx
 
         host = call.url.netloc.decode("ascii")
@@ -97,29 +140,25 @@ class Caller:
             content=call.content,
             extensions={
                 "sni_hostname": call.url.host,
-                "timeout": httpx.Timeout(SILENCE_S, connect=CONNECT_S).as_dict(),
+                "timeout": httpx.Timeout(self.silence_s, connect=CONNECT_S).as_dict(),
             },
         )
-        async with httpx.AsyncHTTPTransport(verify=self.tls, trust_env=False) as transport:
-            response = await transport.handle_async_request(request)
-            try:
-                if response.headers.get("content-encoding", "identity") != "identity":
-                    raise EngineFailed("the answer is compressed, which nobody asked for")
-                body = await self._read(response.aiter_raw())
-            finally:
-                await response.aclose()
-        return response.status_code, response.headers, body
+        transport = httpx.AsyncHTTPTransport(verify=self.tls, trust_env=False)
+        await stack.enter_async_context(transport)
+        response = await transport.handle_async_request(request)
+        stack.push_async_callback(response.aclose)
+        return response
 
-    async def _read(self, chunks: AsyncIterator[bytes]) -> bytes:
-        body = bytearray()
+    async def _bounded(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        count = 0
         async for chunk in chunks:
-            body += chunk
-            if len(body) > self.bytes_max:
+            count += len(chunk)
+            if count > self.bytes_max:
                 raise EngineFailed(
                     f"the answer has more than {self.bytes_max} bytes; the workers' setting "
                     f"{self.setting} allows more"
                 )
-        return bytes(body)
+            yield chunk
 
 
 def url_of(text: object) -> Any:

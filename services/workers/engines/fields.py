@@ -100,6 +100,21 @@ def number(request: Request, name: str, *, default: float, low: float, high: flo
     return value
 
 
+def whole(request: Request, name: str, *, default: int, low: int, high: int) -> int:
+    """Return a parameter that counts something.
+
+    Raises:
+        InvalidArgument: No whole number, or out of range; names `params.<name>`.
+    """
+    value = request.params.get(name, default)
+    is_whole = type(value) is int or (isinstance(value, float) and value.is_integer())
+    if not is_whole or not low <= value <= high:
+        raise InvalidArgument(
+            f"'{name}' must be a whole number from {low} to {high}", field=f"params.{name}"
+        )
+    return int(value)
+
+
 def flag(request: Request, name: str, *, default: bool) -> bool:
     """Return a true-or-false parameter.
 

@@ -8,9 +8,7 @@ Source: the OpenAI API, `POST /chat/completions` and `POST /embeddings`.
 """
 
 import base64
-import math
 import ssl
-import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,25 +18,31 @@ from typing_extensions import override
 
 from schemas.catalogue import ModelSpec
 from schemas.errors import (
-    ClawdbotError,
     EngineFailed,
     FailedPrecondition,
     InvalidArgument,
     ModelUnavailable,
     PermissionDenied,
-    ResourceExhausted,
-    Unavailable,
 )
-from schemas.values import Binary, Tensor, Value
+from schemas.values import Binary, Value
 from services.workers.engine import AsyncEngine, Request
 from services.workers.engines import addresses, fields
-from services.workers.engines.calls import RESPONSE_BYTES_MAX, Call, Caller, url_of
+from services.workers.engines.calls import (
+    RESPONSE_BYTES_MAX,
+    SILENCE_S,
+    Answer,
+    Call,
+    Caller,
+    url_of,
+)
+from services.workers.engines.openai_answers import refusal, said, vectors
+from services.workers.engines.openai_stream import GrowingChat
+from services.workers.engines.sse import EventReader
 
 
 REQUEST_BYTES_MAX = 16 * 1024 * 1024
 MESSAGES_MAX = 1024
-EXCERPT_CHARS = 200
-RETRY_AFTER_S_MAX = 300.0
+EVENT_STREAM = "text/event-stream"
 
 _NUMBERS = {
     "temperature": (0.0, 2.0),
@@ -54,8 +58,6 @@ _OUTPUTS = {
     "chat": {"text", "finish_reason", "usage", "message"},
     "embeddings": {"embedding", "usage"},
 }
-_BUSY = {408, 409, 425, 500, 502, 503, 504}
-"""Statuses after which the same request may succeed; 429 too."""
 
 
 class OpenaiEngine(AsyncEngine):
@@ -64,7 +66,8 @@ class OpenaiEngine(AsyncEngine):
     `chat`: inputs `text`, or `messages` as the protocol has them, and `image`, a file the model
     looks at; outputs, those of them that are declared: `text`, `finish_reason`, `usage`, `message`.
     Params of a request: `system`, `temperature`, `top_p`, `max_tokens`, `seed`, `stop`,
-    `presence_penalty`, `frequency_penalty`.
+    `presence_penalty`, `frequency_penalty`. Where the entry says `streams: true` the server is
+    asked for a stream, and each text that it adds is a part of the answer.
     `embeddings`: input `text`, one or a list; outputs `embedding` FP32 [text, dimension], `usage`.
     """
 
@@ -73,7 +76,9 @@ class OpenaiEngine(AsyncEngine):
         params = spec.params
         self._allowed = parse_allowed(str(params.get("allow", "")))
         self._bytes_max = int(params.get("bytes_max", RESPONSE_BYTES_MAX))
+        self._silence_s = float(params.get("silence_s", SILENCE_S))
         self._keys: Mapping[str, str] = params.get("keys", {})
+        self._gives_text = any(port.name == "text" for port in spec.outputs)
         self._caller: Caller
 
     @override
@@ -91,6 +96,8 @@ class OpenaiEngine(AsyncEngine):
                 if port.name not in known:
                     names = ", ".join(sorted(known))
                     return f"the task '{task}' has no {side} '{port.name}', only {names}"
+        if self.spec.streams and task != "chat":
+            return f"the task '{task}' gives no answers in parts: leave out 'streams'"
         return fields.missing_package("httpx")
 
     @override
@@ -99,15 +106,46 @@ class OpenaiEngine(AsyncEngine):
         if absent is not None:
             raise ModelUnavailable(absent)
         tls = ssl.create_default_context()
-        self._caller = Caller(self._allowed, self._bytes_max, tls)
+        self._caller = Caller(self._allowed, self._bytes_max, tls, silence_s=self._silence_s)
 
     @override
     async def answer(self, request: Request) -> Mapping[str, Value]:
         task = self._task()
         path, body = self._chat(request) if task == "chat" else self._embeddings(request)
-        document = await self._ask(path, body, request.key)
-        found = _said(document) if task == "chat" else _vectors(document, len(body["input"]))
+        async with self._caller.asking(self._call(path, body, request.key)) as answer:
+            if answer.status != 200:  # noqa: PLR2004 - the one that carries an answer
+                raise refusal(answer.status, answer.headers, await answer.read())
+            document = await self._document(answer, request)
+        found = said(document) if task == "chat" else vectors(document, len(body["input"]))
         return {port.name: found[port.name] for port in self.spec.outputs}
+
+    async def _document(self, answer: Answer, request: Request) -> Any:
+        """Return what the server answers, as JSON; a stream is put together.
+
+        Raises:
+            EngineFailed: It is no answer.
+            Unavailable: A stream ended too early, or with an error; retryable.
+        """
+        kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if self.spec.streams and kind == EVENT_STREAM:
+            return await self._growing(answer, request)
+        try:
+            return orjson.loads(await answer.read())  # of a server that gives no streams, too
+        except orjson.JSONDecodeError as error:
+            raise EngineFailed("the server's answer is no JSON") from error
+
+    async def _growing(self, answer: Answer, request: Request) -> Any:
+        """Hand over each text that a stream adds; return the whole answer."""
+        reader, growing = EventReader(), GrowingChat()
+        emit = request.emit if self._gives_text else None
+        async for chunk in answer.chunks:
+            for data in reader.feed(chunk):
+                text = growing.add(data)
+                if text and emit is not None:
+                    emit({"text": text})
+            if growing.is_done:
+                break
+        return growing.whole()
 
     def _task(self) -> str:
         task = self.spec.params.get("task", "chat")
@@ -136,6 +174,8 @@ class OpenaiEngine(AsyncEngine):
         if system:
             messages = [{"role": "system", "content": system}, *messages]
         body = {"model": self.spec.params["model"], "messages": messages, "stream": False}
+        if self.spec.streams:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
         return "chat/completions", body | _options(request)
 
     def _embeddings(self, request: Request) -> tuple[str, dict[str, Any]]:
@@ -143,11 +183,11 @@ class OpenaiEngine(AsyncEngine):
         body = {"model": self.spec.params["model"], "input": texts, "encoding_format": "float"}
         return "embeddings", body
 
-    async def _ask(self, path: str, body: Mapping[str, Any], key: str) -> Any:
-        """Send a request, and return the JSON that answers it.
+    def _call(self, path: str, body: Mapping[str, Any], key: str) -> Call:
+        """Return a request as it goes out, with the key of its host.
 
         Raises:
-            ClawdbotError: What the status means, see `_refusal`.
+            InvalidArgument: It is too large.
         """
         base = self._url()
         url = base.copy_with(path=f"{base.path.rstrip('/')}/{path}")
@@ -158,21 +198,13 @@ class OpenaiEngine(AsyncEngine):
                 field="inputs",
             )
         headers = {"User-Agent": "clawdbot", "Content-Type": "application/json"}
-        headers["Accept"] = "application/json"
+        headers["Accept"] = EVENT_STREAM if body.get("stream") else "application/json"
         secret = self._keys.get(origin(url)) or self._keys.get(url.host)
         if secret:
             headers["Authorization"] = f"Bearer {secret}"
         if key:
             headers["Idempotency-Key"] = key
-        status, answer_headers, answer = await self._caller.send(
-            Call("POST", url, headers, content)
-        )
-        if status != 200:  # noqa: PLR2004 - the one that carries an answer
-            raise _refusal(status, answer_headers, answer)
-        try:
-            return orjson.loads(answer)
-        except orjson.JSONDecodeError as error:
-            raise EngineFailed("the server's answer is no JSON") from error
+        return Call("POST", url, headers, content)
 
 
 def origin(url: Any) -> str:
@@ -269,85 +301,3 @@ def _options(request: Request) -> dict[str, Any]:
             raise InvalidArgument("'stop' must be a text or a list of texts", field="params.stop")
         found["stop"] = stops
     return found
-
-
-def _said(document: Any) -> dict[str, Value]:
-    """Return what a chat's answer says.
-
-    Raises:
-        EngineFailed: It is no such answer.
-    """
-    try:
-        choice = document["choices"][0]
-        message = choice["message"]
-        text = message.get("content")
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise EngineFailed("the server's answer has no message") from error
-    if text is not None and not isinstance(text, str):
-        raise EngineFailed("the server's message is no text")
-    return {
-        "text": text or "",
-        "finish_reason": choice.get("finish_reason"),
-        "usage": document.get("usage"),
-        "message": message,
-    }
-
-
-def _vectors(document: Any, count: int) -> dict[str, Value]:
-    """Return the embeddings of an answer.
-
-    Raises:
-        EngineFailed: They are not as many as were asked for, or no vectors of one length.
-    """
-    try:
-        items = sorted(document["data"], key=lambda item: item["index"])
-        rows = [list(map(float, item["embedding"])) for item in items]
-    except (KeyError, TypeError, ValueError) as error:
-        raise EngineFailed("the server's answer has no embeddings") from error
-    widths = {len(row) for row in rows}
-    if len(rows) != count or len(widths) != 1 or 0 in widths:
-        raise EngineFailed("the server did not give one vector for each text")
-    flat = [number for row in rows for number in row]
-    if not all(map(math.isfinite, flat)):
-        raise EngineFailed("the server's vectors hold what is no number")
-    (width,) = widths
-    data = struct.pack(f"<{len(flat)}f", *flat)
-    tensor = Tensor(datatype="FP32", shape=(count, width), data=data)
-    return {"embedding": tensor, "usage": document.get("usage")}
-
-
-def _refusal(status: int, headers: Mapping[str, str], body: bytes) -> ClawdbotError:
-    """Return the error that a status means: whose fault it is, and whether it may pass."""
-    text = f"the server says {status}: {_complaint(body)}".rstrip(": ")
-    if status in {401, 403}:
-        return FailedPrecondition(
-            f"the server refuses the key ({status}); whoever runs the workers sets it with "
-            "CLAWDBOT_OPENAI_KEYS"
-        )
-    if status == 429:  # noqa: PLR2004 - too many requests
-        return ResourceExhausted(text, retry_after_s=_retry_after(headers))
-    if status in _BUSY:
-        return Unavailable(text, retry_after_s=_retry_after(headers))
-    if status in {400, 413, 422}:
-        return InvalidArgument(text, field="inputs")
-    return FailedPrecondition(text)
-
-
-def _complaint(body: bytes) -> str:
-    """Return what a server says of an error, cut short."""
-    try:
-        document = orjson.loads(body)
-        error = document.get("error", document)
-        said = error.get("message", "") if isinstance(error, dict) else error
-    except (orjson.JSONDecodeError, AttributeError):
-        said = body[: 4 * EXCERPT_CHARS].decode(errors="replace")
-    return " ".join(str(said).split())[:EXCERPT_CHARS]
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Return the seconds after which a server wants to be asked again."""
-    try:
-        seconds = float(headers.get("retry-after", "1"))
-    except ValueError:
-        return 1.0  # a date: soon enough
-    return min(max(seconds, 0.0), RETRY_AFTER_S_MAX) if math.isfinite(seconds) else 1.0

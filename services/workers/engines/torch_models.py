@@ -17,6 +17,7 @@ from services.workers.engine import AnyEngine
 from services.workers.engines import fields
 
 
+DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?|xpu(:\d{1,3})?|npu(:\d{1,3})?")
 
 
@@ -85,7 +86,7 @@ def missing(spec: ModelSpec, models_dir: Path, *packages: str) -> str | None:
     if not any(folder.glob("*.safetensors")):
         return f"{spec.source} below the models directory holds no .safetensors file"
     try:
-        asked_device(spec.params)
+        dtype_of(spec.params, asked_device(spec.params))
     except ModelUnavailable as error:
         return error.message
     return None
@@ -134,7 +135,8 @@ def model(kind: Any, spec: ModelSpec, folder: Path) -> tuple[Any, str]:
 
     Args:
         kind: A class of transformers with `from_pretrained`.
-        spec: Its params `device` and `strict_device`, see `device_of`, and its share of a GPU.
+        spec: Its params `device` and `strict_device`, see `device_of`, and `dtype`, see `dtype_of`;
+            its share of a GPU.
         folder: See `directory`.
 
     Raises:
@@ -148,7 +150,7 @@ def model(kind: Any, spec: ModelSpec, folder: Path) -> tuple[Any, str]:
     check(folder)
     device = device_of(spec.params)
     keep_share(spec, device)
-    dtype = torch.float16 if device.startswith("cuda") else torch.float32
+    dtype = getattr(torch, dtype_of(spec.params, device))
     try:
         loaded = kind.from_pretrained(
             folder,
@@ -176,6 +178,22 @@ def check(folder: Path) -> None:
         if path.suffix == ".json" and path.is_file():
             with path.open("rb") as file:
                 hf_files.check_document(name, file.read(hf_files.CONFIG_BYTES_MAX + 1))
+
+
+def dtype_of(params: Mapping[str, Any], device: str) -> str:
+    """Return the datatype of a model's numbers: what the catalogue asks for.
+
+    By default `float16` on CUDA and `float32` elsewhere.
+
+    Raises:
+        ModelUnavailable: None that there is.
+    """
+    asked = params.get("dtype", "auto")
+    if asked not in DTYPES:
+        raise ModelUnavailable(f"'dtype' is one of {', '.join(DTYPES)}")
+    if asked != "auto":
+        return str(asked)
+    return "float16" if device.startswith("cuda") else "float32"
 
 
 def asked_device(params: Mapping[str, Any]) -> str:

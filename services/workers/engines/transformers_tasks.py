@@ -1,130 +1,147 @@
 """Runs a Hugging Face folder of a common kind: embeddings of texts, or text that goes on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from typing_extensions import override
 
-from schemas.errors import Cancelled, EngineFailed, InvalidArgument, ModelUnavailable
+from schemas.errors import InvalidArgument, ModelUnavailable
 from schemas.values import Tensor, Value
-from services.workers.engine import Engine, Request
+from services.workers.engine import BatchEngine, Request
 from services.workers.engines import fields, torch_models
 from services.workers.engines.torch_models import OnTorch
+from services.workers.engines.transformers_embedding import Embedder
+from services.workers.engines.transformers_generation import Writer
 
 
-NEW_TOKENS_MAX = 4096
 TOKENS_MAX = 8192
-"""Where the model's config says nothing of its positions."""
-NEW_TOKENS = 128
+"""Where neither the model's config nor its tokenizer says less."""
+BATCH_TEXTS = 32
+"""Texts of one call, where the catalogue entry does not say."""
+BATCH_TEXTS_MAX = 1024
+_CLASSES = {"embedding": "AutoModel", "generation": "AutoModelForCausalLM"}
+_INPUTS = {"embedding": {"text"}, "generation": {"text", "messages"}}
+_OUTPUTS = {"embedding": {"embedding"}, "generation": {"text", "tokens", "finish_reason", "usage"}}
 
 
-class TransformersEngine(OnTorch, Engine):
-    """Param `task` of the catalogue entry says what the folder is for; `device`, `strict_device`.
+class TransformersEngine(OnTorch, BatchEngine):
+    """Param `task` of the catalogue entry says what the folder is for.
 
+    Others are `device`, `strict_device` and `dtype`.
     `embedding`: `embedding` FP32 [text, dimension] of input `text`, one or a list: the mean of the
-    last layer over the tokens, as a unit vector.
-    `generation`: `text` that goes on after input `text`, always the likeliest token; `tokens`, how
-    many. Params of a request: `max_new_tokens` (128).
+    last layer over the tokens, as a unit vector. Texts of several requests are computed together,
+    up to `max_batch_size` (32) of the entry's params in one call.
+    `generation`: `text` that goes on after input `text`, or answers `messages`, as it grows where
+    somebody takes it so; `tokens`, how many, `finish_reason` and `usage`. Params of a request:
+    `chat` (true: `text` is what a user says), `system`, and those of `Sampling`.
     """
 
     tokenizer: Any = None
+    writer: Writer | None = None
+    embedder: Embedder | None = None
 
     @override
     def missing(self) -> str | None:
         try:
-            self._task()
+            task = self._task()
+            self.rows_max()
         except ModelUnavailable as error:
             return error.message
+        for side, ports, known in (
+            ("input", self.spec.inputs, _INPUTS[task]),
+            ("output", self.spec.outputs, _OUTPUTS[task]),
+        ):
+            for port in ports:
+                if port.name not in known:
+                    names = ", ".join(sorted(known))
+                    return f"the task '{task}' has no {side} '{port.name}', only {names}"
         return torch_models.missing(self.spec, self.models_dir, "numpy")
 
     @override
     def load(self) -> None:
-        class_name, _ = self._task()
+        task = self._task()
         import transformers
 
         folder = torch_models.directory(self.spec, self.models_dir)
         self.tokenizer = torch_models.pretrained(transformers.AutoTokenizer, folder)
-        kind = getattr(transformers, class_name)
+        kind = getattr(transformers, _CLASSES[task])
         self.model, self.device = torch_models.model(kind, self.spec, folder)
+        parts = (self.model, self.tokenizer, self.device, self._positions())
+        if task == "generation":
+            self.writer = Writer(*parts)
+        else:
+            self.embedder = Embedder(*parts)
+
+    @override
+    def batch_key(self, request: Request) -> Hashable | None:
+        """Return one key for all embeddings whose texts are texts; a generation is alone."""
+        if self._task() == "generation":
+            return None
+        try:
+            fields.texts(request)
+        except InvalidArgument:
+            return None  # so it fails nobody else
+        return "embedding"
+
+    @override
+    def rows(self, request: Request) -> int:
+        return len(fields.texts(request))
+
+    @override
+    def rows_max(self) -> int:
+        """Return how many texts one call may have.
+
+        Raises:
+            ModelUnavailable: The catalogue says what is no number of texts.
+        """
+        asked = self.spec.params.get("max_batch_size", BATCH_TEXTS)
+        if type(asked) is not int or not 1 <= asked <= BATCH_TEXTS_MAX:
+            raise ModelUnavailable(f"'max_batch_size' in params is 1 to {BATCH_TEXTS_MAX} texts")
+        return asked
 
     @override
     def infer(self, batch: Sequence[Request]) -> list[Mapping[str, Value]]:
-        _, compute = self._task()
-        return [compute(request) for request in batch]
+        if self.embedder is not None:
+            return self._embed(self.embedder, batch)
+        assert self.writer is not None, "it is loaded"
+        return [self._write(self.writer, request) for request in batch]
 
     @override
     def close(self) -> None:
-        self.tokenizer = None
+        if self.writer is not None:
+            self.writer.close()
+        self.tokenizer = self.writer = self.embedder = None
         super().close()
 
-    def _task(self) -> tuple[str, Callable[[Request], Mapping[str, Value]]]:
-        """Return the class of the model and what computes.
+    def _task(self) -> str:
+        """Return what the folder is for.
 
         Raises:
             ModelUnavailable: No such task.
         """
-        tasks = {
-            "embedding": ("AutoModel", self._embed),
-            "generation": ("AutoModelForCausalLM", self._generate),
-        }
         task = self.spec.params.get("task")
-        if task not in tasks:
-            raise ModelUnavailable(f"'task' of the catalogue entry is one of {', '.join(tasks)}")
-        return tasks[task]
+        if task not in _CLASSES:
+            raise ModelUnavailable(f"'task' of the catalogue entry is one of {', '.join(_CLASSES)}")
+        return str(task)
 
-    def _embed(self, request: Request) -> Mapping[str, Value]:
-        import torch
+    def _embed(self, embedder: Embedder, batch: Sequence[Request]) -> list[Mapping[str, Value]]:
+        texts = [fields.texts(request) for request in batch]
+        rows = embedder.embed([text for some in texts for text in some])
+        found: list[Mapping[str, Value]] = []
+        for some in texts:
+            ours, rows = rows[: len(some)], rows[len(some) :]
+            tensor = Tensor(datatype="FP32", shape=ours.shape, data=ours.tobytes())
+            found.append({"embedding": tensor})
+        return found
 
-        texts = fields.texts(request)
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        tokens = self._tokens(texts, padding=True, truncation=True, max_length=self._positions())
-        try:
-            with torch.inference_mode():
-                hidden = self.model(**tokens).last_hidden_state.float()
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            raise EngineFailed("the model could not read these texts") from error
-        weights = tokens["attention_mask"][:, :, None].float()
-        mean = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-        rows = torch.nn.functional.normalize(mean, dim=1).cpu().numpy().astype("<f4")
-        data = rows.tobytes()
-        return {"embedding": Tensor(datatype="FP32", shape=rows.shape, data=data)}
-
-    def _generate(self, request: Request) -> Mapping[str, Value]:
-        import torch
-        from transformers import StoppingCriteriaList
-
-        text = fields.text(request)
-        wanted = fields.number(
-            request, "max_new_tokens", default=NEW_TOKENS, low=1, high=NEW_TOKENS_MAX
-        )
-        tokens = self._tokens(text)
-        length = tokens["input_ids"].shape[1]
-        if not 0 < length < self._positions():
-            raise InvalidArgument(
-                f"'text' has {length} tokens; the model reads 1 to {self._positions() - 1}",
-                field="inputs.text",
-            )
-        wanted = min(int(wanted), self._positions() - length)
-        try:
-            with torch.inference_mode():
-                ids = self.model.generate(
-                    **tokens,
-                    do_sample=False,
-                    max_new_tokens=wanted,
-                    pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0,
-                    stopping_criteria=StoppingCriteriaList([lambda *_, **__: request.is_stopped()]),
-                )
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            raise EngineFailed("the model could not go on from this text") from error
-        if request.is_stopped():
-            raise Cancelled("nobody waits for this text any more")
-        fresh = ids[0, length:]
-        said = self.tokenizer.decode(fresh, skip_special_tokens=True)
-        return {"text": said, "tokens": len(fresh)}
-
-    def _tokens(self, texts: Any, **options: Any) -> Any:
-        return self.tokenizer(texts, return_tensors="pt", **options).to(self.device)
+    def _write(self, writer: Writer, request: Request) -> Mapping[str, Value]:
+        names = [port.name for port in self.spec.outputs]
+        wanted = request if "text" in names else replace(request, emit=None)
+        written = writer.write(wanted)
+        return {name: written[name] for name in names}
 
     def _positions(self) -> int:
-        return min(TOKENS_MAX, getattr(self.model.config, "max_position_embeddings", TOKENS_MAX))
+        """Return how many tokens the model reads."""
+        known = getattr(self.model.config, "max_position_embeddings", None) or TOKENS_MAX
+        return int(min(TOKENS_MAX, known, self.tokenizer.model_max_length))

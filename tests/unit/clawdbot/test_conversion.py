@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from clawdbot.cli.main import app
-from clawdbot.conversion import Conversion, Quantization, arrays, convert, quantize
+from clawdbot.conversion import Conversion, Quantization, arrays, convert, hf_source, quantize
 from clawdbot.conversion.onnx_source import OnnxSource
 from clawdbot.conversion.opening import open_source
 from clawdbot.conversion.source import TensorInfo
@@ -455,6 +455,20 @@ def test_a_folder_brings_its_vocabulary(torch: Any, tmp_path: Path) -> None:
             hidden = model(**tokenizer("Hello, bye!", return_tensors="pt")).last_hidden_state[0]
         expected = torch.nn.functional.normalize(hidden.mean(0), dim=0).numpy()
         assert float(vector @ expected) > 0.99
+
+
+def test_other_tokenizers_come_along_whole(tmp_path: Path) -> None:
+    """As a tokenizer.json that workers take; none where they would not, or where there is none."""
+    assert hf_source._vocabulary(tmp_path, 514) is None
+    model = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+    for pattern, taken in ((r"\s+", True), ("(a+)+", False)):
+        step = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+        data = json.dumps({"model": model, "pre_tokenizer": step}).encode()
+        (tmp_path / "tokenizer.json").write_bytes(data)
+        found = hf_source._vocabulary(tmp_path, 514)
+        assert taken == (found is not None)
+        if found is not None:
+            assert (data, 512, True) == (found.data, found.tokens_max, found.is_whole)
 
 
 def test_weights_stay_in_the_file(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from clawdbot.cli.runs import show_run
 from clawdbot.mesh import wanted_workers
 from clawdbot.protocol import delay_before, with_data
 from clawdbot.results import Run
-from schemas.api import EventView, NodeView, NodeViewStatus, RunView, WorkflowView
+from schemas.api import EventView, NodePart, NodeView, NodeViewStatus, RunView, WorkflowView
 from schemas.catalogue import load
 from schemas.errors import (
     AlreadyExists,
@@ -104,9 +104,13 @@ def test_event_streams_are_read_line_by_line() -> None:
     lines = [": keep-alive", "retry: 1000", "", "id: 3", "event: RunStarted", f"data: {data}"]
     assert [with_data(line, event) for line in lines] == [None] * 6
     found = with_data("", event)
-    assert found is not None
+    assert isinstance(found, EventView)
     assert (found.id, found.type) == (3, "RunStarted")
     assert event == {}
+    part = '{"node":"llm","attempt":1,"part":2,"outputs":{"text":"hi"}}'
+    for line in ("event: part", f"data: {part}"):
+        assert with_data(line, event) is None
+    assert NodePart(node="llm", attempt=1, part=2, outputs={"text": "hi"}) == with_data("", event)
 
 
 def test_waiting_grows_and_is_bounded() -> None:

@@ -1,7 +1,9 @@
 """Hugging Face folders of common kinds, tiny and random, made on the spot; and folders of code."""
 
+import asyncio
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import pytest
 
 from schemas.catalogue import ModelSpec
 from schemas.errors import Cancelled, InvalidArgument, ModelUnavailable
+from services.workers.batches import Crew, Line
 from services.workers.engine import Request
-from services.workers.engines import torch_models
+from services.workers.engines import torch_models, transformers_embedding
 from services.workers.engines.transformers_tasks import TransformersEngine
 
 
@@ -25,7 +28,7 @@ def transformers() -> Any:
     return pytest.importorskip("transformers", reason="the extra `torch` is not installed")
 
 
-def spec(task: str | None) -> ModelSpec:
+def spec(task: str | None, **params: Any) -> ModelSpec:
     """Return a catalogue entry."""
     outputs = [{"name": "embedding", "kind": "tensor", "datatype": "FP32", "shape": [-1, 16]}]
     if task == "generation":
@@ -37,7 +40,7 @@ def spec(task: str | None) -> ModelSpec:
             "source": "folder",
             "inputs": [{"name": "text", "kind": "text"}],
             "outputs": outputs,
-            "params": {} if task is None else {"task": task},
+            "params": params if task is None else {"task": task, **params},
         }
     )
 
@@ -76,9 +79,9 @@ def writer(transformers: Any, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def engine(folder: Path, task: str) -> TransformersEngine:
+def engine(folder: Path, task: str, **params: Any) -> TransformersEngine:
     """Return a loaded engine."""
-    made = TransformersEngine(spec(task), folder)
+    made = TransformersEngine(spec(task, **params), folder)
     assert made.missing() is None
     made.load()
     return made
@@ -94,6 +97,98 @@ def test_embeddings(embedder: Path) -> None:
     one = np.frombuffer(alone["embedding"].data, "<f4")
     np.testing.assert_allclose([1, 1], np.linalg.norm(rows, axis=1), atol=1e-5)
     np.testing.assert_allclose(rows[0], one, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_texts_of_several_requests(embedder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Share passes, sorted by length; each gets what it would get alone, in its order."""
+    made = engine(embedder, "embedding")
+    words = [" ".join(WORDS[5 + (number % 3)] for number in range(size)) for size in range(1, 9)]
+    requests = [Request({"text": words[::-1]}), Request({"text": "you"}), Request({"text": words})]
+    assert ["embedding"] * 3 == [made.batch_key(request) for request in requests]
+    assert [8, 1, 8] == [made.rows(request) for request in requests]
+    alone = [made.infer([request])[0]["embedding"] for request in requests]
+    monkeypatch.setattr(transformers_embedding, "CPU_PASS_TOKENS_MAX", 20)
+    seen: list[Any] = []
+    forward = made.model.forward
+
+    def counted(**given: Any) -> Any:
+        seen.append(given)
+        return forward(**given)
+
+    monkeypatch.setattr(made.model, "forward", counted)
+    for one, together in zip(alone, made.infer(requests), strict=True):
+        found = together["embedding"]
+        assert one.shape == found.shape
+        rows = [np.frombuffer(tensor.data, "<f4") for tensor in (one, found)]
+        np.testing.assert_allclose(rows[0], rows[1], atol=1e-5)
+    sizes = [given["input_ids"].shape for given in seen]
+    assert sorted(sizes, key=lambda shape: shape[1]) == sizes
+    assert all(rows * tokens <= 20 or rows == 1 for rows, tokens in sizes)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_wrong_with_one(embedder: Path) -> None:
+    """Fails nobody else: it is not computed with others."""
+    made = engine(embedder, "embedding")
+    assert made.batch_key(Request({"text": 7})) is None
+    assert made.embedder is not None
+    made.embedder._tokenizer = lambda texts, **_: {"input_ids": [[] for _ in texts]}
+    with pytest.raises(InvalidArgument, match="an empty text has no vector"):
+        made.infer([Request({"text": ""})])
+
+
+async def test_a_line_of_embeddings(embedder: Path) -> None:
+    """Those that wait while another is computed are computed together, up to the entry's limit."""
+    made = engine(embedder, "embedding", max_batch_size=4)
+    calls: list[int] = []
+    infer = made.infer
+
+    def counted(batch: Any) -> Any:
+        calls.append(sum(map(made.rows, batch)))
+        return infer(batch)
+
+    made.infer = counted  # type: ignore[method-assign]
+    with ThreadPoolExecutor(1) as pool:
+        line = Line("m", made, Crew(pool.submit, 1), 64)
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(line.infer(Request({"text": "hello"}))) for _ in range(9)]
+    found = [task.result() for task in asked]
+    assert 9 == sum(calls)
+    assert max(calls) <= 4
+    vectors = [np.frombuffer(item.outputs["embedding"].data, "<f4") for item in found]
+    for vector in vectors:
+        np.testing.assert_allclose(vectors[0], vector, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_datatypes(dtype: str, embedder: Path) -> None:
+    """Are the catalogue's to choose; vectors are float32 in any case, and about the same."""
+    [one] = engine(embedder, "embedding").infer([Request({"text": "hello you"})])
+    made = engine(embedder, "embedding", dtype=dtype)
+    assert f"torch.{dtype}" == str(made.model.dtype)
+    [other] = made.infer([Request({"text": "hello you"})])
+    rows = [np.frombuffer(found["embedding"].data, "<f4") for found in (one, other)]
+    np.testing.assert_allclose(rows[0], rows[1], atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ({"dtype": "int4"}, "'dtype' is one of auto, float32, float16, bfloat16"),
+        ({"max_batch_size": 0}, "'max_batch_size' in params is 1 to 1024 texts"),
+        ({"max_batch_size": "32"}, "'max_batch_size' in params is 1 to 1024 texts"),
+    ],
+)
+def test_mistakes_of_the_catalogue(params: dict[str, Any], says: str, tmp_path: Path) -> None:
+    """Stand on the card."""
+    pytest.importorskip("torch", reason="the extra `torch` is not installed")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    assert says == TransformersEngine(spec("embedding", **params), tmp_path).missing()
 
 
 @pytest.mark.filterwarnings("ignore")

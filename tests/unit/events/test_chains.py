@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from events.chains import FOLLOWING_MAX, following
+from events.chains import AHEAD_MAX, FOLLOWING_MAX, ahead, following
 from events.commands import PauseRun, RecordResult
 from schemas.messages import Fault, TaskResult
-from tests.support.play import Play, graph, model
+from tests.support.play import Play, control, graph, model
 from tests.support.runs import brief
 
 
@@ -115,3 +115,57 @@ def test_a_pause_makes_the_rest_stale() -> None:
     play.obey(PauseRun("", 0.5))
     happened = play.obey(RecordResult(done("a", done("b")), 1.0))
     assert ["NodeCompleted a 1"] == brief(happened)
+
+
+def routes(definition: dict[str, Any], first: str = "a") -> list[tuple[str, str, str]]:
+    """Return whose workers are told of which models when a node begins."""
+    play = Play(definition).start(text="hi")
+    assert play.state is not None
+    return [(item.modality, item.pool, item.model) for item in ahead(play.state, first)]
+
+
+def speak(node_id: str = "z", source: str = "a", **rest: Any) -> dict[str, Any]:
+    """Return a node of another modality."""
+    params = {"model": "espeak-ng"}
+    inputs = {"text": f"= {source}.text"}
+    return {"id": node_id, "type": "model", "params": params, "inputs": inputs, **rest}
+
+
+SPEAKS = ("audio", "default", "espeak-ng")
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        graph(model("a"), speak(), edges="a>z"),
+        graph(model("a"), model("b"), speak(), edges="a>z b>z"),
+        graph(model("a"), model("b", "a.text"), speak(source="b"), edges="a>b b>z"),
+        {
+            **graph(model("a"), speak()),
+            "edges": [{"source": "a", "target": "z", "when": "a.text == 'no'"}],
+        },
+        graph(
+            model("a"),
+            control("l", "loop", while_="false", body=graph(speak(source="run"))),
+            edges="a>l",
+        ),
+    ],
+    ids=["next", "join", "behind_a_chain", "condition", "inside_a_loop"],
+)
+def test_workers_are_told_what_they_will_be_asked_for(definition: dict[str, Any]) -> None:
+    """The models after a node, wherever they run; not those that its own worker goes on with."""
+    assert [SPEAKS] == routes(definition)
+
+
+def test_nobody_is_told_what_is_known() -> None:
+    """The end of a run, a chain of the same worker, what has begun, calls outside."""
+    call = {"id": "z", "type": "http", "params": {"url": "http://example.com"}}
+    assert [] == routes(graph(model("a"), speak(), edges="a>z"), "z")
+    assert [] == routes(CHAIN)
+    assert [] == routes(graph(model("a"), call, edges="a>z"))
+    many = graph(
+        model("a"),
+        *(speak(f"z{number}", pool=f"p{number}") for number in range(20)),
+        edges=" ".join(f"a>z{number}" for number in range(20)),
+    )
+    assert AHEAD_MAX == len(routes(many))

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from events.blobs import MemoryBlobStore
@@ -15,15 +16,23 @@ from events.memo import MemoryMemoStore
 from events.run import decide
 from events.state import RunState
 from events.subjects import RunKey
+from events.subjects import infer as infer_subject
 from schemas import wav
 from schemas.catalogue import Catalogue
 from schemas.compiler import compile_plan
 from schemas.errors import InvalidArgument, ModelUnavailable
 from schemas.messages import TaskResult, unpack
 from schemas.plan import Adaptation
-from schemas.signatures import CONTENTS, IMAGENET_MEAN, IMAGENET_STD, adapter_params
-from schemas.values import Binary, Tensor, from_wire, to_wire
+from schemas.signatures import (
+    CONTENTS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    TOKENIZER_ADAPTER,
+    adapter_params,
+)
+from schemas.values import Binary, Tensor, from_json, from_wire, to_json, to_wire
 from schemas.workflow import parse_definition
+from services.micro import Asked
 from services.orchestrator.messages import task_of
 from services.runtime import Delivery
 from services.workers import wordpiece
@@ -132,7 +141,8 @@ def test_a_worker_that_is_too_old() -> None:
 
 def test_every_adapter_of_the_library_is_here() -> None:
     """And none that the library does not name."""
-    assert {item.adapter for item in CONTENTS.values() if item.adapter} == set(ADAPTERS)
+    named = {item.adapter for item in CONTENTS.values() if item.adapter}
+    assert {*named, TOKENIZER_ADAPTER} == set(ADAPTERS)
 
 
 def catalogue(folder: Path) -> Catalogue:
@@ -162,17 +172,41 @@ def started(known: Catalogue, value: Any) -> RunState:
     return state
 
 
+def hands(models: Models) -> Handlers:
+    """Return a worker's handlers."""
+    clock, blobs = ManualClock(0.0), MemoryBlobStore()
+    remembered = Remembered(MemoryMemoStore(), blobs, models, clock)
+    means = Means("w", models, remembered, blobs, Attempts(clock), Tally("w", clock), clock)
+    return Handlers(means)
+
+
+async def test_an_inference_that_no_log_keeps_is_adapted_too(tmp_path: Path) -> None:
+    """By what the model's entry says, as there is no plan; a file that is no image is its fault."""
+    models = Models(
+        catalogue(tmp_path), "text", tmp_path, allow_fallback=True, capacity=Capacity(1)
+    )
+    subject = infer_subject("default", "text", "mean")
+    wire = orjson.dumps({"inputs": {"pixels": to_json(to_wire(picture(16, 8)))}})
+    answer = await hands(models).infer(Asked(subject, {}, wire))
+    found = from_wire(from_json(orjson.loads(bytes(answer.body))["outputs"])["scores"])
+    np.testing.assert_allclose([[0.5, 0.0, 0.5]], array(found), atol=0.05)
+    raw = await hands(models).infer(
+        Asked(subject, {"Content-Type": "image/png"}, picture(16, 8).data)
+    )
+    assert answer.body == raw.body
+    with pytest.raises(InvalidArgument, match="not an image we can read"):
+        await hands(models).infer(Asked(subject, {"Content-Type": "image/png"}, b"no image"))
+    models.close()
+
+
 async def test_a_worker_adapts_by_the_plan(tmp_path: Path) -> None:
     """From the workflow to the result: the run's image, the tensor, the model's answer."""
     known = catalogue(tmp_path)
     state = started(known, to_wire(picture(16, 8)))
     models = Models(known, "text", tmp_path, allow_fallback=True, capacity=Capacity(1))
-    clock, blobs = ManualClock(0.0), MemoryBlobStore()
-    remembered = Remembered(MemoryMemoStore(), blobs, models, clock)
-    means = Means("w", models, remembered, blobs, Attempts(clock), Tally("w", clock), clock)
     out = task_of(RunKey("default", "r"), state, "look", "")
     delivery = Delivery(out.subject, out.data, {}, sequence=1, count=1)
-    [answer] = await Handlers(means).task(delivery)
+    [answer] = await hands(models).task(delivery)
     models.close()
     result = unpack(TaskResult, answer.data)
     assert result.error is None, result.error

@@ -21,6 +21,7 @@ from services.workers.remembered import Remembered
 from services.workers.tally import Tally
 from tests.support.clock import ManualClock
 from tests.support.play import Play, graph, model
+from tests.support.wait import until
 
 
 CHAIN = graph(
@@ -55,19 +56,24 @@ def task() -> Task:
     )
 
 
-async def handed_in(
-    models: Models, chain_s: float, count: int = 1, given: Task | None = None
-) -> list[TaskResult]:
-    """Hand a task to a worker; return what it sends."""
+def hands(models: Models, chain_s: float) -> Handlers:
+    """Return the handlers of a worker."""
     clock = ManualClock(0.0)
     blobs = MemoryBlobStore()
     remembered = Remembered(MemoryMemoStore(), blobs, models, clock)
     means = Means(
         "w", models, remembered, blobs, Attempts(clock), Tally("w", clock), clock, chain_s=chain_s
     )
+    return Handlers(means)
+
+
+async def handed_in(
+    models: Models, chain_s: float, count: int = 1, given: Task | None = None
+) -> list[TaskResult]:
+    """Hand a task to a worker; return what it sends."""
     subject = task_subject("default", "text", "default", "normal", "echo")
     body = pack(given or task())
-    sent = await Handlers(means).task(Delivery(subject, body, {}, sequence=1, count=count))
+    sent = await hands(models, chain_s).task(Delivery(subject, body, {}, sequence=1, count=count))
     return [unpack(TaskResult, out.data) for out in sent]
 
 
@@ -119,3 +125,25 @@ async def test_what_is_too_late_in_line_is_answered_by_the_logs_clock(models: Mo
     assert line is not None
     line._expected_s = 60.0
     assert [] == await handed_in(models, 0.0, given=hurried)
+
+
+class Hint:
+    """A message of core NATS."""
+
+    data = b""
+
+    def __init__(self, token: str) -> None:
+        self.subject = f"clawdbot.v1.default.warm.text.default.{token}"
+
+
+async def test_a_hint_loads_a_model(models: Models) -> None:
+    """One that is here; what is not, or cannot be read, changes nothing."""
+    handlers = hands(models, 0.0)
+    for token in ("nobody", "=ff", "intent-small"):
+        await handlers.warm(Hint(token))
+
+    async def is_loaded() -> bool:
+        return models._cache.get("intent-small") is not None
+
+    await until(is_loaded, what="the load", timeout_s=30)
+    assert ["intent-small"] == list(models._cache.residents)

@@ -14,7 +14,7 @@ from schemas import tensors
 from schemas.catalogue import ModelSpec, Port
 from schemas.errors import InvalidArgument
 from schemas.values import Tensor
-from services.gateway.inference import answers, elements, forms
+from services.gateway.inference import answers, elements, forms, generate
 
 
 RANGES = {
@@ -171,3 +171,55 @@ def test_bytes_are_the_bytes_that_came() -> None:
     assert b"\1\2\3\4" == body[size:]
     [output] = orjson.loads(body[:size])["outputs"]
     assert ("BF16", {"binary_data_size": 4}) == (output["datatype"], output["parameters"])
+
+
+def reader(vocabulary: bool = True) -> ModelSpec:
+    """Return a model of tokens, and one of pixels where there is no vocabulary."""
+    scores = {"name": "logits", "kind": "tensor", "datatype": "FP32", "shape": [-1, 2]}
+    tokens = {"kind": "tensor", "datatype": "INT64", "shape": [-1, -1]}
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    document = {
+        "modality": "text",
+        "engine": "onnx",
+        "inputs": [{"name": name, **tokens, "tensor": name.upper()} for name in names],
+        "outputs": [scores],
+        "signature": "sequence-classification/1",
+    }
+    told = {"path": "vocab.txt", "sha256": "a" * 64}
+    return ModelSpec.model_validate(document | ({"vocabulary": told} if vocabulary else {}))
+
+
+def asked_with(model: ModelSpec, *inputs: dict[str, Any]) -> Any:
+    """Return the inputs of a request."""
+    return forms.parse(orjson.dumps({"inputs": list(inputs)}), None, model).inputs
+
+
+def test_a_text_in_the_place_of_tokens() -> None:
+    """One text is all of its tokens; what is given as numbers stays as it is."""
+    text = {"name": "INPUT_IDS", "datatype": "BYTES", "shape": [1], "data": ["hello"]}
+    mask = {"name": "ATTENTION_MASK", "datatype": "INT64", "shape": [1, 2], "data": [1, 1]}
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    assert dict.fromkeys(names, "hello") == asked_with(reader(), text)
+    found = asked_with(reader(), text, mask)
+    assert (1, 2) == found["attention_mask"].shape
+    assert "hello" == found["token_type_ids"]
+    with pytest.raises(InvalidArgument, match="'INPUT_IDS': send one element, with text"):
+        asked_with(reader(), {**text, "shape": [2], "data": ["a", "b"]})
+    with pytest.raises(InvalidArgument, match="'INPUT_IDS' is missing"):
+        asked_with(reader(), mask)
+    with pytest.raises(InvalidArgument, match="the datatype is INT64, not BYTES"):
+        asked_with(reader(vocabulary=False), text)
+    plain = generate.ask_of(b'{"text_input": "hello"}', reader())
+    assert dict.fromkeys(names, "hello") == plain.inputs
+    named = generate.ask_of(b'{"ATTENTION_MASK": "hello"}', reader())
+    assert dict.fromkeys(names, "hello") == named.inputs
+
+
+def test_a_file_in_the_place_of_pixels() -> None:
+    """Any bytes: whether they are an image shows where it is read."""
+    pixels = Port(
+        name="pixels", kind="tensor", datatype="FP32", shape=(-1, 3, 4, 4), content="pixels/unit"
+    )
+    model = ModelSpec(modality="vision", engine="onnx", inputs=(pixels,), outputs=())
+    found = asked_with(model, {"name": "pixels", "datatype": "BYTES", "shape": [1], "data": ["x"]})
+    assert b"x" == found["pixels"].data

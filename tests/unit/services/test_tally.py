@@ -1,7 +1,12 @@
 """What a worker counts of its requests, by model and by where the time went."""
 
+from typing import Any
+
 import pytest
 
+from events.models import Offer, WorkerCard
+from services.gateway.inference.kept import WORKERS_MAX, Kept
+from services.gateway.inference.statistics import memory_of, summed
 from services.workers.models import Answer
 from services.workers.tally import Tally
 from tests.support.clock import ManualClock
@@ -56,3 +61,64 @@ def test_what_was_computed_before_is_a_hit() -> None:
         found["cache_miss"],
         found["compute_infer"],
     )
+
+
+def said(worker: str, at: float, count: int, model: str = "m", rows: int = 1) -> dict[str, Any]:
+    """Return what a worker tells."""
+    duration = {"count": count, "ns": 10 * count}
+    counted = {
+        "last_inference": round(at),
+        "requests": {"success": duration},
+        "calls": {str(rows): duration},
+    }
+    return {"worker": worker, "at": at, "models": {model: counted}}
+
+
+def total(kept: Kept, model: str = "m") -> tuple[int, int, int]:
+    """Return inferences, executions and successes of a model, over all workers."""
+    found = summed(model, "1", kept.of(model))
+    return (
+        found.inference_count,
+        found.execution_count,
+        found.inference_stats.success.count,
+    )
+
+
+def test_what_a_worker_counted_stays() -> None:
+    """The newest word of each, in whichever order they come; also of those that are gone."""
+    kept = Kept()
+    assert (0, 0, 0) == total(kept)
+    kept.hear(said("a", 1.0, 3))
+    kept.hear(said("b", 1.0, 2, rows=4))
+    assert (11, 5, 5) == total(kept)
+    kept.hear(said("a", 3.0, 7))
+    kept.hear(said("a", 2.0, 5))
+    assert (15, 9, 9) == total(kept)
+    assert 3 == summed("m", "1", kept.of("m")).last_inference
+    assert (0, 0, 0) == total(kept, "other")
+
+
+def test_workers_beyond_the_limit_are_a_sum() -> None:
+    """Nothing falls, however many workers come and go."""
+    kept = Kept()
+    for number in range(WORKERS_MAX + 10):
+        kept.hear(said(f"w{number}", 1.0, 1))
+        assert number + 1 == total(kept)[0]
+    assert WORKERS_MAX == len(kept._tallies)
+
+
+def test_memory_is_what_workers_measured() -> None:
+    """Of the model itself, where it is in memory; the processor's and the GPUs'."""
+
+    def card(worker: str, *offers: Offer) -> WorkerCard:
+        return WorkerCard(worker=worker, modality="text", offers=offers, at=0.0)
+
+    has: dict[str, Any] = {"served_by": "m", "loaded": True}
+    cards = [
+        card("a", Offer(model="m", **has, memory_bytes=10), Offer(model="other", served_by="m")),
+        card("b", Offer(model="m", **has, memory_bytes=5, device_bytes=7)),
+        card("c", Offer(model="m", served_by="m"), Offer(model="n", **has, memory_bytes=99)),
+    ]
+    found = [(item.type, item.byte_size) for item in memory_of("m", cards)]
+    assert [("CPU", 15), ("GPU", 7)] == found
+    assert () == memory_of("other", cards)

@@ -1,0 +1,82 @@
+"""Requests that wait to share a message, and those that do: how much leaves when."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from schemas.pieces import Body
+from services.bundles import Item, bundles
+
+
+AHEAD = 4
+"""Messages that one who answers may have unanswered: so everybody on the way has one to work at."""
+FEW = 8
+"""Requests that are worth a message of their own while others are under way."""
+HOLD_S = 0.005
+"""Longest wait behind so many."""
+
+
+@dataclass(eq=False, slots=True)
+class Sent:
+    """A message of a lane: one request or more."""
+
+    lane: "Lane"
+    left: int
+    """Requests without an answer."""
+
+
+@dataclass(eq=False, slots=True)
+class Asked:
+    """A request under way."""
+
+    item: Item[Body]
+    answer: "asyncio.Future[Item[bytes]]"
+    timeout_s: float
+    deadline: float
+    """By the loop's clock."""
+    sent: Sent | None = None
+    """In which message; None while it waits, and where each goes alone."""
+
+
+@dataclass(eq=False)
+class Lane:
+    """The requests to one subject that go together, by turns of the loop and by answers.
+
+    While few messages are unanswered, what is asked in one turn leaves at its end. Behind more of
+    them it waits until one is answered, `HOLD_S` at most: whoever answers has enough to do, and
+    fewer and larger messages cost less.
+
+    All that is under way is spread over the messages evenly. Else those who are answered together
+    ask together, until everybody is in one message, and whoever does not have it idles.
+    """
+
+    subject: str
+    waiting: list[Asked] = field(default_factory=list)
+    unanswered: int = 0
+    """Messages."""
+    under_way: int = 0
+    """Requests in them that are not over."""
+    timer: asyncio.Handle | None = None
+    """Of the next time that something is sent."""
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether who answers has enough to do."""
+        return self.unanswered >= AHEAD
+
+    def leave(self, *, late: bool) -> Iterator[Sequence[Asked]]:
+        """Yield what is to leave now, by messages; the rest goes on waiting.
+
+        Args:
+            late: Whether it waited long: then all of it leaves.
+        """
+        waiting = [asked for asked in self.waiting if not asked.answer.done()]
+        share = max(FEW, -(-(len(waiting) + self.under_way) // AHEAD))
+        room = len(waiting) if late else share * max(0, AHEAD - self.unanswered)
+        self.waiting = waiting[room:]
+        for begin in range(0, min(room, len(waiting)), share):
+            yield from bundles(waiting[begin : min(begin + share, room)], _body_size)
+
+
+def _body_size(asked: Asked) -> int:
+    return len(asked.item.body)
