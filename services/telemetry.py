@@ -78,6 +78,8 @@ SWEEP_SECONDS = Histogram(
 SILENCED: set[str] = set()
 """Levels that are not written now."""
 get_logger = structlog.get_logger
+LINES_WAITING = 256
+"""Lines that wait for the end of a turn; with so many they leave before it."""
 
 
 class MessageMeter:
@@ -205,7 +207,9 @@ class Lines:
             self._write([line])
             return False
         self._waiting.append(line)
-        if self._loop is not loop:
+        if len(self._waiting) >= LINES_WAITING:
+            self.leave()
+        elif self._loop is not loop:
             self._loop = loop
             loop.call_soon(self.leave)
         return True
