@@ -142,6 +142,8 @@ class Parts:
         self._loop = asyncio.get_running_loop()
         self._waiting: asyncio.Queue[Mapping[str, Value] | None] = asyncio.Queue()
         self.sent = 0
+        self.names: set[str] = set()
+        """Outputs of which something was sent."""
 
     def emit(self, outputs: Mapping[str, Value]) -> None:
         """Take a part, from any thread.
@@ -169,4 +171,5 @@ class Parts:
     async def _forward(self) -> None:
         while (outputs := await self._waiting.get()) is not None:
             self.sent += 1
+            self.names |= outputs.keys()
             await self._send(outputs, {Header.PART: str(self.sent)})
