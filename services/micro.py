@@ -29,7 +29,7 @@ from schemas.messages import Header
 from schemas.pieces import Body
 from services.bundles import HEAD, HEADERS_BYTES, Item, body_size, bundles, pack, unpack
 from services.errors import BodyTooLarge, error_body, status_of
-from services.telemetry import MessageMeter, get_logger
+from services.telemetry import LINES, MessageMeter, get_logger
 
 
 log = get_logger()
@@ -265,6 +265,8 @@ class _Desk:
             "out_bytes": len(reply.body),
         }
         log.info("message_handled", **(line | asked.facts))
+        if caller.token is None:
+            LINES.leave()  # who has the answer can read the line; a bundle leaves a turn later
 
     def _respond(self, caller: _From, request_id: str, reply: Reply, code: str) -> bool:
         """Send a reply; a caller that cannot be reached is no reason to stop serving others."""
