@@ -1,9 +1,18 @@
 """The express beside nats-py on one connection to a real server."""
 
 import asyncio
+import datetime as dt
+import ipaddress
+import ssl
+from pathlib import Path
 
 import nats
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 from nats.errors import MaxPayloadError, NoRespondersError
@@ -144,6 +153,49 @@ async def test_it_outlives_the_server(nats_server: NatsServer) -> None:
     nats_server.start()
     await until(lambda: _is(b"meanwhile" in seen), what="the message of the outage")
     await nc.close()
+
+
+async def test_it_goes_over_tls(tmp_path: Path) -> None:
+    """Large messages and small ones, in both directions, also on a second connection."""
+    context = ssl.create_default_context(cafile=certificate(tmp_path))
+    files = f'cert_file: "{tmp_path}/cert.pem", key_file: "{tmp_path}/key.pem"'
+    with NatsServer(tmp_path, options=f"tls {{ {files} }}") as server:
+        url = server.url.replace("nats://", "tls://")
+        again = {"reconnect_time_wait": 0.05, "max_reconnect_attempts": -1}
+        nc = await nats.connect(url, tls=context, **again)
+        express = await Express.of(nc)
+        frames: asyncio.Queue[Frame] = asyncio.Queue()
+        messages: asyncio.Queue[Msg] = asyncio.Queue()
+        await express.subscribe("to.express", frames.put_nowait)
+        await nc.subscribe("to.nats", cb=messages.put)
+        for _ in range(2):
+            for body in (b"x", bytes(PAYLOAD_BYTES_MAX - 1000)):
+                express.publish("to.nats", body)
+                assert body == (await asyncio.wait_for(messages.get(), 20)).data
+                await nc.publish("to.express", body)
+                assert body == (await asyncio.wait_for(frames.get(), 20)).data
+            server.kill()
+            await until(lambda: _is(not nc.is_connected), what="the end of the connection")
+            express.publish("to.express", b"meanwhile")
+            server.start()
+            assert b"meanwhile" == (await asyncio.wait_for(frames.get(), 20)).data
+        await nc.close()
+
+
+def certificate(folder: Path) -> Path:
+    """Write a certificate for 127.0.0.1 and its key; return the certificate's path."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    host = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    draft = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    draft = draft.not_valid_before(dt.datetime(2020, 1, 1, tzinfo=dt.UTC))
+    draft = draft.not_valid_after(dt.datetime(2120, 1, 1, tzinfo=dt.UTC))
+    draft = draft.add_extension(host, critical=False)
+    path = folder / "cert.pem"
+    path.write_bytes(draft.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    text = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "key.pem").write_bytes(text)
+    return path
 
 
 async def _is(value: bool) -> bool:
