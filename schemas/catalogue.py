@@ -15,9 +15,10 @@ from schemas.errors import InvalidArgument, NotFound
 from schemas.ids import ModelName, Sha256, TemplateId
 from schemas.message import UserInput
 from schemas.parity import Parity
+from schemas.sequences import Controls, StateSpec, check_controls, check_states
 from schemas.serving import WARM_UPS_MAX, Buckets, Limits, WarmUp, is_none
 from schemas.signatures import CONTENTS, SIGNATURES, Content, check_content, contents_of
-from schemas.tensors import BYTES, DATATYPE_SIZES, DATATYPES, RANK_MAX
+from schemas.tensors import BYTES, DATATYPES, RANK_MAX
 
 
 Modality = Literal["text", "audio", "vision"]
@@ -100,15 +101,6 @@ class Port(UserInput):
         return self.tensor or self.name
 
 
-class StateSpec(UserInput):
-    """What one call leaves to the next one of the same sequence."""
-
-    input: str
-    """The input that takes it; zeros at the beginning."""
-    output: str
-    """The output that gives it."""
-
-
 class ModelSpec(UserInput):
     """One model: its engine, its signature, its source, and who may stand in for it."""
 
@@ -140,6 +132,8 @@ class ModelSpec(UserInput):
     state: tuple[StateSpec, ...] = Field(default=(), strict=False)
     """Inputs and outputs that are a sequence's state; clients of the Open Inference Protocol see
     neither."""
+    controls: Controls | None = Field(default=None, exclude_if=is_none)
+    """Inputs that tell the model of its sequences; clients do not see them either."""
     streams: bool = False
     """Whether its engine can give an answer in parts."""
     max_batch_size: int = Field(default=0, ge=0, le=65536)
@@ -218,25 +212,17 @@ class ModelSpec(UserInput):
     @model_validator(mode="after")
     def _states_fit(self) -> "ModelSpec":
         inputs = {port.name: port for port in self.inputs}
-        outputs = {port.name: port for port in self.outputs}
-        for state in self.state:
-            taken, given = inputs.get(state.input), outputs.get(state.output)
-            if taken is None or given is None:
-                raise ValueError(f"state: no input '{state.input}' or no output '{state.output}'")
-            kinds = {port.kind for port in (taken, given)}
-            if kinds != {"tensor"} or taken.datatype not in DATATYPE_SIZES:
-                raise ValueError(f"state: '{state.input}' and '{state.output}' must be numbers")
-            if (taken.datatype, taken.shape) != (given.datatype, given.shape):
-                raise ValueError(f"state: '{state.input}' and '{state.output}' differ")
-            if any(size < 0 for size in taken.shape[1:]):
-                raise ValueError(f"state: of '{state.input}' only the first dimension may be -1")
+        check_states(self.state, inputs, {port.name: port for port in self.outputs})
+        if self.controls is not None:
+            check_controls(self.controls, self.state, inputs)
         return self
 
     @cached_property
     def asked(self) -> tuple[Port, ...]:
-        """The inputs that a client sends: all but a sequence's state."""
-        states = {state.input for state in self.state}
-        return tuple(port for port in self.inputs if port.name not in states)
+        """The inputs that a client sends: all but a sequence's state, and what is said of it."""
+        own = {state.input for state in self.state}
+        own |= set() if self.controls is None else set(self.controls.inputs)
+        return tuple(port for port in self.inputs if port.name not in own)
 
     @cached_property
     def made(self) -> tuple[Port, ...]:

@@ -29,7 +29,7 @@ from schemas.messages import Header
 from schemas.pieces import Body
 from services.bundles import HEAD, HEADERS_BYTES, Item, body_size, bundles, pack, unpack
 from services.errors import BodyTooLarge, error_body, status_of
-from services.telemetry import MessageMeter, get_logger
+from services.telemetry import LINES, MessageMeter, get_logger
 
 
 log = get_logger()
@@ -44,21 +44,26 @@ async def _nowhere(_: Body, __: dict[str, str]) -> None:
     """Send a part to nobody."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Asked:
     """One request."""
 
     subject: str
     headers: Mapping[str, str]
     body: bytes
-    request_id: str = field(default_factory=new_id)
+    request_id: str = ""
+    """The one it came with, or else a new one."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the handler wants in the canonical log line."""
     send: Callable[[Body, dict[str, str]], Awaitable[None]] = _nowhere
     """Sends a part of the answer, before the reply that ends it."""
 
+    def __post_init__(self) -> None:
+        if not self.request_id:
+            self.request_id = self.headers.get(Header.REQUEST_ID) or new_id()
 
-@dataclass(frozen=True)
+
+@dataclass(slots=True)
 class Reply:
     """What goes back to the caller; `error` is None when all went well."""
 
@@ -260,6 +265,8 @@ class _Desk:
             "out_bytes": len(reply.body),
         }
         log.info("message_handled", **(line | asked.facts))
+        if caller.token is None:
+            LINES.leave()  # who has the answer can read the line; a bundle leaves a turn later
 
     def _respond(self, caller: _From, request_id: str, reply: Reply, code: str) -> bool:
         """Send a reply; a caller that cannot be reached is no reason to stop serving others."""

@@ -78,6 +78,8 @@ SWEEP_SECONDS = Histogram(
 SILENCED: set[str] = set()
 """Levels that are not written now."""
 get_logger = structlog.get_logger
+LINES_WAITING = 256
+"""Lines that wait for the end of a turn; with so many they leave before it."""
 
 
 class MessageMeter:
@@ -107,9 +109,8 @@ def configure(service: str, log_format: str = "auto") -> None:
         factory: Any = structlog.PrintLoggerFactory()
     else:
         processors += [structlog.processors.format_exc_info, _dump]
-        lines = Lines(sys.stdout.buffer)
-        atexit.register(lines.leave)
-        factory = lambda *_: lines  # noqa: E731
+        atexit.register(LINES.leave)
+        factory = lambda *_: LINES  # noqa: E731
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
@@ -171,10 +172,10 @@ class Lines:
     with what waits before it; so does what a thread says that runs no loop.
 
     Args:
-        file: Where to.
+        file: Where to; standard output without.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO | None = None) -> None:
         self._file = file
         self._waiting: list[bytes] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -206,14 +207,21 @@ class Lines:
             self._write([line])
             return False
         self._waiting.append(line)
-        if self._loop is not loop:
+        if len(self._waiting) >= LINES_WAITING:
+            self.leave()
+        elif self._loop is not loop:
             self._loop = loop
             loop.call_soon(self.leave)
         return True
 
     def _write(self, lines: list[bytes]) -> None:
-        self._file.write(b"".join([b"%b\n" % line for line in lines]))
-        self._file.flush()
+        file = self._file or sys.stdout.buffer
+        file.write(b"".join([b"%b\n" % line for line in lines]))
+        file.flush()
+
+
+LINES = Lines()
+"""Of this process."""
 
 
 def _dump(_: Any, __: str, event: Any) -> bytes:

@@ -149,8 +149,8 @@ class Line:
         return self._curve.sizes
 
     def learn(self, rows: int, took_s: float) -> None:
-        """Take note of a call that was made before anybody waits."""
-        self._curve.note(rows, took_s)
+        """Take note of how long calls take, measured before anybody waits."""
+        self._curve.learn(rows, took_s)
 
     async def infer(self, request: Request, rank: int = 0, deadline: float = math.inf) -> Computed:
         """Return what the engine gives for a request; cancelled while it waits, it is left out.

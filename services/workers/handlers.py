@@ -276,7 +276,7 @@ class Handlers:
 
         The body is `{"inputs": {...}}`, or one raw input of the content type the headers say; the
         answer is MessagePack for who accepts that, else JSON. With `Clawdbot-Stream` parts of it
-        are sent before, and the answer that ends them has no outputs.
+        are sent before, and the answer that ends them has the outputs that none of them had.
 
         Raises:
             InvalidArgument: The body is malformed, or an input or a header is.
@@ -300,9 +300,9 @@ class Handlers:
             with self._unlogged.under_way(ask.request_id, ask.timeout_s, model) as under_way:
                 made = partial(Request, params=params, is_stopped=under_way.is_stopped)
                 if ask.in_parts:
-                    answer, parts = await self._in_parts(wanted, made, counted, asked, ask)
+                    answer = await self._in_parts(wanted, made, counted, asked, ask)
                 else:
-                    answer, parts = await self._infer(wanted, made, counted), 0
+                    answer = await self._infer(wanted, made, counted)
             asked.facts.update(
                 model=answer.model,
                 load_ms=round(answer.load_ms, 3),
@@ -312,12 +312,12 @@ class Handlers:
             )
             if answer.batch:
                 asked.facts.update(batch_id=self._batch_id(answer))
-            return Reply(ask.body({} if parts else answer.outputs, answer.model))
+            return Reply(ask.body(answer.outputs, answer.model))
 
     async def _in_parts(
         self, wanted: _Wanted, made: _Made, counted: Counted, asked: Asked, ask: InferAsk
-    ) -> tuple[Answer, int]:
-        """Infer, and send parts of the answer as the engine gives them; return how many too."""
+    ) -> Answer:
+        """Infer, and send parts of the answer as the engine gives them; return what none had."""
 
         async def send(outputs: Mapping[str, Value], headers: dict[str, str]) -> None:
             await asked.send(ask.body(outputs, wanted.model), headers)
@@ -326,7 +326,8 @@ class Handlers:
         async with parts.sending():
             answer = await self._infer(wanted, partial(made, emit=parts.emit), counted)
         asked.facts["parts"] = parts.sent
-        return answer, parts.sent
+        rest = {name: found for name, found in answer.outputs.items() if name not in parts.names}
+        return answer._replace(outputs=rest)
 
     async def withdraw(self, message: Message) -> None:
         """Stop an unlogged inference that nobody waits for any more."""

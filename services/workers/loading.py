@@ -140,8 +140,7 @@ class Loader:
             if isinstance(engine, Isolated):
                 engine.load()  # it may have lost its process
         for rows, calls in known.items():
-            for _ in range(calls.count):
-                line.learn(rows, calls.compute_s / calls.count)
+            line.learn(rows, calls.compute_s / calls.count)
         loaded.calibrate_s = time.perf_counter() - begun
 
     def _size(self, name: str, engine: AnyEngine, added: Size) -> Size:

@@ -92,6 +92,8 @@ class Shelf:
             ModelUnavailable: It is unloaded, or cannot be fetched.
             StoreUnavailable: The repository does not answer.
         """
+        if name in self._live.base.models:
+            return name
         model, reference = split(name)
         if reference and self._is_unknown(name):  # who asks may have heard of it before us
             self._live.merge([await self._repository.get(DEFAULT_TENANT, model)])

@@ -29,16 +29,18 @@ Send = Callable[[Mapping[str, Value], dict[str, str]], Awaitable[None]]
 class UnderWay(Revocable):
     """An inference under way; a context that ends with its time, or when it is withdrawn."""
 
-    __slots__ = ("_all", "deadline", "late", "request_id")
+    __slots__ = ("_all", "_model", "_timeout_s", "deadline", "request_id")
 
-    def __init__(self, all_: "Unlogged", request_id: str, deadline: float, late: str) -> None:
+    def __init__(
+        self, all_: "Unlogged", request_id: str, timeout_s: float | None, model: str
+    ) -> None:
         super().__init__()
         self._all = all_
+        self._model = model
+        self._timeout_s = math.inf if timeout_s is None else timeout_s
         self.request_id = request_id
-        self.deadline = deadline
+        self.deadline = asyncio.get_running_loop().time() + self._timeout_s
         """By the loop's clock."""
-        self.late = late
-        """What is said when it takes longer."""
 
     @override
     def __enter__(self) -> Self:
@@ -49,6 +51,11 @@ class UnderWay(Revocable):
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._all.end(self)
         super().__exit__(kind, error, trace)
+
+    def late(self) -> None:
+        """Stop it: it takes longer than its caller waits."""
+        text = f"'{self._model}' did not answer within {self._timeout_s:g} seconds"
+        self.call_off(DeadlineExceeded(text))
 
     def is_stopped(self) -> bool:
         """Tell an engine, in whatever thread, whether nobody waits any more."""
@@ -85,10 +92,7 @@ class Unlogged:
             DeadlineExceeded: In the context: it takes longer, by up to `SWEEP_S`.
             Cancelled: In the context: nobody waits for it any more.
         """
-        if timeout_s is None:
-            return UnderWay(self, request_id, math.inf, "")
-        late = f"'{model}' did not answer within {timeout_s:g} seconds"
-        return UnderWay(self, request_id, asyncio.get_running_loop().time() + timeout_s, late)
+        return UnderWay(self, request_id, timeout_s, model)
 
     def begin(self, item: UnderWay) -> None:
         """Take note of one that begins.
@@ -116,7 +120,7 @@ class Unlogged:
         now = loop.time()
         for item in self._running:
             if item.deadline <= now:
-                item.call_off(DeadlineExceeded(item.late))
+                item.late()
         self._sweeping = bool(self._running)
         if self._sweeping:
             loop.call_later(SWEEP_S, self._sweep)
@@ -138,6 +142,8 @@ class Parts:
         self._loop = asyncio.get_running_loop()
         self._waiting: asyncio.Queue[Mapping[str, Value] | None] = asyncio.Queue()
         self.sent = 0
+        self.names: set[str] = set()
+        """Outputs of which something was sent."""
 
     def emit(self, outputs: Mapping[str, Value]) -> None:
         """Take a part, from any thread.
@@ -165,4 +171,5 @@ class Parts:
     async def _forward(self) -> None:
         while (outputs := await self._waiting.get()) is not None:
             self.sent += 1
+            self.names |= outputs.keys()
             await self._send(outputs, {Header.PART: str(self.sent)})

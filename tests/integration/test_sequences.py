@@ -123,3 +123,40 @@ def test_over_a_stream(served: Served) -> None:
         client.stop_stream()
     assert [None] * 4 == [error for _, error in found]
     assert [0, 1, 3, 6] == [result.as_numpy("SUM")[0, 0] for result, _ in found]
+
+
+@pytest.mark.parametrize("kind", [triton, triton_grpc], ids=["http", "grpc"])
+def test_a_model_is_told_of_its_sequences(served: Served, kind: Any) -> None:
+    """Where its entry has inputs for that: begin, end, id, for each row of a request."""
+    client = kind.InferenceServerClient(served.address if kind is triton else served.grpc)
+
+    def ask(number: float, *, rows: int = 1, start: bool = False, end: bool = False) -> Any:
+        step = {"sequence_id": 5 + rows, "sequence_start": start, "sequence_end": end}
+        answer = client.infer("told", [given(number, kind, rows)], **step)
+        return answer.as_numpy("SUM")[:, 1].tolist(), answer.as_numpy("SEEN").tolist()
+
+    assert ([1], [[1, 0, 1, 6]]) == ask(1, start=True)
+    assert ([3], [[0, 0, 1, 6]]) == ask(2)
+    assert ([4, 4], [[1, 0, 1, 7]] * 2) == ask(4, rows=2, start=True)
+    assert ([6], [[0, 1, 1, 6]]) == ask(3, end=True)
+    with pytest.raises(InferenceServerException, match="takes a number"):
+        client.infer("told", [given(1, kind)], sequence_id="five", sequence_start=True)
+    client.close()
+
+
+def test_what_a_model_is_told_is_configured(served: Served) -> None:
+    """As Triton's control inputs, over both protocols; clients see no such input."""
+    http = triton.InferenceServerClient(served.address)
+    rpc = triton_grpc.InferenceServerClient(served.grpc)
+    said = http.get_model_config("told")["sequence_batching"]["control_input"]
+    kinds = {item["name"]: item["control"][0]["kind"] for item in said}
+    named = {"START": "START", "END": "END", "READY": "READY", "ID": "CORRID"}
+    assert {name: f"CONTROL_SEQUENCE_{kind}" for name, kind in named.items()} == kinds
+    assert {"name": "END", "control": [{"kind": kinds["END"], "int32_false_true": [0, 1]}]} in said
+    same = rpc.get_model_config("told").config.sequence_batching.control_input
+    found = {item.name: item.control[0] for item in same}
+    assert kinds == {name: control.Kind.Name(control.kind) for name, control in found.items()}
+    assert [0.0, 1.0] == list(found["START"].fp32_false_true)
+    assert ["X"] == [item["name"] for item in http.get_model_metadata("told")["inputs"]]
+    http.close()
+    rpc.close()

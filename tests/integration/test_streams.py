@@ -2,21 +2,25 @@
 
 import asyncio
 import json
+import queue
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import nats
+import numpy as np
 import pytest
+import tritonclient.grpc as triton
+from typer.testing import CliRunner, Result
 
 from clawdbot import AsyncClient, Client, WorkflowBuilder
+from clawdbot.cli.main import app
 from clawdbot.cli.output import ExitCode
 from events.subjects import RunKey, chunk, chunks
 from schemas.api import EventView, NodePart
 from schemas.errors import InvalidArgument, NotFound
 from tests.integration.conftest import GATEWAYS, Running
-from tests.integration.test_cli import clawdbot
-from tests.support.openai_server import OpenaiServer
+from tests.support.openai_server import USAGE, OpenaiServer
 from tests.support.wait import until_sync
 
 
@@ -107,11 +111,11 @@ def test_whoever_comes_later_hears_what_follows(
     llm.hold_after = 2
     before = len(llm.seen)
     run = client.run("talk", {"text": "one two"}, wait_s=0)
-    until_sync(lambda: len(llm.seen) > before)
+    until_sync(lambda: len(llm.seen) > before, timeout_s=30)
     address = f"{running.url(GATEWAYS[1])}/v1/runs/{run.run_id}/events"
     with (
-        httpx.stream("GET", address, headers=STREAM, params={"parts": "true"}) as late,
-        httpx.stream("GET", address, headers=STREAM) as plain,
+        httpx.stream("GET", address, headers=STREAM, params={"parts": "true"}, timeout=30) as late,
+        httpx.stream("GET", address, headers=STREAM, timeout=30) as plain,
     ):
         lines, seen = late.iter_lines(), ""
         while "NodeScheduled" not in seen or '"llm"' not in seen:
@@ -124,22 +128,17 @@ def test_whoever_comes_later_hears_what_follows(
     assert {"node": "llm", "attempt": 1, "part": 2, "outputs": {"text": " TWO"}} == found[-1]
 
 
-def test_a_client_that_was_cut_off_goes_on(client: Client, llm: OpenaiServer) -> None:
+@pytest.mark.usefixtures("client")
+def test_a_client_that_was_cut_off_goes_on(http: httpx.Client, llm: OpenaiServer) -> None:
     """Sent again, the same request is the same run, after the event that was seen."""
-    request = client._http.build_request(
-        "POST", "/v1/workflows/talk/runs", headers={**STREAM, "idempotency-key": "cut-off-1"},
-        json={"inputs": {"text": "one"}},
-    )  # fmt: skip
-    with client._http.stream(
-        request.method, request.url, headers=request.headers, content=request.content
-    ) as first:
+    address, body = "/v1/workflows/talk/runs", {"inputs": {"text": "one"}}
+    headers = {**STREAM, "idempotency-key": "cut-off-1"}
+    with http.stream("POST", address, headers=headers, json=body) as first:
         assert 200 == first.status_code
         location = first.headers["location"]
         first.read()
     asked = len(llm.seen)
-    again = client._http.post(
-        request.url, content=request.content, headers={**request.headers, "last-event-id": "3"}
-    )
+    again = http.post(address, headers={**headers, "last-event-id": "3"}, json=body)
     assert location == again.headers["location"]
     ids = [int(line[4:]) for line in again.text.splitlines() if line.startswith("id: ")]
     assert list(range(4, 4 + len(ids))) == ids
@@ -157,10 +156,11 @@ def test_what_cannot_start(name: str, inputs: Any, kind: type[Exception], client
         next(client.stream(name, inputs))
 
 
-def test_a_bad_last_event_id(client: Client) -> None:
+@pytest.mark.usefixtures("client")
+def test_a_bad_last_event_id(http: httpx.Client) -> None:
     """Is refused before anything starts."""
     headers = {**STREAM, "last-event-id": "x"}
-    answer = client._http.post("/v1/workflows/talk/runs", json={"inputs": {}}, headers=headers)
+    answer = http.post("/v1/workflows/talk/runs", json={"inputs": {}}, headers=headers)
     assert (400, "Last-Event-ID") == (answer.status_code, answer.json()["error"]["field"])
 
 
@@ -175,23 +175,73 @@ def test_a_run_that_is_cancelled(client: Client, llm: OpenaiServer) -> None:
     assert llm.left.wait(30)
 
 
-def test_from_a_shell(running: Running, client: Client, llm: OpenaiServer) -> None:
+def generated(url: str, name: str, words: str) -> list[dict[str, Any]]:
+    """Return the events of generate_stream, without what names the model."""
+    address = f"{url}/v2/models/{name}/generate_stream"
+    answer = httpx.post(address, json={"text_input": words}, timeout=30)
+    assert 200 == answer.status_code, answer.text
+    found = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data:")]
+    head = ("model_name", "model_version", "run_id", "text_output")
+    return [{name: item[name] for name in item if name not in head} for item in found]
+
+
+def test_a_model_with_other_outputs(running: Running) -> None:
+    """Its text comes in parts, the others with the last one; over HTTP and gRPC."""
+    expected = [{"text": "ONE"}, {"text": " TWO"}, {"usage": USAGE}]
+    assert expected == generated(running.url(), "writer", "one two")
+    port = running.mesh.services["gateway-0"].fact("grpc_listening", "port")
+    answers: queue.Queue[Any] = queue.Queue()
+    with triton.InferenceServerClient(f"127.0.0.1:{port}") as rpc:
+        rpc.start_stream(lambda result, error: answers.put(error or result))
+        text = triton.InferInput("text", [1], "BYTES")
+        text.set_data_from_numpy(np.array(["one two"], np.object_))
+        rpc.async_stream_infer("writer", [text])
+        found = [answers.get(timeout=30) for _ in range(3)]
+    parts = [[output.name for output in item.get_response().outputs] for item in found]
+    assert [["text"], ["text"], ["usage"]] == parts
+    assert b" TWO" == found[1].as_numpy("text")[0]
+    assert found[2].get_response().parameters["triton_final_response"].bool_param
+
+
+def test_a_workflow_as_a_model(running: Running, client: Client, llm: OpenaiServer) -> None:
+    """What its sink says comes in parts; what is said inside of it is no part of its answer."""
+    builder = WorkflowBuilder().add_node("llm", model="writer")
+    builder.deploy("wrote", client=client)
+    llm.hold_after = 2
+    address = f"{running.url()}/v2/models/wrote/generate_stream"
+    with httpx.stream("POST", address, json={"text_input": "one two"}, timeout=30) as answer:
+        lines = (line for line in answer.iter_lines() if line.startswith("data:"))
+        assert "ONE" == json.loads(next(lines)[6:])["llm.text"]
+        llm.go.set()
+        assert " TWO" == "".join(json.loads(line[6:]).get("llm.text", "") for line in lines)
+    llm.hold_after, llm.cuts = None, 1  # the second attempt says the same
+    items = generated(running.url(), "wrote", "one two")
+    assert "ONE TWO" == "".join(item.get("llm.text", "") for item in items)
+    assert USAGE == items[-1]["llm.usage"]
+    assert [{"out.text": "<ONE TWO>"}] == generated(running.url(), "talk", "one two")
+
+
+@pytest.mark.usefixtures("client")
+def test_from_a_shell(running: Running, llm: OpenaiServer) -> None:
     """Nothing but the words; events and parts as JSON; why there are none as an exit status."""
-    words = ("stream", "talk", "-i", "text=one two")
-    assert b"ONE TWO\n" == clawdbot(*words, url=running.url()).stdout
-    lines = clawdbot(*words, "--json", url=running.url()).stdout.splitlines()
+
+    def stream(*words: str) -> Result:
+        return CliRunner().invoke(app, ["stream", *words, "--url", running.url()])
+
+    asked = ("talk", "-i", "text=one two")
+    assert "ONE TWO\n" == stream(*asked).stdout
+    lines = stream(*asked, "--json").stdout.splitlines()
     kinds = [json.loads(line).get("type", "part") for line in lines]
     assert 2 == kinds.count("part")
     assert "RunCompleted" == kinds[-1]
-    assert b"x\n" == clawdbot("stream", "sole", "-i", "text=x", url=running.url()).stdout
+    assert "x\n" == stream("sole", "-i", "text=x").stdout
     llm.pieces = [b"data: {oops\n\n"]
-    failed = clawdbot(*words, url=running.url())
-    llm.pieces = None
-    assert ExitCode.RUN_FAILED == failed.returncode
-    assert b"no part of an answer" in failed.stderr
+    failed = stream(*asked)
+    assert ExitCode.RUN_FAILED == failed.exit_code
+    assert "no part of an answer" in " ".join(failed.stderr.split())
 
 
-async def test_on_the_bus(running: Running, client: Client) -> None:
+async def test_on_the_bus(running: Running) -> None:
     """Any NATS client hears them, by the paths of nodes; models that do not stream say none."""
     key = RunKey("default", "heard-on-the-bus")
     heard: list[tuple[str, Any]] = []
@@ -214,14 +264,16 @@ async def test_on_the_bus(running: Running, client: Client) -> None:
                  "inputs": {"text": "= 'x'"}},
             ]
         }  # fmt: skip
-        http = client._http
-        deployed = http.post("/v1/workflows", json={"name": "chorus", "definition": definition})
-        assert deployed.is_success, deployed.text
-        answer = http.post(
-            "/v1/workflows/chorus/runs?wait=30",
-            json={"inputs": {"lines": ["a b", "c"]}},
-            headers={"clawdbot-run-id": key.run_id},
-        )
+        async with httpx.AsyncClient(base_url=running.url(), timeout=30) as http:
+            deployed = await http.post(
+                "/v1/workflows", json={"name": "chorus", "definition": definition}
+            )
+            assert deployed.is_success, deployed.text
+            answer = await http.post(
+                "/v1/workflows/chorus/runs?wait=30",
+                json={"inputs": {"lines": ["a b", "c"]}},
+                headers={"clawdbot-run-id": key.run_id},
+            )
         assert "completed" == answer.json()["status"], answer.text
         async with asyncio.timeout(30):
             while len(heard) < 3:  # noqa: ASYNC110 - the subscription's callback fills it

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 
-READY_TIMEOUT_S = 30.0
+READY_TIMEOUT_S = 120.0
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -91,6 +91,34 @@ def adding() -> Any:
     return model(nodes, {"X": shape, "TOTAL": shape}, {"SUM": shape, "TOTAL_OUT": shape})
 
 
+def told() -> Any:
+    """Return a model of a sequence that forgets by itself: SUM = TOTAL_OUT = TOTAL (1 - START) + X.
+
+    SEEN [n, 4] is START, END, READY and ID as it was told.
+    """
+    ports = {
+        **dict.fromkeys(("X", "TOTAL"), ("FP32", ("n", 2))),
+        "START": ("FP32", ("n", 1)),
+        "END": ("INT32", ("n", 1)),
+        "READY": ("BOOL", ("n", 1)),
+        "ID": ("INT64", ("n", 1)),
+    }
+    nodes = [
+        helper.make_node("Sub", ["one", "START"], ["goes_on"]),
+        helper.make_node("Mul", ["TOTAL", "goes_on"], ["before"]),
+        helper.make_node("Add", ["before", "X"], ["SUM"]),
+        helper.make_node("Identity", ["SUM"], ["TOTAL_OUT"]),
+        *(
+            helper.make_node("Cast", [name], [f"{name}_"], to=TensorProto.FLOAT)
+            for name in ("END", "READY", "ID")
+        ),
+        helper.make_node("Concat", ["START", "END_", "READY_", "ID_"], ["SEEN"], axis=1),
+    ]
+    one = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
+    outputs = dict.fromkeys(("SUM", "TOTAL_OUT"), ("FP32", ("n", 2)))
+    return model(nodes, ports, {**outputs, "SEEN": ("FP32", ("n", 4))}, [one])
+
+
 def counting() -> Any:
     """Return a model that counts to TIMES, one by one: COUNT; both [1], a million take a second."""
     scalar = helper.make_tensor_value_info
@@ -188,15 +216,47 @@ def entry(
     }
 
 
+def stateful(folder: Path) -> dict[str, dict[str, Any]]:
+    """Write the models that keep a state, and return their catalogue entries."""
+    save(adding(), folder / "adding.onnx")
+    save(told(), folder / "told.onnx")
+    return {
+        "adding": entry(
+            "adding.onnx",
+            [port("X", "FP32", [-1, 2]), port("TOTAL", "FP32", [-1, 2])],
+            [port("SUM", "FP32", [-1, 2]), port("TOTAL_OUT", "FP32", [-1, 2])],
+            max_batch_size=8,
+            state=[{"input": "total", "output": "total_out"}],
+        ),
+        "told": entry(
+            "told.onnx",
+            [
+                *(port(name, "FP32", [-1, 2]) for name in ("X", "TOTAL")),
+                port("START", "FP32", [-1, 1]),
+                port("END", "INT32", [-1, 1]),
+                port("READY", "BOOL", [-1, 1]),
+                port("ID", "INT64", [-1, 1]),
+            ],
+            [
+                *(port(name, "FP32", [-1, 2]) for name in ("SUM", "TOTAL_OUT")),
+                port("SEEN", "FP32", [-1, 4]),
+            ],
+            max_batch_size=8,
+            state=[{"input": "total", "output": "total_out"}],
+            controls={"start": "start", "end": "end", "ready": "ready", "correlation": "id"},
+        ),
+    }
+
+
 def entries(folder: Path) -> dict[str, dict[str, Any]]:
     """Write every tiny model below a folder, and return their catalogue entries."""
     save(doubling(), folder / "doubling.onnx")
     save(picky(), folder / "picky" / "1.onnx")
     save(restless(), folder / "restless.onnx")
-    save(adding(), folder / "adding.onnx")
     save(counting(), folder / "counting.onnx")
     rows = [-1, 3]
     found = {
+        **stateful(folder),
         "doubling": entry(
             "doubling.onnx",
             [port("A", "FP32", rows), port("B", "FP32", rows)],
@@ -217,13 +277,6 @@ def entries(folder: Path) -> dict[str, dict[str, Any]]:
             isolation="process",
             limits={"memory": "200MiB"},
             timeout_s=1,
-        ),
-        "adding": entry(
-            "adding.onnx",
-            [port("X", "FP32", [-1, 2]), port("TOTAL", "FP32", [-1, 2])],
-            [port("SUM", "FP32", [-1, 2]), port("TOTAL_OUT", "FP32", [-1, 2])],
-            max_batch_size=8,
-            state=[{"input": "total", "output": "total_out"}],
         ),
         "of/two.words": entry(
             "doubling.onnx",

@@ -3,10 +3,16 @@
 Source: model_config.proto of Triton; perf_analyzer reads it.
 """
 
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from schemas.catalogue import ModelSpec, Port, StateSpec
+from schemas.catalogue import ModelSpec, Port
+from schemas.sequences import Controls, StateSpec
+
+
+VALUES: dict[str, list[Any]] = {"BOOL": [False, True], "INT32": [0, 1], "FP32": [0.0, 1.0]}
+"""What says no and yes, of each datatype of a control."""
 
 
 def data_type(datatype: str) -> str:
@@ -47,7 +53,22 @@ def model_config(name: str, spec: ModelSpec) -> dict[str, Any]:
         }
     if spec.state:
         config["sequence_batching"] = {"state": [_state(item, spec) for item in spec.state]}
+    if spec.controls is not None:
+        config["sequence_batching"]["control_input"] = list(_controls(spec.controls, spec))
     return config
+
+
+def _controls(controls: Controls, spec: ModelSpec) -> Iterator[dict[str, Any]]:
+    ports = {port.name: port for port in spec.inputs}
+    for what, name in controls.flags.items():
+        port = ports[name]
+        values = {f"{port.datatype.lower()}_false_true": VALUES[port.datatype]}
+        control = {"kind": f"CONTROL_SEQUENCE_{what.upper()}", **values}
+        yield {"name": port.tensor_name, "control": [control]}
+    if controls.correlation:
+        port = ports[controls.correlation]
+        kind = {"kind": "CONTROL_SEQUENCE_CORRID", "data_type": data_type(port.datatype)}
+        yield {"name": port.tensor_name, "control": [kind]}
 
 
 def _state(state: StateSpec, spec: ModelSpec) -> dict[str, Any]:

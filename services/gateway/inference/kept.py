@@ -24,10 +24,10 @@ class Kept:
 
     def hear(self, tally: Mapping[str, Any]) -> None:
         """Take note of a tally, unless a newer one was heard."""
-        worker = tally["worker"]
+        worker, at = str(tally["worker"]), float(tally["at"])
         before = self._tallies.get(worker)
-        if before is None or before["at"] <= tally["at"]:
-            self._tallies[worker] = tally
+        if before is None or before["at"] <= at:
+            self._tallies[worker] = {**tally, "at": at}
             self._tallies.move_to_end(worker)
         while len(self._tallies) > WORKERS_MAX:
             _, oldest = self._tallies.popitem(last=False)

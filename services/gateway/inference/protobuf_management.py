@@ -24,6 +24,12 @@ ENUMS = {
         "TYPE_STRING",
         "TYPE_BF16",
     ),
+    "ControlKind": (
+        "CONTROL_SEQUENCE_START",
+        "CONTROL_SEQUENCE_READY",
+        "CONTROL_SEQUENCE_END",
+        "CONTROL_SEQUENCE_CORRID",
+    ),
     "InputFormat": ("FORMAT_NONE", "FORMAT_NHWC", "FORMAT_NCHW"),
 }
 """Names by number; `InputFormat` is ModelInput.Format, on the wire the same."""
@@ -83,10 +89,19 @@ MANAGEMENT: dict[str, tuple[str, ...]] = {
         "uint64 priority_levels 4",
         "uint64 default_priority_level 5",
     ),
+    "ModelSequenceControl": (
+        "ControlKind kind 1",
+        "int32[] int32_false_true 2",
+        "float[] fp32_false_true 3",
+        "DataType data_type 4",
+        "bool[] bool_false_true 5",
+    ),
     "ModelSequenceBatching": (
         "uint64 max_sequence_idle_microseconds 1",
+        "ModelSequenceBatching.ControlInput[] control_input 2",
         "ModelSequenceBatching.State[] state 5",
     ),
+    "ModelSequenceBatching.ControlInput": ("string name 1", "ModelSequenceControl[] control 2"),
     "ModelSequenceBatching.State": (
         "string input_name 1",
         "string output_name 2",

@@ -8,6 +8,7 @@ Source: Triton's sequence extension and its implicit state.
 """
 
 import asyncio
+import struct
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from schemas import tensors
 from schemas.catalogue import ModelSpec, Port
+from schemas.datatypes import STRUCT
 from schemas.errors import EngineFailed, FailedPrecondition, InvalidArgument, ResourceExhausted
 from schemas.values import Tensor, Value
 from services.gateway.inference.asks import InferAsk, Step
@@ -85,7 +87,7 @@ class Sequences:
                 held.states = _beginning(spec, ask)
             elif self._held.get(key) is not held:
                 raise _unknown(step)
-            states = {**ask.inputs, **held.states}
+            states = {**ask.inputs, **held.states, **_told(spec, ask, step)}
             turn = Turn(replace(ask, inputs=states))
             yield turn
             if turn.outputs is None:
@@ -139,14 +141,59 @@ def _unknown(step: Step) -> FailedPrecondition:
 
 def _beginning(spec: ModelSpec, ask: InferAsk) -> dict[str, Tensor]:
     """Return the state before the first step: zeros, a row for each row of the request."""
-    rows = next((value.shape[0] for value in ask.inputs.values() if isinstance(value, Tensor)), 1)
-    ports = {port.name: port for port in spec.inputs}
+    rows, ports = _rows(ask), {port.name: port for port in spec.inputs}
     found = {}
     for state in spec.state:
         port = ports[state.input]
         shape = tuple(rows if size < 0 else size for size in port.shape)
         found[port.name] = Tensor(datatype=port.datatype, shape=shape, data=_zeros(port, shape))
     return found
+
+
+def _rows(ask: InferAsk) -> int:
+    return next((value.shape[0] for value in ask.inputs.values() if isinstance(value, Tensor)), 1)
+
+
+def _told(spec: ModelSpec, ask: InferAsk, step: Step) -> dict[str, Tensor]:
+    """Return what a model is told of a step: an element for each row of the request.
+
+    Raises:
+        InvalidArgument: The sequence's id is none that the model takes.
+    """
+    if spec.controls is None:
+        return {}
+    rows, ports = _rows(ask), {port.name: port for port in spec.inputs}
+    flags = {"start": step.is_start, "end": step.is_end, "ready": True}
+    found: dict[str, Tensor] = {}
+    for what, name in spec.controls.flags.items():
+        element = struct.pack(f"<{STRUCT[ports[name].datatype]}", flags[what])
+        found[name] = _repeated(ports[name], element, rows)
+    if spec.controls.correlation:
+        port = ports[spec.controls.correlation]
+        found[port.name] = _repeated(port, _id(step.sequence, port.datatype), rows)
+    return found
+
+
+def _repeated(port: Port, element: bytes, rows: int) -> Tensor:
+    shape = tuple(rows if size < 0 else size for size in port.shape)
+    data = element * tensors.count_of(shape)
+    return Tensor(datatype=port.datatype, shape=shape, data=data)
+
+
+def _id(sequence: str, datatype: str) -> bytes:
+    """Return a sequence's id as an element of a tensor.
+
+    Raises:
+        InvalidArgument: It has no such form.
+    """
+    if datatype == tensors.BYTES:
+        return tensors.pack([sequence.encode()])
+    try:
+        return struct.pack(f"<{STRUCT[datatype]}", int(sequence))
+    except (ValueError, struct.error) as error:
+        raise InvalidArgument(
+            f"this model takes a number ({datatype}) as its sequence_id, not '{sequence[:64]}'"
+        ) from error
 
 
 def _zeros(port: Port, shape: tuple[int, ...]) -> bytes:

@@ -68,10 +68,12 @@ class Inferred:
     """The one that really ran."""
     run_id: str = ""
     """Of a workflow."""
+    is_part: bool = False
+    """Whether other parts have other outputs."""
 
     def of(self, wanted: Sequence[Wanted]) -> Sequence[Wanted]:
         """Return which of the outputs that are wanted there are: a run may have skipped a sink."""
-        if not self.run_id:
+        if not self.run_id and not self.is_part:
             return wanted
         return [item for item in wanted if item.port.name in self.outputs]
 
@@ -187,11 +189,14 @@ class Inferences:
         self, name: str, spec: ModelSpec, ask: InferAsk, headers: Mapping[str, str]
     ) -> Inferred:
         """Run a workflow, as long as it may be waited for."""
+        found = await self.workflows.infer(name, spec, self._timed(ask), headers)
+        return Inferred(found.outputs, name, found.run_id)
+
+    def _timed(self, ask: InferAsk) -> InferAsk:
+        """Return what is asked of a workflow, as long as it may be waited for."""
         if ask.params:
             raise InvalidArgument(f"a workflow takes no parameter '{next(iter(ask.params))[:64]}'")
-        timed = replace(ask, timeout_s=min(ask.timeout_s, self.wait_s_max))
-        found = await self.workflows.infer(name, spec, timed, headers)
-        return Inferred(found.outputs, name, found.run_id)
+        return replace(ask, timeout_s=min(ask.timeout_s, self.wait_s_max))
 
     async def infer(
         self, name: str, spec: ModelSpec, ask: InferAsk, headers: Mapping[str, str]
@@ -235,7 +240,10 @@ class Inferences:
         """
         _check_stateless(ask)
         if spec.engine == ENGINE:
-            yield await self._run(name, spec, ask, headers), True
+            grown = self.workflows.stream(name, spec, self._timed(ask), headers)
+            async with aclosing(grown) as growing:
+                async for outputs, is_last in growing:
+                    yield Inferred(outputs.outputs, name, outputs.run_id), is_last
             return
         at = self.offered_as(name, spec)
         message = self._message(at, spec, ask, {**headers, Header.STREAM: "true"})
@@ -243,7 +251,8 @@ class Inferences:
         try:
             async with aclosing(self._parts(at, message)) as parts:
                 async for answer, is_last in parts:
-                    yield _read(answer, at, name), is_last
+                    found = _read(answer, at, name)
+                    yield replace(found, is_part=spec.streams), is_last
         finally:
             if not is_last:
                 self._withdraw(message)

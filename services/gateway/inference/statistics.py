@@ -62,10 +62,11 @@ class Tallies:
         """Take note of what a worker counted until now."""
         try:
             tally = orjson.loads(message.data)
-        except orjson.JSONDecodeError:
+            for counted in tally["models"].values():
+                summed("", "", [counted])
+            self.kept.hear(tally)
+        except (AttributeError, KeyError, TypeError, ValueError):  # of somebody else
             log.warning("tally_unreadable", subject=message.subject)
-            return
-        self.kept.hear(tally)
 
     async def of(self, models: Mapping[str, ModelSpec]) -> tuple[ModelStatistics, ...]:
         """Return the statistics of models, in their order.

@@ -3,18 +3,20 @@
 Source: Triton shows its ensembles the same way.
 """
 
+import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from events.blobs import BlobStore
 from events.definitions import DeployedWorkflow
 from events.spill import fetch
+from events.subjects import RunKey
 from schemas import mustache
 from schemas.catalogue import Catalogue, ModelSpec, Port, ValueKind
 from schemas.errors import NotFound
-from schemas.ids import DEFAULT_TENANT, TOKEN
+from schemas.ids import DEFAULT_TENANT, TOKEN, new_id
 from schemas.inputs import WHOLE_INPUT
 from schemas.live_catalogue import LiveCatalogue
 from schemas.messages import Header
@@ -22,7 +24,9 @@ from schemas.plan import RUN_INPUT, TEMPLATE_ENGINE, Plan
 from schemas.values import Value, Wire, from_json, to_wire
 from services.gateway.calls import error_of
 from services.gateway.inference.asks import InferAsk
+from services.gateway.inference.growing import Growing
 from services.gateway.inputs import checked
+from services.gateway.listening import listening
 from services.gateway.submissions import Ask, Submissions
 
 
@@ -77,8 +81,43 @@ class WorkflowModels:
         deployed, _ = await self._known(name)
         return tuple(sorted({node.model for node in deployed.plan.worked_on()}))
 
-    async def infer(
+    async def stream(
         self, name: str, spec: ModelSpec, ask: InferAsk, headers: Mapping[str, str]
+    ) -> AsyncGenerator[tuple[RunOutputs, bool], None]:
+        """Yield what sinks say while they compute, then the rest, and whether it is the last.
+
+        Raises:
+            ClawdbotError: As `infer`.
+            Unavailable: What was said is not how it ended; see `Growing`.
+        """
+        run_id, growing = new_id(), Growing(spec)
+        key = RunKey(DEFAULT_TENANT, run_id)
+        async with listening(self.submissions.bus, key) as listener:
+            run = asyncio.ensure_future(self.infer(name, spec, ask, headers, run_id=run_id))
+            try:
+                while not run.done():
+                    hearing = asyncio.ensure_future(listener.more.wait())
+                    try:
+                        await asyncio.wait({run, hearing}, return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        hearing.cancel()
+                        await asyncio.wait({hearing})
+                    fresh = growing.add(listener.take())
+                    if fresh:
+                        yield RunOutputs(run_id, fresh), False
+            finally:
+                run.cancel()
+                await asyncio.wait({run})
+            yield RunOutputs(run_id, growing.rest(run.result().outputs, run_id)), True
+
+    async def infer(
+        self,
+        name: str,
+        spec: ModelSpec,
+        ask: InferAsk,
+        headers: Mapping[str, str],
+        *,
+        run_id: str = "",
     ) -> RunOutputs:
         """Run a workflow and wait for what comes out of it; the run goes on when nobody waits.
 
@@ -95,6 +134,7 @@ class WorkflowModels:
         ended = await self.submissions.call(
             Ask(
                 workflow=name.removeprefix(PREFIX),
+                run_id=run_id,
                 correlation_id=headers.get(Header.CORRELATION_ID, ""),
                 traceparent=headers.get(Header.TRACEPARENT, ""),
                 wait_s=ask.timeout_s or self.wait_s,
@@ -165,6 +205,11 @@ def spec_of(
         version=str(deployed.version),
         inputs=tuple(inputs),
         outputs=tuple(outputs),
+        streams=any(
+            catalogue.models[model].streams
+            for sink in plan.outputs
+            if (model := plan.node(sink).model) in catalogue.models
+        ),
     )
 
 

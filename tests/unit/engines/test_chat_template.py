@@ -1,6 +1,5 @@
 """Chat templates of strangers: what they may do, and what they may not."""
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -89,14 +88,13 @@ def test_what_they_may_not(
 
 def test_one_that_never_ends(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
     """Is ended with its process, and the next conversation gets another one."""
-    monkeypatch.setattr(chat_template, "RENDER_S_MAX", 1)
     spin = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     source = "{% if messages[0].content == 'spin' %}" + spin + "{% endif %}fine"
     assert "fine" == render(source)
-    begun = time.monotonic()
-    with pytest.raises(EngineFailed, match="took over 1 seconds"):
-        render(source, [{"role": "user", "content": "spin"}])
-    assert time.monotonic() - begun < 60
+    with monkeypatch.context() as patch:
+        patch.setattr(chat_template, "RENDER_S_MAX", 1)
+        with pytest.raises(EngineFailed, match="took over 1 seconds"):
+            render(source, [{"role": "user", "content": "spin"}])
     assert "fine" == render(source)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from schemas.catalogue import ModelSpec
+from schemas.catalogue import Catalogue, ModelSpec
 from schemas.errors import (
     Cancelled,
     ClawdbotError,
@@ -16,6 +16,7 @@ from schemas.errors import (
 )
 from services.workers.engine import Request
 from services.workers.engines.transformers_tasks import TransformersEngine
+from services.workers.models import Capacity, Models
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -290,3 +291,21 @@ def test_errors_are_ours(chatty: TransformersEngine, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(chatty.model, "generate", broken)
     with pytest.raises(ClawdbotError, match="could not go on"):
         chatty.infer([Request({"text": "hi"})])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isolation", ["none", "process"])
+async def test_in_a_worker(isolation: str, models_dir: Path, chatty: TransformersEngine) -> None:
+    """Parts come out of its thread, and out of a process of its own, before the answer does."""
+    entry = {**chatty.spec.model_dump(mode="json", exclude_defaults=True), "isolation": isolation}
+    catalogue = Catalogue.model_validate({"models": {"writer": entry}})
+    models = Models(catalogue, "text", models_dir, allow_fallback=False, capacity=Capacity(1))
+    parts: list[Any] = []
+    try:
+        request = Request({"text": "hello"}, {"max_new_tokens": 30}, emit=parts.append)
+        found = await models.infer("writer", request)
+        assert models.streams("writer")
+    finally:
+        models.close()
+    assert found.outputs["text"] == "".join(part["text"] for part in parts)
+    assert len(parts) > 3

@@ -130,7 +130,9 @@ async def test_a_model_is_measured_once(tmp_path: Path) -> None:
     assert TRIES == before[4].count
     again.engine.close()
     held.update({"picky": loaded.spec})
+    await held.preload()
     assert before is not held.counters("picky").calibrated
+    assert TRIES == held.counters("picky").calibrated[4].count
     held.close()
 
 

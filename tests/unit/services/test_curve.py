@@ -65,6 +65,17 @@ def test_no_call_is_larger_than_it_may_be(rows_max: int) -> None:
             curve.note(min(rows, waiting), 0.01)
 
 
+@pytest.mark.parametrize(
+    ("cost_s", "rows"), [(lambda rows: 0.005 * rows, 1), (lambda _: 0.005, 64)]
+)
+def test_what_was_measured_need_not_be_tried(cost_s: Callable[[int], float], rows: int) -> None:
+    """The first call already has as many rows as pay."""
+    curve = Curve(64)
+    for size in curve.sizes:
+        curve.learn(size, cost_s(size))
+    assert rows == curve.most(64)
+
+
 def take_all(_: Curve, waiting: int, __: float) -> int:
     """Compute whoever waits."""
     return waiting

@@ -2,11 +2,12 @@
 
 import pytest
 
-from schemas.catalogue import ModelSpec, Port, StateSpec
-from schemas.errors import EngineFailed, FailedPrecondition, ResourceExhausted
+from schemas.catalogue import ModelSpec, Port
+from schemas.errors import EngineFailed, FailedPrecondition, InvalidArgument, ResourceExhausted
+from schemas.sequences import StateSpec
 from schemas.values import Tensor
 from services.gateway.inference.asks import InferAsk, Step
-from services.gateway.inference.sequences import Sequences
+from services.gateway.inference.sequences import Sequences, _id
 from tests.support.clock import ManualClock
 
 
@@ -99,3 +100,42 @@ def test_a_state_must_fit() -> None:
         outputs = [good["outputs"][0], port]
         with pytest.raises(ValueError, match=says):
             ModelSpec.model_validate({**good, "outputs": outputs})
+
+
+def test_controls_must_fit() -> None:
+    """Inputs that are there, of one element a row, of a model that has a state."""
+    good = spec().model_dump()
+    flag = {"name": "begins", "kind": "tensor", "datatype": "INT32", "shape": [-1, 1]}
+    told = {**good, "inputs": [*good["inputs"], flag], "controls": {"start": "begins"}}
+    assert {"begins", "h"} & {port.name for port in ModelSpec.model_validate(told).asked} == set()
+    for change, says in (
+        ({"controls": {"end": "nobody"}}, "no input 'nobody'"),
+        ({"controls": {"start": "h"}}, "and no state"),
+        ({"controls": {"start": "begins", "end": "begins"}}, "one control"),
+        ({"state": []}, "without a `state`"),
+        ({"inputs": [*good["inputs"], {**flag, "datatype": "FP64"}]}, "BOOL, INT32, FP32"),
+        ({"inputs": [*good["inputs"], {**flag, "shape": [-1, 2]}]}, "one element a row"),
+        ({"controls": {"correlation": "begins"}, "inputs": told["inputs"][:-1]}, "no input"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            ModelSpec.model_validate({**told, **change})
+
+
+@pytest.mark.parametrize(
+    ("sequence", "datatype", "element"),
+    [
+        ("7", "INT32", b"\7\0\0\0"),
+        ("7", "UINT64", b"\7" + bytes(7)),
+        ("seven", "BYTES", b"\5\0\0\0seven"),
+        ("seven", "INT64", None),
+        ("-1", "UINT32", None),
+        (str(2**31), "INT32", None),
+    ],
+)
+def test_a_sequence_has_an_id(sequence: str, datatype: str, element: bytes | None) -> None:
+    """As the model takes it; one that it cannot take is refused."""
+    if element is not None:
+        assert element == _id(sequence, datatype)
+        return
+    with pytest.raises(InvalidArgument, match="takes a number"):
+        _id(sequence, datatype)

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import orjson
 import pytest
 
 from events.models import Offer, WorkerCard
 from services.gateway.inference.kept import WORKERS_MAX, Kept
-from services.gateway.inference.statistics import memory_of, summed
+from services.gateway.inference.statistics import Tallies, memory_of, summed
 from services.workers.models import Answer
 from services.workers.tally import Tally
 from tests.support.clock import ManualClock
@@ -122,3 +123,34 @@ def test_memory_is_what_workers_measured() -> None:
     found = [(item.type, item.byte_size) for item in memory_of("m", cards)]
     assert [("CPU", 15), ("GPU", 7)] == found
     assert () == memory_of("other", cards)
+
+
+class Heard:
+    """A message of core NATS."""
+
+    subject = "clawdbot.v1.default.tally.text.w"
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"no",
+        b"[]",
+        b"{}",
+        b'{"models": 7}',
+        b'{"worker": "w", "at": 1, "models": {"m": 7}}',
+        b'{"worker": "w", "at": 1, "models": {"m": {"calls": {"one": {"count": 1}}}}}',
+        b'{"worker": "w", "at": 1, "models": {"m": {"requests": {"success": {"ns": "x"}}}}}',
+        b'{"worker": "w", "models": {}}',
+    ],
+)
+async def test_what_is_no_tally_changes_nothing(data: bytes) -> None:
+    """Whoever reaches the bus may send one."""
+    tallies = Tallies(None, None, ManualClock(), 1.0)  # type: ignore[arg-type] # nobody is asked
+    await tallies.hear(Heard(orjson.dumps(said("a", 1.0, 3))))
+    await tallies.hear(Heard(data))
+    assert (3, 3, 3) == total(tallies.kept)

@@ -5,7 +5,7 @@ import io
 
 from typing_extensions import override
 
-from services.telemetry import Lines
+from services.telemetry import LINES_WAITING, Lines
 
 
 class Written(io.BytesIO):
@@ -33,6 +33,18 @@ async def test_lines_of_a_turn_leave_together() -> None:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert [b"1\n2\n", b"3\n"] == file.pieces
+
+
+async def test_a_long_turn_does_not_heap_up_lines() -> None:
+    """So many leave before it ends."""
+    file = Written()
+    lines = Lines(file)
+    for _ in range(LINES_WAITING + 1):
+        lines.info(b"1")
+    assert [b"1\n" * LINES_WAITING] == file.pieces
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [b"1\n" * LINES_WAITING, b"1\n"] == file.pieces
 
 
 async def test_a_warning_leaves_at_once_and_in_order() -> None:
