@@ -12,7 +12,7 @@ AHEAD = 4
 """Messages that one who answers may have unanswered: so everybody on the way has one to work at."""
 FEW = 8
 """Requests that are worth a message of their own while others are under way."""
-HOLD_S = 0.005
+HOLD_S = 0.001
 """Longest wait behind so many."""
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 WORTH = 1.03
 """A smaller call is taken if a row costs at most so much more than at best."""
-IDLE_WORTH = 0.2
+IDLE_WORTH = 0.15
 """So much more, at most, where the engine idled: its time was there."""
 TRIES = 3
 """Calls of a size until it is known what a row costs."""

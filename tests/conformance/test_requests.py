@@ -18,6 +18,7 @@ from services.lanes import AHEAD, FEW
 from services.requests import Requests
 from services.runtime import Bus
 from tests.support.nats import NatsServer
+from tests.support.wait import until
 
 
 pytestmark = [pytest.mark.nats, pytest.mark.timeout(30)]
@@ -164,13 +165,28 @@ async def test_behind_some_messages_one_waits_a_moment(bus: Bus, messages: list[
         task.cancel()
 
 
-async def test_too_many_are_refused_one_by_one(bus: Bus, messages: list[Frame]) -> None:
+async def test_too_many_are_refused_one_by_one(bus: Bus, nc: Nats) -> None:
     """Those there is room for are answered."""
-    requests = Requests(bus)
-    asked = (ask(requests, b"x", number) for number in range(AT_ONCE + 5))
-    answers = await all_of(asked)
+    requests, may_answer, seen = Requests(bus), asyncio.Event(), list[Frame]()
+
+    async def answer_later(asked: micro.Asked) -> micro.Reply:
+        await may_answer.wait()
+        return micro.Reply(asked.body)
+
+    async def are_refused() -> bool:
+        return sum(task.done() for task in asked) == 5
+
+    await (await Express.of(nc)).subscribe("desk.c", seen.append)
+    async with serving(nc, micro.Endpoint("desk", "c", "desk.c", "", answer_later, AT_ONCE)):
+        asked = [
+            asyncio.ensure_future(requests.ask("desk.c", b"x", {}, 25, together=True))
+            for _ in range(AT_ONCE + 5)
+        ]
+        await until(are_refused, what="the refusals", timeout_s=20)
+        may_answer.set()
+        answers = await all_of(asked)
     assert {"Unavailable": 5, "bytes": AT_ONCE} == kinds(answers)
-    assert AHEAD == len(messages)
+    assert AHEAD == len(seen)
 
 
 async def test_one_without_an_answer_holds_up_nobody(bus: Bus, messages: list[Frame]) -> None:
