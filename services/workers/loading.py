@@ -115,12 +115,12 @@ class Loader:
         requests = warming.warm(engine) if isinstance(engine, Engine) else []
         loaded = self._hold(name, engine)
         loaded.load_s, loaded.warm_s = in_memory - begun, time.perf_counter() - in_memory
+        self._calibrate(loaded, requests)
         size = self._size(name, engine, _held(on_gpu=gpu is not None) - before)
         loaded.size_bytes, loaded.device_bytes = size.host, size.device
         limit = None if engine.spec.limits is None else engine.spec.limits.memory_bytes
         if limit is not None and size.host > limit:
             raise ModelUnavailable(f"it takes {size.host} bytes, its limit is {limit}")
-        self._calibrate(loaded, requests)
         loaded.counters.load_count += 1
         loaded.counters.load_s += loaded.load_s + loaded.warm_s + loaded.calibrate_s
         return loaded

@@ -114,8 +114,8 @@ def test_a_hang_is_504_and_deadline_exceeded(served: Served) -> None:
     """After the model's `timeout_s`; who asks another model meanwhile does not wait."""
     begun = time.monotonic()
     status, answer = http(served, FOREVER, 1)
-    assert (504, True) == (status, "did not answer within 1 s" in answer["error"])
-    assert 1.0 <= time.monotonic() - begun < 20.0
+    assert (504, True) == (status, "did not answer within 3 s" in answer["error"])
+    assert 3.0 <= time.monotonic() - begun < 20.0
     assert "StatusCode.DEADLINE_EXCEEDED" == grpc(served, FOREVER, 1)[0]
     until_sync(lambda: http(served, 3, 5)[0] == 200)
 

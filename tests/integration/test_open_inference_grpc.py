@@ -449,8 +449,12 @@ def test_the_repository(client: triton.InferenceServerClient) -> None:
     assert client.is_model_ready("pushed")
     with pytest.raises(InferenceServerException, match="NOT_FOUND"):
         client.load_model("nobody")
-    with pytest.raises(InferenceServerException, match="UNIMPLEMENTED"):
-        client.load_model("pushed", config='{"max_batch_size": 4}')
+    client.load_model("pushed", config='{"max_batch_size": 4}')
+    assert 4 == client.get_model_config("pushed").config.max_batch_size
+    answer = client.infer("pushed", [tensor])
+    assert ("2", 1.0) == (answer.get_response().model_version, answer.as_numpy("Y")[0, 0])
+    with pytest.raises(InferenceServerException, match="INVALID_ARGUMENT"):
+        client.load_model("pushed", config='{"backend": "python"}')
     evil = {"file:1/model.onnx": hostile.external("../secret")}
     with pytest.raises(InferenceServerException, match="keeps weights in other files"):
         client.load_model("evil", config="{}", files=evil)

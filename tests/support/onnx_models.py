@@ -276,7 +276,7 @@ def entries(folder: Path) -> dict[str, dict[str, Any]]:
             [port("DONE", "FP32", [1])],
             isolation="process",
             limits={"memory": "200MiB"},
-            timeout_s=1,
+            timeout_s=3,
         ),
         "of/two.words": entry(
             "doubling.onnx",
