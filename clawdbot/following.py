@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from typing import Any
 
@@ -21,15 +22,15 @@ _Next = Callable[[int], Call[None]]
 """Returns what is asked, with the last event that was seen."""
 
 
-class Following:
+class Following(ABC):
     """The part of `Client` that follows runs."""
 
     url: str
     _http: httpx.Client
 
+    @abstractmethod
     def put_blob(self, data: bytes, media_type: str = "application/octet-stream") -> BlobRef:
         """Keep bytes."""
-        raise NotImplementedError
 
     def follow(self, run_id: str, after: int = 0) -> Generator[EventView, None, None]:
         """Yield a run's events as they happen, to its end; a broken connection is resumed."""
@@ -109,15 +110,15 @@ class Following:
             raise protocol.unreachable(self.url, error) from error
 
 
-class AsyncFollowing:
+class AsyncFollowing(ABC):
     """The part of `AsyncClient` that follows runs; see `Following`."""
 
     url: str
     _http: httpx.AsyncClient
 
+    @abstractmethod
     async def put_blob(self, data: bytes, media_type: str = "application/octet-stream") -> BlobRef:
         """Keep bytes."""
-        raise NotImplementedError
 
     async def follow(self, run_id: str, after: int = 0) -> AsyncGenerator[EventView, None]:
         """Yield a run's events as they happen, to its end; a broken connection is resumed."""

@@ -17,10 +17,10 @@ from typing import Any
 import orjson
 
 from schemas.errors import EngineFailed, FailedPrecondition, InvalidArgument
+from services.workers.engines import fields
 
 
 TEMPLATE_CHARS_MAX = 256 * 1024
-MESSAGES_MAX = 1024
 MESSAGES_BYTES_MAX = 1024 * 1024
 RENDERED_CHARS_MAX = 4 * 1024 * 1024
 RENDER_S_MAX = 10
@@ -131,16 +131,9 @@ def checked(given: Any) -> list[dict[str, Any]]:
     Raises:
         InvalidArgument: They are none; names `inputs.messages`.
     """
-    fits = isinstance(given, list) and all(
-        isinstance(item, dict) and isinstance(item.get("role"), str) for item in given
-    )
-    if not fits or not 0 < len(given) <= MESSAGES_MAX:
-        raise InvalidArgument(
-            f"'messages' must be a list of 1 to {MESSAGES_MAX} objects with a role and content",
-            field="inputs.messages",
-        )
+    found = fields.messages(given)
     try:
-        size = len(orjson.dumps(given))
+        size = len(orjson.dumps(found))
     except TypeError as error:
         raise InvalidArgument("'messages' must be JSON", field="inputs.messages") from error
     if size > MESSAGES_BYTES_MAX:
@@ -149,7 +142,7 @@ def checked(given: Any) -> list[dict[str, Any]]:
             field="inputs.messages",
         )
     return [
-        {key: value for key, value in item.items() if value is not None} for item in given
+        {key: value for key, value in item.items() if value is not None} for item in found
     ]  # templates print what is null
 
 

@@ -1,13 +1,17 @@
 """Reads the inputs and parameters of a request, and refuses what does not fit."""
 
+from collections.abc import Collection
 from importlib.util import find_spec
+from typing import Any
 
+from schemas.catalogue import ModelSpec
 from schemas.errors import InvalidArgument
 from schemas.values import Binary, Tensor
 from services.workers.engine import Request
 
 
 TEXT_CHARS_MAX = 16 * 1024
+MESSAGES_MAX = 1024
 
 
 def text(request: Request, name: str = "text", *, chars_max: int = TEXT_CHARS_MAX) -> str:
@@ -45,6 +49,34 @@ def texts(request: Request, name: str = "text", *, items_max: int = 1024) -> lis
             f"each text of '{name}' may have at most {TEXT_CHARS_MAX} characters", field=where
         )
     return found
+
+
+def messages(given: object) -> list[dict[str, Any]]:
+    """Return the messages of a chat.
+
+    Raises:
+        InvalidArgument: Something else, or too many; names `inputs.messages`.
+    """
+    found = list(given) if isinstance(given, list) else []
+    fits = all(isinstance(item, dict) and isinstance(item.get("role"), str) for item in found)
+    if not fits or not 0 < len(found) <= MESSAGES_MAX:
+        raise InvalidArgument(
+            f"'messages' must be a list of 1 to {MESSAGES_MAX} objects with a role and content",
+            field="inputs.messages",
+        )
+    return found
+
+
+def unknown_port(
+    spec: ModelSpec, task: str, inputs: Collection[str], outputs: Collection[str]
+) -> str | None:
+    """Return why a model cannot be served: a port that its task does not have; None without one."""
+    for side, ports, known in (("input", spec.inputs, inputs), ("output", spec.outputs, outputs)):
+        for port in ports:
+            if port.name not in known:
+                names = ", ".join(sorted(known))
+                return f"the task '{task}' has no {side} '{port.name}', only {names}"
+    return None
 
 
 def data(request: Request, name: str, *, bytes_max: int) -> bytes:

@@ -41,7 +41,6 @@ from services.workers.engines.sse import EventReader
 
 
 REQUEST_BYTES_MAX = 16 * 1024 * 1024
-MESSAGES_MAX = 1024
 EVENT_STREAM = "text/event-stream"
 
 _NUMBERS = {
@@ -88,14 +87,9 @@ class OpenaiEngine(AsyncEngine):
             task = self._task()
         except ModelUnavailable as error:
             return error.message
-        for side, ports, known in (
-            ("input", self.spec.inputs, _INPUTS[task]),
-            ("output", self.spec.outputs, _OUTPUTS[task]),
-        ):
-            for port in ports:
-                if port.name not in known:
-                    names = ", ".join(sorted(known))
-                    return f"the task '{task}' has no {side} '{port.name}', only {names}"
+        unknown = fields.unknown_port(self.spec, task, _INPUTS[task], _OUTPUTS[task])
+        if unknown is not None:
+            return unknown
         if self.spec.streams and task != "chat":
             return f"the task '{task}' gives no answers in parts: leave out 'streams'"
         return fields.missing_package("httpx")
@@ -262,15 +256,7 @@ def _messages(request: Request) -> list[Any]:
     """
     given = request.inputs.get("messages")
     if given is not None:
-        fits = isinstance(given, list) and all(
-            isinstance(item, dict) and isinstance(item.get("role"), str) for item in given
-        )
-        if not fits or not 0 < len(given) <= MESSAGES_MAX:
-            raise InvalidArgument(
-                f"'messages' must be a list of 1 to {MESSAGES_MAX} objects with a role and content",
-                field="inputs.messages",
-            )
-        return list(given)
+        return fields.messages(given)
     text: Any = fields.text(request)
     image = request.inputs.get("image")
     if image is None:

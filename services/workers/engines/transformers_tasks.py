@@ -48,14 +48,9 @@ class TransformersEngine(OnTorch, BatchEngine):
             self.rows_max()
         except ModelUnavailable as error:
             return error.message
-        for side, ports, known in (
-            ("input", self.spec.inputs, _INPUTS[task]),
-            ("output", self.spec.outputs, _OUTPUTS[task]),
-        ):
-            for port in ports:
-                if port.name not in known:
-                    names = ", ".join(sorted(known))
-                    return f"the task '{task}' has no {side} '{port.name}', only {names}"
+        unknown = fields.unknown_port(self.spec, task, _INPUTS[task], _OUTPUTS[task])
+        if unknown is not None:
+            return unknown
         return torch_models.missing(self.spec, self.models_dir, "numpy")
 
     @override
