@@ -12,8 +12,12 @@ AHEAD = 4
 """Messages that one who answers may have unanswered: so everybody on the way has one to work at."""
 FEW = 8
 """Requests that are worth a message of their own while others are under way."""
-HOLD_S = 0.001
-"""Longest wait behind so many."""
+HOLD_S, BRIEF_S = 0.005, 0.001
+"""Longest wait behind so many; where answers take long, as what waits no engine can see."""
+LONG_S = 0.015
+"""An answer that takes longer is mostly computed, one that takes less is mostly on its way."""
+TRIP_WEIGHT = 0.1
+"""Of the newest answer in how long answers take."""
 
 
 @dataclass(eq=False, slots=True)
@@ -23,6 +27,8 @@ class Sent:
     lane: "Lane"
     left: int
     """Requests without an answer."""
+    at: float
+    """When it left, by the loop's clock."""
 
 
 @dataclass(eq=False, slots=True)
@@ -43,8 +49,8 @@ class Lane:
     """The requests to one subject that go together, by turns of the loop and by answers.
 
     While few messages are unanswered, what is asked in one turn leaves at its end. Behind more of
-    them it waits until one is answered, `HOLD_S` at most: whoever answers has enough to do, and
-    fewer and larger messages cost less.
+    them it waits until one is answered, or a moment: whoever answers has enough to do, and fewer
+    and larger messages cost less.
 
     All that is under way is spread over the messages evenly. Else those who are answered together
     ask together, until everybody is in one message, and whoever does not have it idles.
@@ -56,6 +62,8 @@ class Lane:
     """Messages."""
     under_way: int = 0
     """Requests in them that are not over."""
+    trip_s: float = 0.0
+    """How long a message takes lately until all of it is answered."""
     timer: asyncio.Handle | None = None
     """Of the next time that something is sent."""
 
@@ -63,6 +71,16 @@ class Lane:
     def busy(self) -> bool:
         """Tell whether who answers has enough to do."""
         return self.unanswered >= AHEAD
+
+    @property
+    def hold_s(self) -> float:
+        """Return how long a request may wait here."""
+        return HOLD_S if self.trip_s < LONG_S else BRIEF_S
+
+    def over(self, sent: Sent, now: float) -> None:
+        """Count a message that is answered."""
+        self.unanswered -= 1
+        self.trip_s += TRIP_WEIGHT * (now - sent.at - self.trip_s)
 
     def leave(self, *, late: bool) -> Iterator[Sequence[Asked]]:
         """Yield what is to leave now, by messages; the rest goes on waiting.

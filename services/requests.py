@@ -25,7 +25,7 @@ from schemas.pieces import Body
 from services.bundles import HEAD, HEADERS_BYTES, Item, pack, unpack
 from services.errors import STATUS, BodyTooLarge
 from services.hearing import Heard
-from services.lanes import HOLD_S, Asked, Lane, Sent
+from services.lanes import Asked, Lane, Sent
 from services.runtime import Bus
 
 
@@ -214,7 +214,7 @@ class Requests:
         if lane.timer is None:
             loop = asyncio.get_running_loop()
             if lane.busy:
-                lane.timer = loop.call_later(HOLD_S, self._flush_late, lane)
+                lane.timer = loop.call_later(lane.hold_s, self._flush_late, lane)
             else:
                 lane.timer = loop.call_soon(self._flush, lane)
 
@@ -227,16 +227,16 @@ class Requests:
         if lane.timer is not None:
             lane.timer.cancel()
             lane.timer = None
+        loop = asyncio.get_running_loop()
         for together in lane.leave(late=late):
-            sent = Sent(lane, len(together))
+            sent = Sent(lane, len(together), loop.time())
             lane.unanswered += 1
             lane.under_way += len(together)
             for asked in together:
                 asked.sent = sent
             self._send(lane.subject, together)
         if lane.waiting:
-            loop = asyncio.get_running_loop()
-            lane.timer = loop.call_later(HOLD_S, self._flush_late, lane)
+            lane.timer = loop.call_later(lane.hold_s, self._flush_late, lane)
         elif not lane.unanswered:
             self._lanes.pop(lane.subject, None)
 
@@ -281,7 +281,7 @@ class Requests:
         lane.under_way -= 1
         if sent.left:
             return
-        lane.unanswered -= 1
+        lane.over(sent, asyncio.get_running_loop().time())
         if lane.waiting:
             if not lane.busy:
                 self._flush(lane)
