@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 
 async def until(
-    condition: Callable[[], Awaitable[bool]], *, what: str, timeout_s: float = 10.0
+    condition: Callable[[], Awaitable[bool]], *, what: str, timeout_s: float = 30.0
 ) -> None:
     """Return as soon as `condition` holds.
 
@@ -20,7 +20,7 @@ async def until(
         await asyncio.sleep(0.01)
 
 
-def until_sync(condition: Callable[[], object], *, timeout_s: float = 10.0) -> None:
+def until_sync(condition: Callable[[], object], *, timeout_s: float = 30.0) -> None:
     """Return as soon as `condition` is true, for tests without an event loop.
 
     Raises:
