@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from schemas.errors import ClawdbotError, DeadlineExceeded
 from schemas.pieces import Body
 from services.bundles import Item, bundles
 
@@ -42,6 +43,15 @@ class Asked:
     """By the loop's clock."""
     sent: Sent | None = None
     """In which message; None while it waits, and where each goes alone."""
+
+    def fail(self, error: ClawdbotError) -> None:
+        """End it with an error, unless it has its answer."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+    def late(self) -> None:
+        """End it: nobody answered in its time."""
+        self.fail(DeadlineExceeded(f"no answer came within {self.timeout_s:g} seconds"))
 
 
 @dataclass(eq=False)

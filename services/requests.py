@@ -23,6 +23,7 @@ from schemas.ids import new_id
 from schemas.messages import Header
 from schemas.pieces import Body
 from services.bundles import HEAD, HEADERS_BYTES, Item, pack, unpack
+from services.deadlines import Deadlines
 from services.errors import STATUS, BodyTooLarge
 from services.hearing import Heard
 from services.lanes import Asked, Lane, Sent
@@ -61,7 +62,7 @@ class Requests:
         """What many answers are expected to."""
         self._lanes: dict[str, Lane] = {}
         self._asked = 0
-        self._sweeping = False
+        self._deadlines = Deadlines(SWEEP_S, self._under_way.values())
         bus.when_lost(self._lost)
 
     async def ask(
@@ -102,9 +103,7 @@ class Requests:
         item = Item(token, dict(headers), data)
         asked = Asked(item, future, timeout_s, loop.time() + timeout_s)
         self._under_way[token] = asked
-        if not self._sweeping:
-            self._sweeping = True
-            loop.call_later(SWEEP_S, self._sweep)
+        self._deadlines.watch()
         self._put(subject, asked, together=together)
         try:
             answer = await future
@@ -288,18 +287,6 @@ class Requests:
         elif not lane.unanswered:
             self._lanes.pop(lane.subject, None)
 
-    def _sweep(self) -> None:
-        """Give up what is past its deadline: hardly any is, so one timer watches over all."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        for asked in self._under_way.values():
-            if asked.deadline <= now:
-                late = f"no answer came within {asked.timeout_s:g} seconds"
-                _fail([asked], DeadlineExceeded(late))
-        self._sweeping = bool(self._under_way)
-        if self._sweeping:
-            loop.call_later(SWEEP_S, self._sweep)
-
     def _nobody(self, token: str) -> None:
         """Give up what went in a message that nobody took."""
         first = self._under_way.get(token)
@@ -318,8 +305,7 @@ class Requests:
 
 def _fail(asked: Iterable[Asked], error: ClawdbotError) -> None:
     for item in asked:
-        if not item.answer.done():
-            item.answer.set_exception(error)
+        item.fail(error)
 
 
 def _check(headers: Mapping[str, str], data: bytes) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,7 +116,7 @@ class Worker:
         finally:
             models.close()
             try:
-                await self._say(bus, means)
+                await self._say(bus, means, means.tally.document(means.models.calls()))
                 await directory.withdraw(worker)
             except ClawdbotError as error:
                 log.info("card_left", error=error.message)  # it goes stale by itself
@@ -207,21 +207,19 @@ class Worker:
 
     async def _tell(self, bus: Bus, means: Means) -> None:
         """Say what was computed, now and then."""
-        said: bytes | None = None
+        said: Mapping[str, Any] | None = None
         while True:
-            counted = means.models.calls()
-            now = orjson.dumps(means.tally.document(counted)["models"])
-            if now != said:
-                await self._say(bus, means)
-            said = now
+            document = means.tally.document(means.models.calls())
+            if document["models"] != said:
+                await self._say(bus, means, document)
+            said = document["models"]
             await asyncio.sleep(self.settings.announce_interval_s)
 
-    async def _say(self, bus: Bus, means: Means) -> None:
+    async def _say(self, bus: Bus, means: Means, document: Mapping[str, Any]) -> None:
         """Say what was computed, to whoever listens."""
         subject = tally(DEFAULT_TENANT, self.settings.modality, means.worker)
-        document = orjson.dumps(means.tally.document(means.models.calls()))
         try:
-            await bus.publish([Outgoing(subject, document, {}, stored=False)])
+            await bus.publish([Outgoing(subject, orjson.dumps(document), {}, stored=False)])
         except NatsError as error:
             log.info("tally_postponed", error=str(error))  # they ask too
 

@@ -13,6 +13,7 @@ from schemas.errors import Cancelled, DeadlineExceeded, ResourceExhausted
 from schemas.messages import Header
 from schemas.values import Value
 from services.calling_off import Revocable
+from services.deadlines import Deadlines
 
 
 WITHDRAWN_MAX = 10_000
@@ -69,7 +70,7 @@ class Unlogged:
         self._running: dict[UnderWay, None] = {}
         self._named: dict[str, UnderWay] = {}
         self._withdrawn: OrderedDict[str, None] = OrderedDict()
-        self._sweeping = False
+        self._deadlines = Deadlines(SWEEP_S, self._running.keys())
 
     def withdraw(self, request_id: str) -> None:
         """Stop an inference that is under way; one that is still to come will not begin."""
@@ -105,25 +106,12 @@ class Unlogged:
                 raise _withdrawn()
             self._named[item.request_id] = item
         self._running[item] = None
-        if not self._sweeping:
-            self._sweeping = True
-            asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+        self._deadlines.watch()
 
     def end(self, item: UnderWay) -> None:
         """Forget one that is over."""
         del self._running[item]
         self._named.pop(item.request_id, None)
-
-    def _sweep(self) -> None:
-        """Stop what is past its time: one timer for all, as hardly any needs its own."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        for item in self._running:
-            if item.deadline <= now:
-                item.late()
-        self._sweeping = bool(self._running)
-        if self._sweeping:
-            loop.call_later(SWEEP_S, self._sweep)
 
 
 def _withdrawn() -> Cancelled:
