@@ -8,6 +8,7 @@ from pydantic import Field
 
 from events.buckets import entries
 from events.jetstream import BUS_ERRORS
+from events.races import RACES_MAX, step_aside
 from events.streams import DEFINITIONS
 from schemas.errors import Aborted, NotFound, StoreUnavailable
 from schemas.message import Message
@@ -16,7 +17,6 @@ from schemas.structures import workflows_named
 from schemas.workflow import Schedule, Trigger, WorkflowDefinition
 
 
-RACES_MAX = 8
 CALLED_MAX = 64
 """Workflows that one workflow may call, directly or not."""
 
@@ -54,10 +54,11 @@ class DefinitionStore:
         """
         try:
             bucket = await self._js.key_value(DEFINITIONS)
-            for _ in range(RACES_MAX):
+            for lost in range(RACES_MAX):
                 stored = await self._try_deploy(bucket, tenant, candidate)
                 if stored is not None:
                     return stored
+                await step_aside(lost)
         except (APIError, *BUS_ERRORS) as error:
             raise StoreUnavailable("the definitions bucket does not answer") from error
         raise Aborted(f"others are deploying '{candidate.name}' too; try again")

@@ -16,13 +16,13 @@ from pydantic import ValidationError
 from events.blobs import JetStreamBlobStore, delete_unless_renewed
 from events.jetstream import BUS_ERRORS, StoredCommit, read_subject, stored_at
 from events.keys import KeyRing
+from events.races import RACES_MAX, step_aside
 from events.streams import ARTEFACTS, REPOSITORY
 from events.subjects import blob_metas, bucket_keys, encode
 from schemas.errors import Aborted, InvalidArgument, ResourceExhausted, StoreUnavailable
 from schemas.repository import PART_BYTES_MAX, ModelRecord
 
 
-RACES_MAX = 16
 RECORD_BYTES_MAX = 4 * 1024 * 1024
 PART_TYPE = "application/octet-stream"
 
@@ -92,7 +92,7 @@ class ModelRepository:
             StoreUnavailable: The bucket does not answer.
             ClawdbotError: Of `change`.
         """
-        for _ in range(RACES_MAX):
+        for lost in range(RACES_MAX):
             record, revision = await self._read(tenant, name)
             wanted = change(record)
             if wanted is record:
@@ -106,6 +106,7 @@ class ModelRepository:
                 bucket = await self._js.key_value(REPOSITORY)
                 await bucket.update(_key(tenant, name), body, last=revision)
             except KeyWrongLastSequenceError:
+                await step_aside(lost)
                 continue
             except (APIError, *BUS_ERRORS) as error:
                 raise StoreUnavailable("the model repository does not answer") from error

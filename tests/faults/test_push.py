@@ -16,7 +16,7 @@ from nats.aio.client import Client as Nats
 
 from clawdbot import Client
 from events.keys import JetStreamKeyRing
-from events.repository import ModelRepository
+from events.repository import Change, ModelRepository
 from events.streams import StreamLimits, ensure
 from schemas.catalogue import load
 from schemas.errors import NotFound, RetryableError
@@ -176,6 +176,15 @@ def _bytes(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
+async def insist(repository: ModelRepository, change: Change) -> ModelRecord:
+    """Change the record, again when told that too many others do."""
+    while True:
+        try:
+            return await repository.change(DEFAULT_TENANT, "raced", change)
+        except RetryableError:
+            continue
+
+
 async def test_writers_of_one_record_lose_nothing(patient: Nats) -> None:
     """Every push gets a number of its own, and every order is obeyed, in some order."""
     await ensure(patient, StreamLimits())
@@ -190,14 +199,9 @@ async def test_writers_of_one_record_lose_nothing(patient: Nats) -> None:
             numbered = version.model_copy(update={"version": record.next_version})
             return record.pushed(numbered, Push(spec=spec))
 
-        while True:
-            try:
-                record = await repository.change(DEFAULT_TENANT, "raced", change)
-                break
-            except RetryableError:
-                continue  # too many others; that is said, and nothing is lost
+        record = await insist(repository, change)
         alias = ModelControl(action="alias", alias=f"a{number}", version=record.current)
-        await repository.change(DEFAULT_TENANT, "raced", lambda found: found.obey(alias))
+        await insist(repository, lambda found: found.obey(alias))
 
     async with asyncio.TaskGroup() as group:
         for number in range(WRITERS):
