@@ -11,11 +11,11 @@ RACES_MAX = 16
 """Tries of one change, before it is refused as `ABORTED`."""
 PAUSE_S = 0.005
 """The longest pause after the first lost race; each one after may be twice as long."""
-PAUSE_MAX_S = 0.5
+LONGEST_S = 0.5
 _chance = random.SystemRandom()
 
 
 async def step_aside(lost: int) -> None:
     """Wait a random while, longer in the mean the more races were lost before this one."""
-    longest = min(PAUSE_MAX_S, PAUSE_S * 2**lost)
+    longest = min(LONGEST_S, PAUSE_S * 2**lost)
     await asyncio.sleep(_chance.random() * longest)
