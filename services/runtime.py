@@ -15,6 +15,7 @@ from nats.js.errors import BadRequestError, NotFoundError
 from nats.js.errors import Error as JetStreamError
 
 from events.express import Express, Refused, encode_head, pub_ack
+from events.hedge import hedged
 from events.jetstream import STREAM_FULL
 from events.streams import (
     RESULT_CONSUMER,
@@ -182,7 +183,9 @@ class Bus:
         """
         with _answering():
             try:
-                found = await self._js.get_msg(stream, seq=1, subject=subject, next=True)
+                found = await hedged(
+                    lambda: self._js.get_msg(stream, seq=1, subject=subject, next=True)
+                )
             except NotFoundError:
                 return 0
         return found.seq or 0
@@ -248,7 +251,7 @@ class Bus:
             BusUnavailable: The server does not answer.
         """
         with _answering():
-            info = await self._js.stream_info(stream, subjects)
+            info = await hedged(lambda: self._js.stream_info(stream, subjects))
         return sum((info.state.subjects or {}).values())
 
     async def ping(self) -> None:
@@ -285,9 +288,9 @@ class Bus:
         return came_back
 
     async def _created(self) -> str:
-        tasks = await self._js.stream_info(TASKS)
-        results = await self._js.stream_info(RESULTS)
-        await self._js.consumer_info(RESULTS, RESULT_CONSUMER)
+        tasks = await hedged(lambda: self._js.stream_info(TASKS))
+        results = await hedged(lambda: self._js.stream_info(RESULTS))
+        await hedged(lambda: self._js.consumer_info(RESULTS, RESULT_CONSUMER))
         return f"{tasks.created} {results.created} {await self._life()}"
 
     async def _life(self) -> str:
