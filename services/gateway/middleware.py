@@ -12,9 +12,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schemas.errors import ClawdbotError
 from schemas.ids import new_id
-from services.errors import BodyTooLarge, BodyTooSlow, brief
+from services.errors import BodyTooLarge, BodyTooSlow
 from services.gateway.departures import ARRIVED
-from services.gateway.errors import error_response, unexpected
+from services.gateway.errors import away, refusal, unexpected
+from services.runtime import BUS_ERRORS
 from services.telemetry import get_logger
 
 
@@ -56,6 +57,8 @@ class Watch:
             await self.app(scope, exchange.receive, exchange.send)
         except ClawdbotError as error:
             await exchange.refuse(error)
+        except BUS_ERRORS as error:
+            await exchange.refuse(away(error))
         except Exception:
             log.exception("request_crashed", request_id=exchange.request_id)
             if not exchange.status:
@@ -138,9 +141,8 @@ class _Exchange:
 
     async def refuse(self, error: ClawdbotError) -> None:
         """Answer with an error, unless an answer has begun."""
-        self.facts["error"] = brief(error.message)
+        response = refusal(error, self._scope)
         if not self.status:
-            response = error_response(error, self.request_id, self._scope["path"])
             await response(self._scope, self._receive, self.send)
 
     def close(self) -> None:
