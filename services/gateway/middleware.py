@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from schemas.errors import ClawdbotError
+from schemas.errors import Cancelled, ClawdbotError
 from schemas.ids import new_id
 from services.errors import BodyTooLarge, BodyTooSlow
 from services.gateway.departures import ARRIVED
@@ -108,16 +108,24 @@ class _Exchange:
         Raises:
             BodyTooLarge: There is more of it than fits.
             BodyTooSlow: It does not end in time.
+            Cancelled: The client went away before its end.
         """
         message = await self._next()
+        if message["type"] == "http.disconnect" and not self._is_here:
+            raise Cancelled("the client went away")
         self._body_over = not message.get("more_body", False)
         self._received += len(message.get("body", b""))
         if self._received > self._body_max:
             raise self._too_large()
         return message
 
+    @property
+    def _is_here(self) -> bool:
+        """Whether the whole body is here, read or not."""
+        return self._body_over or bool(self._scope.get(ARRIVED))
+
     async def _next(self) -> Message:
-        if self._body_over or self._scope.get(ARRIVED):
+        if self._is_here:
             return await self._receive()  # nothing, or only the end of the connection, is to come
         left_s = self._body_s - (time.perf_counter() - self._begun)
         try:
