@@ -73,7 +73,9 @@ def test_random_operations_get_the_same_answers(nats_server: NatsServer, seeds: 
             async with gate:
                 return await _play(seed, nc)
 
-        return await asyncio.gather(*map(one, seeds))
+        async with asyncio.TaskGroup() as group:
+            plays = [group.create_task(one(seed)) for seed in seeds]
+        return [play.result() for play in plays]
 
     real = for_real(nats_server, play_all)
     for seed, said in zip(seeds, real, strict=True):
