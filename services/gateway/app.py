@@ -44,6 +44,7 @@ from services.gateway.routes.plain import PlainRuns
 from services.gateway.settings import GatewaySettings
 from services.gateway.submissions import Submissions
 from services.gateway.waiters import Waiters
+from services.lanes import Pace
 from services.repository import CatalogueWatch
 from services.requests import Requests
 from services.runtime import Bus, SystemClock
@@ -118,7 +119,7 @@ class Gateway:
         store = JetStreamEventStore(bus.nc, keys)
         blobs = JetStreamBlobStore(bus.nc, keys)
         catalogue, definitions = LiveCatalogue(settings.load_catalogue()), DefinitionStore(js)
-        directory, requests = ModelDirectory(js), Requests(bus)
+        directory, requests = ModelDirectory(js), Requests(bus, _pace(settings))
         waiters = Waiters(store, clock, waits_max=settings.waits_max, recheck_s=settings.recheck_s)
         submissions = Submissions(
             bus,
@@ -173,6 +174,10 @@ class Gateway:
             in_flight_max=self.settings.waits_max,
         )
         await micro.serve(bus.nc, group, endpoint, self.settings.instance)
+
+
+def _pace(settings: GatewaySettings) -> Pace:
+    return Pace(settings.infer_ahead_max, settings.infer_hold_ms / 1000)
 
 
 def _inferences(
