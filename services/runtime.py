@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from nats.js.errors import BadRequestError, NotFoundError
 from nats.js.errors import Error as JetStreamError
 
 from events.express import Express, Refused, encode_head, pub_ack
+from events.hedge import hedged
 from events.jetstream import STREAM_FULL
 from events.streams import (
     RESULT_CONSUMER,
@@ -30,7 +30,9 @@ from events.subjects import life
 from schemas.errors import BusUnavailable, ClawdbotError, ResourceExhausted, StoreFull, Unavailable
 from schemas.ids import new_id
 from schemas.messages import Header
-from services.telemetry import BUS_CONNECTED, get_logger
+from services.connection import Link, connect
+from services.settings import BUS_SILENCE_S
+from services.telemetry import get_logger
 
 
 T = TypeVar("T")
@@ -39,8 +41,6 @@ log = get_logger()
 BUS_ERRORS = (NatsError, JetStreamError)
 """What the client of the bus raises."""
 
-PING_INTERVAL_S = 2
-RECONNECT_WAIT_S = 0.25
 PATIENCE_S = 0.5
 """Between two tries of a start to reach the bus."""
 REQUEST_TIMEOUT_S = 5.0
@@ -94,56 +94,6 @@ Handler = Callable[[Delivery], Awaitable[Sequence[Outgoing]]]
 """Maps a message to messages; its exceptions decide the outcome (`services.consumer`)."""
 
 
-@dataclass(frozen=True)
-class Link:
-    """What happens to the connection."""
-
-    on_loss: list[Callable[[], None]] = field(default_factory=list)
-    """Called when it is lost, before any other server is asked."""
-    came_back: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-def _broker(url: str, name: str, link: Link) -> NatsBroker:
-    """Return a broker that reconnects for ever and notices a silent server within seconds."""
-    said = ""
-
-    async def disconnected() -> None:
-        for call in link.on_loss:
-            call()
-        BUS_CONNECTED.labels(name).set(0)
-        log.warning("bus_disconnected")
-
-    async def reconnected() -> None:
-        nonlocal said
-        said = ""
-        BUS_CONNECTED.labels(name).set(1)
-        log.info("bus_reconnected")
-        link.came_back.set()
-
-    async def errored(error: Exception) -> None:
-        nonlocal said
-        text = f"{type(error).__name__}: {error}"
-        if text != said:  # while the bus is away the same comes four times a second
-            said = text
-            log.info("bus_error", error=str(error), kind=type(error).__name__)
-
-    return NatsBroker(
-        [part.strip() for part in url.split(",")],
-        name=f"clawdbot-{name}",
-        allow_reconnect=True,
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type] # seconds; nats-py takes floats
-        ping_interval=PING_INTERVAL_S,
-        max_outstanding_pings=2,
-        connect_timeout=2,
-        disconnected_cb=disconnected,
-        reconnected_cb=reconnected,
-        error_cb=errored,
-        logger=log,
-        log_level=logging.DEBUG,  # of a line per message; what goes wrong is said anyway
-    )
-
-
 class Bus:
     """The streams as one service sees them: made when missing, noticed when made anew.
 
@@ -159,12 +109,12 @@ class Bus:
         self._link = link
 
     @classmethod
-    async def connect(cls, url: str, name: str, limits: StreamLimits) -> "Bus":
-        """Connect, trying for as long as it takes."""
+    async def connect(
+        cls, url: str, name: str, limits: StreamLimits, silence_s: float = BUS_SILENCE_S
+    ) -> "Bus":
+        """Connect, trying for as long as it takes; leave a server that is silent for so long."""
         link = Link()
-        broker = _broker(url, name, link)
-        nc = await broker.connect()
-        BUS_CONNECTED.labels(name).set(1)
+        broker, nc = await connect(url, name, link, silence_s)
         return cls(broker, nc, limits, link)
 
     async def close(self) -> None:
@@ -233,7 +183,9 @@ class Bus:
         """
         with _answering():
             try:
-                found = await self._js.get_msg(stream, seq=1, subject=subject, next=True)
+                found = await hedged(
+                    lambda: self._js.get_msg(stream, seq=1, subject=subject, next=True)
+                )
             except NotFoundError:
                 return 0
         return found.seq or 0
@@ -299,7 +251,7 @@ class Bus:
             BusUnavailable: The server does not answer.
         """
         with _answering():
-            info = await self._js.stream_info(stream, subjects)
+            info = await hedged(lambda: self._js.stream_info(stream, subjects))
         return sum((info.state.subjects or {}).values())
 
     async def ping(self) -> None:
@@ -336,9 +288,9 @@ class Bus:
         return came_back
 
     async def _created(self) -> str:
-        tasks = await self._js.stream_info(TASKS)
-        results = await self._js.stream_info(RESULTS)
-        await self._js.consumer_info(RESULTS, RESULT_CONSUMER)
+        tasks = await hedged(lambda: self._js.stream_info(TASKS))
+        results = await hedged(lambda: self._js.stream_info(RESULTS))
+        await hedged(lambda: self._js.consumer_info(RESULTS, RESULT_CONSUMER))
         return f"{tasks.created} {results.created} {await self._life()}"
 
     async def _life(self) -> str:

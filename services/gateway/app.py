@@ -72,7 +72,9 @@ class Gateway:
         serve_metrics(settings.metrics_host, settings.metrics_port)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         listener = _listen(settings.http_host, settings.http_port)
-        bus = await Bus.connect(settings.nats_url, SERVICE, settings.limits())
+        bus = await Bus.connect(
+            settings.nats_url, SERVICE, settings.limits(), settings.bus_silence_s
+        )
         await bus.patiently(bus.generation)
         keys = JetStreamKeyRing(bus.nc.jetstream(), settings.master_key_bytes())
         await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
