@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from events.subjects import life
 from schemas.errors import BusUnavailable, ClawdbotError, ResourceExhausted, StoreFull, Unavailable
 from schemas.ids import new_id
 from schemas.messages import Header
+from services.connection import Link, broker_of
 from services.telemetry import BUS_CONNECTED, get_logger
 
 
@@ -39,8 +39,6 @@ log = get_logger()
 BUS_ERRORS = (NatsError, JetStreamError)
 """What the client of the bus raises."""
 
-PING_INTERVAL_S = 2
-RECONNECT_WAIT_S = 0.25
 PATIENCE_S = 0.5
 """Between two tries of a start to reach the bus."""
 REQUEST_TIMEOUT_S = 5.0
@@ -84,64 +82,21 @@ class Delivery:
     """Of the stream."""
     count: int
     """1 for the first delivery."""
+    place: int = 0
+    """In the bundle it came in, from 1; 0 for a message of its own."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the handler wants in the canonical log line."""
     before_ack: list[Awaitable[None]] = field(default_factory=list)
     """What must be done, besides publishing what the handler returns, before it is acked."""
 
+    @property
+    def name(self) -> str:
+        """What no other message of its stream is called."""
+        return f"{self.sequence}-{self.place}" if self.place else str(self.sequence)
+
 
 Handler = Callable[[Delivery], Awaitable[Sequence[Outgoing]]]
 """Maps a message to messages; its exceptions decide the outcome (`services.consumer`)."""
-
-
-@dataclass(frozen=True)
-class Link:
-    """What happens to the connection."""
-
-    on_loss: list[Callable[[], None]] = field(default_factory=list)
-    """Called when it is lost, before any other server is asked."""
-    came_back: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-def _broker(url: str, name: str, link: Link) -> NatsBroker:
-    """Return a broker that reconnects for ever and notices a silent server within seconds."""
-    said = ""
-
-    async def disconnected() -> None:
-        for call in link.on_loss:
-            call()
-        BUS_CONNECTED.labels(name).set(0)
-        log.warning("bus_disconnected")
-
-    async def reconnected() -> None:
-        nonlocal said
-        said = ""
-        BUS_CONNECTED.labels(name).set(1)
-        log.info("bus_reconnected")
-        link.came_back.set()
-
-    async def errored(error: Exception) -> None:
-        nonlocal said
-        text = f"{type(error).__name__}: {error}"
-        if text != said:  # while the bus is away the same comes four times a second
-            said = text
-            log.info("bus_error", error=str(error), kind=type(error).__name__)
-
-    return NatsBroker(
-        [part.strip() for part in url.split(",")],
-        name=f"clawdbot-{name}",
-        allow_reconnect=True,
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type] # seconds; nats-py takes floats
-        ping_interval=PING_INTERVAL_S,
-        max_outstanding_pings=2,
-        connect_timeout=2,
-        disconnected_cb=disconnected,
-        reconnected_cb=reconnected,
-        error_cb=errored,
-        logger=log,
-        log_level=logging.DEBUG,  # of a line per message; what goes wrong is said anyway
-    )
 
 
 class Bus:
@@ -162,7 +117,7 @@ class Bus:
     async def connect(cls, url: str, name: str, limits: StreamLimits) -> "Bus":
         """Connect, trying for as long as it takes."""
         link = Link()
-        broker = _broker(url, name, link)
+        broker = broker_of(url, name, link)
         nc = await broker.connect()
         BUS_CONNECTED.labels(name).set(1)
         return cls(broker, nc, limits, link)
@@ -267,19 +222,10 @@ class Bus:
         """Publish one message into a stream; it is stored when this returns its sequence.
 
         Raises:
-            BusUnavailable: It was not acknowledged.
-            StoreFull: The stream has no room.
+            BusUnavailable, StoreFull: As `stored`.
         """
         express, head = await Express.of(self.nc), encode_head(message.headers)
-        try:
-            ack = pub_ack(await express.ask(message.subject, message.data, head))
-        except Refused as error:
-            if error.code in STREAM_FULL:
-                raise StoreFull("the queue of submissions is full; try again later") from error
-            raise BusUnavailable("the bus refused the message", cause=str(error)) from error
-        except NatsError as error:
-            raise BusUnavailable("the bus did not acknowledge the message") from error
-        return int(ack["seq"])
+        return await stored(express.ask(message.subject, message.data, head))
 
     async def free(self, stream: str) -> float:
         """Return the part of a stream that is free, in [0, 1].
@@ -367,8 +313,34 @@ def _answering() -> Iterator[None]:
         raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
 
 
-async def publish(express: Express, messages: Sequence[Outgoing]) -> None:
+async def stored(answer: Awaitable[bytes]) -> int:
+    """Return the sequence of a submission once it is stored.
+
+    Raises:
+        BusUnavailable: It was not acknowledged.
+        StoreFull: The stream has no room.
+    """
+    try:
+        return int(pub_ack(await answer)["seq"])
+    except Refused as error:
+        if error.code in STREAM_FULL:
+            raise StoreFull("the queue of submissions is full; try again later") from error
+        raise BusUnavailable("the bus refused the message", cause=str(error)) from error
+    except NatsError as error:
+        raise BusUnavailable("the bus did not acknowledge the message") from error
+
+
+Ask = Callable[[Outgoing], Awaitable[bytes]]
+"""Publishes a message into a stream; gives its answer."""
+
+
+async def publish(express: Express, messages: Sequence[Outgoing], ask: Ask | None = None) -> None:
     """Publish into streams, all at once, and wait for every ack.
+
+    Args:
+        express: The way to the streams.
+        messages: What to publish.
+        ask: Publishes what a stream takes, if it does not leave by itself.
 
     Raises:
         BusUnavailable: At least one was not acknowledged.
@@ -376,6 +348,9 @@ async def publish(express: Express, messages: Sequence[Outgoing]) -> None:
     """
     answers: list[Awaitable[bytes]] = []
     for message in messages:
+        if message.stored and ask is not None:
+            answers.append(ask(message))
+            continue
         head = encode_head(message.headers)
         if message.stored:
             answers.append(express.ask(message.subject, message.data, head))
