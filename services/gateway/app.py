@@ -49,6 +49,7 @@ from services.repository import CatalogueWatch
 from services.requests import Requests
 from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
+from services.together import Together
 
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ class Gateway:
         await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
         index = RunIndex(settings.data_dir / f"gateway-{settings.instance}.sqlite")
         statistics = Statistics(settings.data_dir / f"statistics-{settings.instance}.sqlite")
-        parts = self._parts(bus, index, Projector(bus.nc, keys, statistics), keys)
+        together = Together(await Express.of(bus.nc), settings.together_max)
+        parts = self._parts(bus, together, index, Projector(bus.nc, keys, statistics), keys)
         await parts.models.begin()
         caught_up = asyncio.Event()
         rpc = _rpc(parts)
@@ -114,7 +116,12 @@ class Gateway:
             await bus.close()
 
     def _parts(
-        self, bus: Bus, index: RunIndex, projector: Projector, keys: JetStreamKeyRing
+        self,
+        bus: Bus,
+        together: Together,
+        index: RunIndex,
+        projector: Projector,
+        keys: JetStreamKeyRing,
     ) -> Parts:
         settings, clock = self.settings, SystemClock()
         js = bus.nc.jetstream()
@@ -125,6 +132,7 @@ class Gateway:
         waiters = Waiters(store, clock, waits_max=settings.waits_max, recheck_s=settings.recheck_s)
         submissions = Submissions(
             bus,
+            together,
             store,
             definitions,
             catalogue,
