@@ -7,9 +7,10 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import orjson
 from nats.aio.client import Client as Nats
@@ -27,8 +28,10 @@ from schemas.errors import (
     TerminalError,
 )
 from schemas.messages import Header
+from services.bundles import HEAD, Item, unpack
 from services.runtime import Delivery, Handler, Outgoing, publish
 from services.telemetry import MessageMeter, get_logger
+from services.together import Together
 
 
 T = TypeVar("T")
@@ -56,6 +59,22 @@ class Pull:
     heartbeat_s: float = 1.0
 
 
+@dataclass(eq=False)
+class _Letter:
+    """A message as it came, and what became of the deliveries in it."""
+
+    frame: Frame
+    left: int = 1
+    """Deliveries that are not over: several in a bundle (`services.together`)."""
+    verdict: bytes = b"+ACK"
+    """What the server is told once all are over."""
+
+    def say(self, verdict: bytes) -> None:
+        """Take what one delivery came to; a bundle comes again if one of them must."""
+        if not self.verdict.startswith(b"-NAK"):
+            self.verdict = verdict
+
+
 class Consumer:
     """Pulls without pause: asks for more while half of what was asked for is still to come.
 
@@ -64,6 +83,7 @@ class Consumer:
         pull: Names and limits.
         handler: What to do with a message.
         exhausted: What to publish for a message that was delivered too often.
+        together: What the handler's messages leave with, if they are all for one stream.
     """
 
     def __init__(
@@ -72,6 +92,7 @@ class Consumer:
         pull: Pull,
         handler: Handler,
         exhausted: Callable[[Delivery], Sequence[Outgoing]] | None = None,
+        together: Together | None = None,
     ) -> None:
         self._nc = nc
         self._express: Express
@@ -79,11 +100,14 @@ class Consumer:
         self._pull = pull
         self._handler = handler
         self._exhausted = exhausted or (lambda _: ())
+        self._ask = None if together is None else together.ask
         self._meter = MessageMeter(pull.service, pull.kind)
         self._inbox = nc.new_inbox()
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{pull.stream}.{pull.consumer}"
         self._requested = 0
-        self._working: dict[int, Frame] = {}
+        self._working: dict[_Letter, None] = {}
+        self._under_way = 0
+        """Deliveries."""
         self._serial = 0
         self._seen_at = 0.0
         self._wanted = asyncio.Event()
@@ -97,9 +121,8 @@ class Consumer:
                 self._seen_at = time.monotonic()
                 if frame.reply.startswith("$JS.ACK"):
                     self._requested = max(0, self._requested - 1)
-                    self._serial += 1
-                    self._working[self._serial] = frame
-                    group.create_task(self._work(self._serial, frame))
+                    for work in self._begin(frame):
+                        group.create_task(work)
                     self._refill()
                 else:
                     self._status(frame.headers())
@@ -126,7 +149,7 @@ class Consumer:
                 await asyncio.wait_for(self._wanted.wait(), self._pull.heartbeat_s / 4)
 
     def _refill(self) -> None:
-        busy = self._requested + len(self._working)
+        busy = self._requested + self._under_way
         if busy > self._pull.in_flight_max // 2 or not self._nc.is_connected:
             return
         batch = self._pull.in_flight_max - busy
@@ -157,22 +180,59 @@ class Consumer:
         """Tell the server that messages in work are still in work."""
         while True:
             await asyncio.sleep(self._pull.ack_wait_s / 3)
-            for frame in self._working.values():
-                self._answer(frame, b"+WPI")
+            for letter in self._working:
+                self._answer(letter.frame, b"+WPI")
 
-    async def _work(self, serial: int, frame: Frame) -> None:
-        begun = time.monotonic()
+    def _begin(self, frame: Frame) -> Iterator[Coroutine[Any, Any, None]]:
+        """Yield the work that a message brings."""
         receipt = delivered(frame.reply)
-        delivery = Delivery(
-            subject=frame.subject,
-            data=frame.data,
-            headers=frame.headers(),
-            sequence=receipt.sequence,
-            count=receipt.deliveries,
-        )
+        sequence, count = receipt.sequence, receipt.deliveries
+        letter = _Letter(frame)
+        self._working[letter] = None
+        items = _items(frame)
+        apart = bool(items) and count > 1
+        letter.left = 1 if apart else max(1, len(items))
+        self._under_way += letter.left
+        if not items:
+            delivery = Delivery(frame.subject, frame.data, frame.headers(), sequence, count)
+            yield self._work(letter, delivery)
+        elif apart:
+            yield self._take_apart(letter, items)
+        else:
+            for place, (subject, headers, data) in enumerate(items, start=1):
+                yield self._work(letter, Delivery(subject, data, headers, sequence, count, place))
+
+    async def _take_apart(self, letter: _Letter, items: Sequence[Item[bytes]]) -> None:
+        """Put the items of a bundle back into the stream, each as a message of its own.
+
+        One of them ended the process that had it, or is to come again later: from now on each is
+        delivered, and given up, by itself.
+        """
+        out = [Outgoing(subject, data, headers) for subject, headers, data in items]
+        try:
+            await held(partial(publish, self._express, out), "message_held")
+            log.info("bundle_taken_apart", subject=letter.frame.subject, count=len(out))
+        except BaseException:
+            letter.say(b"-NAK")
+            raise
+        finally:
+            self._over(letter)
+
+    def _over(self, letter: _Letter) -> None:
+        """Count a delivery that is over; the last one of a message answers the server."""
+        self._under_way -= 1
+        letter.left -= 1
+        if letter.left:
+            return
+        del self._working[letter]
+        self._answer(letter.frame, letter.verdict)
+        self._refill()
+
+    async def _work(self, letter: _Letter, delivery: Delivery) -> None:
+        begun = time.monotonic()
         self._meter.in_flight.inc()
         try:
-            outcome, out_count = await self._handle(delivery, frame)
+            outcome, out_count = await self._handle(delivery, letter)
             handle_s = time.monotonic() - begun
             self._meter.handled(outcome, handle_s)
             line = {
@@ -185,67 +245,65 @@ class Consumer:
                 "out_count": out_count,
             }
             log.info("message_handled", **(line | delivery.facts))
-        except asyncio.CancelledError:
-            self._answer(frame, b"-NAK")
+        except BaseException:
+            letter.say(b"-NAK")
             raise
         finally:
             self._meter.in_flight.dec()
-            self._working.pop(serial, None)
-            self._refill()
+            self._over(letter)
 
-    async def _handle(self, delivery: Delivery, frame: Frame) -> tuple[str, int]:
+    async def _handle(self, delivery: Delivery, letter: _Letter) -> tuple[str, int]:
         """Handle, publish, ack; return the outcome and how many messages went out."""
         return await held(
-            lambda: self._attempt(delivery, frame), "message_held", subject=delivery.subject
+            lambda: self._attempt(delivery, letter), "message_held", subject=delivery.subject
         )
 
-    async def _attempt(self, delivery: Delivery, frame: Frame) -> tuple[str, int]:
+    async def _attempt(self, delivery: Delivery, letter: _Letter) -> tuple[str, int]:
         if delivery.count > self._pull.max_deliver:  # whoever had it died, or lost its bus
-            return await self._bury(delivery, frame, "without an answer")
+            return await self._bury(delivery, letter, "without an answer")
         try:
             delivery.before_ack.clear()
             out = await self._handler(delivery)
             if out:
-                await publish(self._express, out)
+                await publish(self._express, out, self._ask)
             for stored in delivery.before_ack:
                 await asyncio.shield(stored)  # others may wait for the same
         except NOT_ITS_FAULT:
             raise
         except TerminalError as error:
             await self._dead_letter(delivery, error)
-            self._answer(frame, b"+TERM")
+            letter.say(b"+TERM")
             return "undecodable" if isinstance(error, InvalidArgument) else "terminal", 1
         except RetryableError as error:
-            return await self._failed(delivery, frame, error.message)
+            return await self._failed(delivery, letter, error.message)
         except Exception as error:
             log.exception("handler_crashed", subject=delivery.subject)
-            return await self._failed(delivery, frame, type(error).__name__)
-        self._answer(frame, b"+ACK")
+            return await self._failed(delivery, letter, type(error).__name__)
         return "ok", len(out)
 
-    async def _failed(self, delivery: Delivery, frame: Frame, why: str) -> tuple[str, int]:
+    async def _failed(self, delivery: Delivery, letter: _Letter, why: str) -> tuple[str, int]:
         """Have a message come again after a pause, or bury it when it came too often."""
         delivery.facts["error"] = why
         if delivery.count >= self._pull.max_deliver:
-            return await self._bury(delivery, frame, f"and failed: {why}")
+            return await self._bury(delivery, letter, f"and failed: {why}")
         delay_ns = int(_pause_s(delivery.count - 1) * 1e9)
-        self._answer(frame, b"-NAK " + orjson.dumps({"delay": delay_ns}))
+        letter.say(b"-NAK " + orjson.dumps({"delay": delay_ns}))
         return "retry", 0
 
-    async def _bury(self, delivery: Delivery, frame: Frame, why: str) -> tuple[str, int]:
+    async def _bury(self, delivery: Delivery, letter: _Letter, why: str) -> tuple[str, int]:
         """Dead-letter a message that was delivered too often, and say so to whoever waits."""
         times = min(delivery.count, self._pull.max_deliver)
         await self._dead_letter(delivery, InvalidArgument(f"delivered {times} times {why}"))
         out = list(self._exhausted(delivery))
         if out:
             await publish(self._express, out)
-        self._answer(frame, b"+TERM")
+        letter.say(b"+TERM")
         log.error("dead_lettered", subject=delivery.subject, delivery_count=delivery.count)
         return "dead", len(out) + 1
 
     async def _dead_letter(self, delivery: Delivery, error: ClawdbotError) -> None:
         delivery.facts["error"] = error.message
-        name = f"{self._pull.stream}.{delivery.sequence}"
+        name = f"{self._pull.stream}.{delivery.name}"
         letter = dead_letter(self._pull.kind, delivery, error, name, self._nc.max_payload)
         await publish(self._express, [letter])
 
@@ -300,3 +358,13 @@ def _pause_s(turn: int) -> float:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:256]
+
+
+def _items(frame: Frame) -> list[Item[bytes]]:
+    """Return what a bundle holds; nothing of a message that is none, or that cannot be read."""
+    if frame.head != HEAD:
+        return []
+    try:
+        return unpack(frame.data)
+    except InvalidArgument:
+        return []  # its handler refuses it

@@ -84,10 +84,17 @@ class Delivery:
     """Of the stream."""
     count: int
     """1 for the first delivery."""
+    place: int = 0
+    """In the bundle it came in, from 1; 0 for a message of its own."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the handler wants in the canonical log line."""
     before_ack: list[Awaitable[None]] = field(default_factory=list)
     """What must be done, besides publishing what the handler returns, before it is acked."""
+
+    @property
+    def name(self) -> str:
+        """What no other message of its stream is called."""
+        return f"{self.sequence}-{self.place}" if self.place else str(self.sequence)
 
 
 Handler = Callable[[Delivery], Awaitable[Sequence[Outgoing]]]
@@ -219,19 +226,10 @@ class Bus:
         """Publish one message into a stream; it is stored when this returns its sequence.
 
         Raises:
-            BusUnavailable: It was not acknowledged.
-            StoreFull: The stream has no room.
+            BusUnavailable, StoreFull: As `stored`.
         """
         express, head = await Express.of(self.nc), encode_head(message.headers)
-        try:
-            ack = pub_ack(await express.ask(message.subject, message.data, head))
-        except Refused as error:
-            if error.code in STREAM_FULL:
-                raise StoreFull("the queue of submissions is full; try again later") from error
-            raise BusUnavailable("the bus refused the message", cause=str(error)) from error
-        except NatsError as error:
-            raise BusUnavailable("the bus did not acknowledge the message") from error
-        return int(ack["seq"])
+        return await stored(express.ask(message.subject, message.data, head))
 
     async def free(self, stream: str) -> float:
         """Return the part of a stream that is free, in [0, 1].
@@ -319,8 +317,34 @@ def _answering() -> Iterator[None]:
         raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
 
 
-async def publish(express: Express, messages: Sequence[Outgoing]) -> None:
+async def stored(answer: Awaitable[bytes]) -> int:
+    """Return the sequence of a submission once it is stored.
+
+    Raises:
+        BusUnavailable: It was not acknowledged.
+        StoreFull: The stream has no room.
+    """
+    try:
+        return int(pub_ack(await answer)["seq"])
+    except Refused as error:
+        if error.code in STREAM_FULL:
+            raise StoreFull("the queue of submissions is full; try again later") from error
+        raise BusUnavailable("the bus refused the message", cause=str(error)) from error
+    except NatsError as error:
+        raise BusUnavailable("the bus did not acknowledge the message") from error
+
+
+Ask = Callable[[Outgoing], Awaitable[bytes]]
+"""Publishes a message into a stream; gives its answer."""
+
+
+async def publish(express: Express, messages: Sequence[Outgoing], ask: Ask | None = None) -> None:
     """Publish into streams, all at once, and wait for every ack.
+
+    Args:
+        express: The way to the streams.
+        messages: What to publish.
+        ask: Publishes what a stream takes, if it does not leave by itself.
 
     Raises:
         BusUnavailable: At least one was not acknowledged.
@@ -328,6 +352,9 @@ async def publish(express: Express, messages: Sequence[Outgoing]) -> None:
     """
     answers: list[Awaitable[bytes]] = []
     for message in messages:
+        if message.stored and ask is not None:
+            answers.append(ask(message))
+            continue
         head = encode_head(message.headers)
         if message.stored:
             answers.append(express.ask(message.subject, message.data, head))

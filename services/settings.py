@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     """Deliveries before a message is dead-lettered."""
     in_flight_max: int = Field(default=256, ge=1, le=10_000)
     """Messages one process handles at the same time."""
+    together_max: int = Field(default=32, ge=1, le=256)
+    """Submissions, or results, in one message of a stream, when they queue; 1: each alone."""
     freed_bytes_kept: int = Field(default=64 * MIB, ge=0, lt=2**31)
     """Memory that large messages leave and that is kept for the next ones; 0: as the allocator
     does by itself."""

@@ -3,7 +3,9 @@
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,16 @@ from nats.js.errors import Error as JetStreamError
 
 from events.codec import COMMIT_TOPIC, CommitMapper
 from events.definitions import DefinitionStore
+from events.express import Express, Refused, pub_ack
 from events.keys import cipher_of
 from events.streams import EVENTS, KEYS, StreamLimits, ensure
-from events.subjects import RunKey, control, run_key, submit
+from events.subjects import RunKey, control, run_key
+from events.subjects import submit as submit_subject
 from schemas.ids import DEFAULT_TENANT
 from schemas.messages import Header
 from schemas.submission import pack_inputs
+from services.runtime import Outgoing
+from services.together import Together
 from tests.support.checker import Recorded, Submission, check
 from tests.support.sim.faults import FAILPOINTS
 from tests.support.sim.workloads import Wish, deployed, wish
@@ -33,6 +39,8 @@ PATIENCE_S = 60.0
 """Everything must be over so long after that (target T19)."""
 VISITS = 5
 """How many times a failpoint may be passed before its crash."""
+Publish = Callable[[str, bytes, dict[str, str]], Awaitable[None]]
+"""Publishes a subject, a body and headers until they are stored."""
 OVER = {"completed", "failed", "cancelled", "rejected"}
 
 
@@ -55,26 +63,36 @@ class Outcome:
 
 @dataclass
 class Client:
-    """Submits runs and controls them, as any client with run ids of its own may."""
+    """Submits runs and controls them, as any client with run ids of its own may.
+
+    One that sends `together` wants all its runs at the same moment, and bundles them as a gateway.
+    """
 
     world: World
     chance: random.Random
     wishes: dict[str, Wish]
+    together: bool = False
     acked: set[str] = field(default_factory=set)
     nc: Nats | None = None
 
     async def run(self) -> None:
         """Do everything that is wished for, at moments of the seed."""
         self.nc = await connect()
+        submit = self._publish
+        if self.together:
+            bundled = Together(await Express.of(self.nc), items_max=32)
+            submit = partial(self._publish_together, bundled)
+        moment = self.chance.uniform(0.0, 3.0)
         async with asyncio.TaskGroup() as group:
             for run_id, wanted in self.wishes.items():
-                group.create_task(self._one(run_id, wanted))
+                delay_s = moment if self.together else self.chance.uniform(0.0, 3.0)
+                group.create_task(self._one(run_id, wanted, delay_s, submit))
 
-    async def _one(self, run_id: str, wanted: Wish) -> None:
-        await asyncio.sleep(self.chance.uniform(0.0, 3.0))
+    async def _one(self, run_id: str, wanted: Wish, delay_s: float, submit: Publish) -> None:
+        await asyncio.sleep(delay_s)
         headers = {Header.RUN_ID: run_id, Header.CONTENT_TYPE: "application/msgpack"}
-        subject = submit(DEFAULT_TENANT, wanted.workflow)
-        await self._publish(subject, pack_inputs(wanted.inputs), headers)
+        subject = submit_subject(DEFAULT_TENANT, wanted.workflow)
+        await submit(subject, pack_inputs(wanted.inputs), headers)
         self.acked.add(run_id)
         begun = self.world.now()
         for after_s, order in wanted.controls:
@@ -89,6 +107,16 @@ class Client:
                 await self.nc.jetstream(timeout=1).publish(subject, body, headers=headers)
                 return
             except (NatsError, JetStreamError, TimeoutError):
+                await asyncio.sleep(0.1)
+
+    async def _publish_together(
+        self, bundled: Together, subject: str, body: bytes, headers: dict[str, str]
+    ) -> None:
+        while True:
+            try:
+                pub_ack(await bundled.ask(Outgoing(subject, body, headers)))
+                return
+            except (NatsError, Refused):
                 await asyncio.sleep(0.1)
 
 
@@ -127,6 +155,7 @@ class Scenario:
                 self.world,
                 self.world.chances(f"client-{half}"),
                 dict(list(wishes.items())[half::2]),
+                together=bool(half),
             )
             for half in range(2)
         ]
