@@ -38,7 +38,7 @@ T = TypeVar("T")
 log = get_logger()
 
 BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
-HOLD_S = (0.1, 0.5, 1.0)
+HOLD_S = (0.1, 0.25, 0.5)
 """Between two tries of what is held: a cluster chooses a new leader within seconds."""
 NOT_ITS_FAULT = (BusUnavailable, StoreUnavailable, StoreFull)
 """What no message is to blame for: it is kept and tried until the bus and the log are well."""
@@ -56,7 +56,7 @@ class Pull:
     ack_wait_s: float = 30.0
     max_deliver: int = 5
     expires_s: float = 30.0
-    heartbeat_s: float = 2.0
+    heartbeat_s: float = 1.0
 
 
 @dataclass(eq=False)

@@ -15,6 +15,7 @@ from nats.js.errors import BadRequestError, NotFoundError
 from nats.js.errors import Error as JetStreamError
 
 from events.express import Express, Refused, encode_head, pub_ack
+from events.hedge import hedged
 from events.jetstream import STREAM_FULL
 from events.streams import (
     RESULT_CONSUMER,
@@ -29,8 +30,9 @@ from events.subjects import life
 from schemas.errors import BusUnavailable, ClawdbotError, ResourceExhausted, StoreFull, Unavailable
 from schemas.ids import new_id
 from schemas.messages import Header
-from services.connection import Link, broker_of
-from services.telemetry import BUS_CONNECTED, get_logger
+from services.connection import Link, connect
+from services.settings import BUS_SILENCE_S
+from services.telemetry import get_logger
 
 
 T = TypeVar("T")
@@ -114,12 +116,12 @@ class Bus:
         self._link = link
 
     @classmethod
-    async def connect(cls, url: str, name: str, limits: StreamLimits) -> "Bus":
-        """Connect, trying for as long as it takes."""
+    async def connect(
+        cls, url: str, name: str, limits: StreamLimits, silence_s: float = BUS_SILENCE_S
+    ) -> "Bus":
+        """Connect, trying for as long as it takes; leave a server that is silent for so long."""
         link = Link()
-        broker = broker_of(url, name, link)
-        nc = await broker.connect()
-        BUS_CONNECTED.labels(name).set(1)
+        broker, nc = await connect(url, name, link, silence_s)
         return cls(broker, nc, limits, link)
 
     async def close(self) -> None:
@@ -188,7 +190,9 @@ class Bus:
         """
         with _answering():
             try:
-                found = await self._js.get_msg(stream, seq=1, subject=subject, next=True)
+                found = await hedged(
+                    lambda: self._js.get_msg(stream, seq=1, subject=subject, next=True)
+                )
             except NotFoundError:
                 return 0
         return found.seq or 0
@@ -245,7 +249,7 @@ class Bus:
             BusUnavailable: The server does not answer.
         """
         with _answering():
-            info = await self._js.stream_info(stream, subjects)
+            info = await hedged(lambda: self._js.stream_info(stream, subjects))
         return sum((info.state.subjects or {}).values())
 
     async def ping(self) -> None:
@@ -282,9 +286,9 @@ class Bus:
         return came_back
 
     async def _created(self) -> str:
-        tasks = await self._js.stream_info(TASKS)
-        results = await self._js.stream_info(RESULTS)
-        await self._js.consumer_info(RESULTS, RESULT_CONSUMER)
+        tasks = await hedged(lambda: self._js.stream_info(TASKS))
+        results = await hedged(lambda: self._js.stream_info(RESULTS))
+        await hedged(lambda: self._js.consumer_info(RESULTS, RESULT_CONSUMER))
         return f"{tasks.created} {results.created} {await self._life()}"
 
     async def _life(self) -> str:

@@ -40,9 +40,11 @@ from services.gateway.middleware import Watch
 from services.gateway.model_store import ModelStore
 from services.gateway.protocol import bounded_http
 from services.gateway.routes import Parts, inference
+from services.gateway.routes.plain import PlainRuns
 from services.gateway.settings import GatewaySettings
 from services.gateway.submissions import Submissions
 from services.gateway.waiters import Waiters
+from services.lanes import Pace
 from services.repository import CatalogueWatch
 from services.requests import Requests
 from services.runtime import Bus, SystemClock
@@ -71,7 +73,9 @@ class Gateway:
         serve_metrics(settings.metrics_host, settings.metrics_port)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         listener = _listen(settings.http_host, settings.http_port)
-        bus = await Bus.connect(settings.nats_url, SERVICE, settings.limits())
+        bus = await Bus.connect(
+            settings.nats_url, SERVICE, settings.limits(), settings.bus_silence_s
+        )
         await bus.patiently(bus.generation)
         keys = JetStreamKeyRing(bus.nc.jetstream(), settings.master_key_bytes())
         await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
@@ -124,7 +128,7 @@ class Gateway:
         store = JetStreamEventStore(bus.nc, keys)
         blobs = JetStreamBlobStore(bus.nc, keys)
         catalogue, definitions = LiveCatalogue(settings.load_catalogue()), DefinitionStore(js)
-        directory, requests = ModelDirectory(js), Requests(bus)
+        directory, requests = ModelDirectory(js), Requests(bus, _pace(settings))
         waiters = Waiters(store, clock, waits_max=settings.waits_max, recheck_s=settings.recheck_s)
         submissions = Submissions(
             bus,
@@ -180,6 +184,10 @@ class Gateway:
             in_flight_max=self.settings.waits_max,
         )
         await micro.serve(bus.nc, group, endpoint, self.settings.instance)
+
+
+def _pace(settings: GatewaySettings) -> Pace:
+    return Pace(settings.infer_ahead_max, settings.infer_hold_ms / 1000)
 
 
 def _inferences(
@@ -273,7 +281,9 @@ def _server(parts: Parts) -> uvicorn.Server:
 
     config = uvicorn.Config(
         Watch(
-            Lane(build_api(parts), infer), parts.settings.body_bytes_max, parts.settings.body_s_max
+            Lane(PlainRuns(build_api(parts), parts), infer),
+            parts.settings.body_bytes_max,
+            parts.settings.body_s_max,
         ),
         loop="none",
         http=bounded_http(parts.settings.head_s_max),

@@ -90,7 +90,9 @@ class Orchestrator:
 
     async def _serve(self) -> None:
         settings = self.settings
-        bus = await Bus.connect(settings.nats_url, SERVICE, settings.limits())
+        bus = await Bus.connect(
+            settings.nats_url, SERVICE, settings.limits(), settings.bus_silence_s
+        )
         await bus.patiently(bus.ensure)
         stores = self._stores(bus)
         # Is the master key the right one?

@@ -77,7 +77,9 @@ class Worker:
         live = LiveCatalogue(settings.load_catalogue())
         models = self._models(live)
         attempts = Attempts(SystemClock())
-        bus = await Bus.connect(settings.nats_url, self.service, settings.limits())
+        bus = await Bus.connect(
+            settings.nats_url, self.service, settings.limits(), settings.bus_silence_s
+        )
         await bus.patiently(bus.generation)
         keys = JetStreamKeyRing(bus.nc.jetstream(), settings.master_key_bytes())
         await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
