@@ -107,6 +107,11 @@ class Crew:
             self._lines.popleft().begin()
 
 
+def _clock() -> float:
+    """Return seconds; looked up at each call, because the simulation puts its own clock there."""
+    return time.perf_counter()
+
+
 class Line:
     """Those who wait for one engine.
 
@@ -126,7 +131,7 @@ class Line:
         crew: Crew,
         rows_max: int,
         counters: Counters | None = None,
-        now: Callable[[], float] = time.perf_counter,
+        now: Callable[[], float] = _clock,
     ) -> None:
         self._engine = engine
         self._crew = crew
