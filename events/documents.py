@@ -1,4 +1,4 @@
-"""Small documents that services share: one value each in the HISTORY bucket, compare and swap."""
+"""Small documents that services share: one value each in a bucket, compare and swap."""
 
 from dataclasses import dataclass
 
@@ -17,10 +17,12 @@ class SharedDocument:
     Args:
         nc: The connection.
         name: Of the document; a key of the bucket.
+        bucket: Where it is.
     """
 
     nc: Nats
     name: str
+    bucket: str = HISTORY
 
     async def read(self) -> tuple[bytes, int]:
         """Return its bytes and revision; nothing and 0 when it was never written.
@@ -29,12 +31,12 @@ class SharedDocument:
             StoreUnavailable: The bucket does not answer.
         """
         try:
-            bucket = await self.nc.jetstream().key_value(HISTORY)
+            bucket = await self.nc.jetstream().key_value(self.bucket)
             entry = await bucket.get(self.name)
         except (KeyNotFoundError, NotFoundError):
             return b"", 0
         except (APIError, *BUS_ERRORS) as error:
-            raise StoreUnavailable("the history bucket does not answer") from error
+            raise StoreUnavailable(f"the bucket {self.bucket} does not answer") from error
         return entry.value or b"", entry.revision or 0
 
     async def replace(self, data: bytes, revision: int) -> bool:
@@ -44,10 +46,10 @@ class SharedDocument:
             StoreUnavailable: The bucket does not answer; it may be written all the same.
         """
         try:
-            bucket = await self.nc.jetstream().key_value(HISTORY)
+            bucket = await self.nc.jetstream().key_value(self.bucket)
             await bucket.update(self.name, data, last=revision)
         except KeyWrongLastSequenceError:
             return False
         except (APIError, *BUS_ERRORS) as error:
-            raise StoreUnavailable("the history bucket does not answer") from error
+            raise StoreUnavailable(f"the bucket {self.bucket} does not answer") from error
         return True

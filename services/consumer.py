@@ -14,8 +14,10 @@ from typing import TypeVar
 import orjson
 from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
+from typing_extensions import override
 
-from events.express import Express, Frame, delivered, encode_head
+from events.express import Express, Frame, Refused, delivered, encode_head, pub_ack
+from events.jetstream import StoredCommit
 from events.subjects import dead
 from schemas.errors import (
     BusUnavailable,
@@ -37,6 +39,15 @@ log = get_logger()
 BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
 HOLD_S = (0.1, 0.5, 1.0)
 """Between two tries of what is held: a cluster chooses a new leader within seconds."""
+READ_HEADERS = {
+    "Nats-Stream",
+    "Nats-Subject",
+    "Nats-Sequence",
+    "Nats-Time-Stamp",
+    "Nats-Num-Pending",
+    "Nats-Last-Sequence",
+}
+"""What the server adds to a message that is read. Source: ADR-31."""
 NOT_ITS_FAULT = (BusUnavailable, StoreUnavailable, StoreFull)
 """What no message is to blame for: it is kept and tried until the bus and the log are well."""
 
@@ -83,6 +94,7 @@ class Consumer:
         self._inbox = nc.new_inbox()
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{pull.stream}.{pull.consumer}"
         self._requested = 0
+        self._in_flight_max = pull.in_flight_max
         self._working: dict[int, Frame] = {}
         self._serial = 0
         self._seen_at = 0.0
@@ -113,6 +125,11 @@ class Consumer:
                 if self._nc.is_connected:
                     await self._express.unsubscribe(subscription)
 
+    def widen(self, in_flight_max: int) -> None:
+        """Have more messages in work from now on, or fewer; what was asked for comes anyway."""
+        self._in_flight_max = in_flight_max
+        self._refill()
+
     async def _ask_for_ever(self) -> None:
         """Ask again when told to, and when the server has been silent for too long."""
         patience_s = 2.5 * self._pull.heartbeat_s
@@ -127,9 +144,13 @@ class Consumer:
 
     def _refill(self) -> None:
         busy = self._requested + len(self._working)
-        if busy > self._pull.in_flight_max // 2 or not self._nc.is_connected:
+        if busy <= self._in_flight_max // 2 and self._in_flight_max:
+            self.request(self._in_flight_max - busy)
+
+    def request(self, batch: int) -> None:
+        """Ask for more messages, whatever is in work; for none without a connection."""
+        if not self._nc.is_connected:
             return
-        batch = self._pull.in_flight_max - busy
         request = {
             "batch": batch,
             "expires": int(self._pull.expires_s * 1e9),
@@ -169,6 +190,7 @@ class Consumer:
             headers=frame.headers(),
             sequence=receipt.sequence,
             count=receipt.deliveries,
+            left=receipt.left,
         )
         self._meter.in_flight.inc()
         try:
@@ -255,6 +277,55 @@ class Consumer:
             self._express.publish(frame.reply, verdict)
         except NatsError as error:
             log.info("ack_lost", subject=frame.subject, error=str(error))
+
+
+class Picker(Consumer):
+    """Handles messages of a work queue that were read from it, whosever turn it is.
+
+    One that is done with is deleted. What cannot be done now is left to the consumer, whose turn
+    comes; it may also have it in work at the same time, so the handler takes the same one twice.
+    """
+
+    async def pick(self, messages: Sequence[StoredCommit]) -> None:
+        """Handle messages, all at once; return when what is done with is gone from the queue."""
+        self._express = await Express.of(self._nc)
+        deletions = self._deletions = list[Awaitable[bytes]]()
+        async with asyncio.TaskGroup() as group:
+            for message in messages:
+                self._serial += 1
+                self._working[self._serial] = frame = self._frame(message)
+                group.create_task(self._work(self._serial, frame))
+        for deletion in deletions:
+            try:
+                pub_ack(await deletion)
+            except (Refused, NatsError) as error:  # the consumer has it, or will have it
+                log.debug("not_deleted", error=str(error))
+
+    def _frame(self, message: StoredCommit) -> Frame:
+        """Return a message as the consumer would have delivered it, for the first time."""
+        own = {name: text for name, text in message.headers.items() if name not in READ_HEADERS}
+        pull = self._pull
+        reply = f"$JS.ACK.{pull.stream}.{pull.consumer}.1.{message.sequence}.0.0.0"
+        return Frame(message.subject, reply, encode_head(own) if own else b"", message.data)
+
+    @override
+    def _refill(self) -> None:
+        """Ask for nothing: it is handed what there is."""
+
+    @override
+    async def _handle(self, delivery: Delivery, frame: Frame) -> tuple[str, int]:
+        try:
+            return await self._attempt(delivery, frame)
+        except NOT_ITS_FAULT as error:
+            delivery.facts["error"] = error.message
+            return "left", 0
+
+    @override
+    def _answer(self, frame: Frame, verdict: bytes) -> None:
+        if verdict in {b"+ACK", b"+TERM"}:
+            body = {"seq": delivered(frame.reply).sequence, "no_erase": True}
+            subject = f"$JS.API.STREAM.MSG.DELETE.{self._pull.stream}"
+            self._deletions.append(self._express.ask(subject, orjson.dumps(body)))
 
 
 async def held(action: Callable[[], Awaitable[T]], event: str, **facts: str) -> T:

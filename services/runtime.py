@@ -84,6 +84,8 @@ class Delivery:
     """Of the stream."""
     count: int
     """1 for the first delivery."""
+    left: int = 0
+    """Messages the consumer has not delivered yet."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the handler wants in the canonical log line."""
     before_ack: list[Awaitable[None]] = field(default_factory=list)
@@ -293,14 +295,17 @@ class Bus:
         return max(0.0, 1 - info.state.bytes / limit) if limit > 0 else 1.0
 
     async def count(self, stream: str, subjects: str) -> int:
-        """Return how many messages a stream holds on subjects that match a filter.
+        """Return how many messages a stream holds on subjects that match a filter."""
+        return sum((await self.waiting(stream, subjects)).values())
+
+    async def waiting(self, stream: str, subjects: str) -> dict[str, int]:
+        """Return how many messages a stream holds by subject, for 100,000 that match a filter.
 
         Raises:
             BusUnavailable: The server does not answer.
         """
         with _answering():
-            info = await self._js.stream_info(stream, subjects)
-        return sum((info.state.subjects or {}).values())
+            return (await self._js.stream_info(stream, subjects)).state.subjects or {}
 
     async def ping(self) -> None:
         """Return when JetStream answers.

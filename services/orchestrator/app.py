@@ -43,6 +43,7 @@ from schemas.live_catalogue import LiveCatalogue
 from schemas.messages import Control
 from services import micro
 from services.consumer import Consumer, Pull, dead_letter
+from services.orchestrator.backlog import Backlog, FairShare
 from services.orchestrator.gates import Gates, check_for_ever
 from services.orchestrator.handlers import Handlers, Means
 from services.orchestrator.history import HistoryAccepted, HistoryWatch
@@ -156,9 +157,12 @@ class Orchestrator:
             means.shares.run(),
         ):
             group.create_task(task)
+        share = FairShare(settings.share_backlog_min, settings.share_weights)
+        pull = self._pull("submit", COMMANDS, SUBMIT_CONSUMER)
+        backlog = Backlog(bus, pull, handlers.submit, means.definitions, clock, share)
+        group.create_task(backlog.run())
         starters = Starters(means.definitions, Schedules(bus.nc.jetstream()))
         for pull, handle in (
-            (self._pull("submit", COMMANDS, SUBMIT_CONSUMER), handlers.submit),
             (self._pull("result", RESULTS, RESULT_CONSUMER), handlers.result),
             (self._pull("due", TIMERS, DUE_CONSUMER), starters.due),
             (self._pull("topic", TOPICS, TOPIC_CONSUMER), starters.topic),

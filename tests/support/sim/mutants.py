@@ -19,6 +19,7 @@ from events.store import Append
 from schemas.messages import Header
 from services.consumer import Consumer
 from services.orchestrator.app import Orchestrator
+from services.orchestrator.backlog import Backlog
 from services.runtime import Delivery, publish
 
 
@@ -61,6 +62,11 @@ async def _anytime(*_: Any) -> bool:
     return True
 
 
+async def _as_they_came(*_: Any) -> bool:
+    """No fair shares: submissions are taken up in the order in which they came."""
+    return False
+
+
 async def _blind(*_: Any) -> str:
     """No loss evidence: whatever the log says is believed."""
     return ""
@@ -71,6 +77,7 @@ MUTANTS: dict[str, tuple[Any, str, Any]] = {
     "fencing": (services.orchestrator.runs, "decide", _unfenced),
     "ack after commit": (Consumer, "_attempt", _hasty),
     "loss evidence": (services.orchestrator.history, "contradiction", _blind),
+    "fair shares": (Backlog, "_look", _as_they_came),
     "controls in order": (Orchestrator, "_turn", _anytime),
 }
 """What is missing, and what is put in its place."""

@@ -33,6 +33,8 @@ PATIENCE_S = 60.0
 """Everything must be over so long after that (target T19)."""
 VISITS = 5
 """How many times a failpoint may be passed before its crash."""
+FLOODED = 0.15
+"""Part of the seeds in which many submissions come at once."""
 OVER = {"completed", "failed", "cancelled", "rejected"}
 
 
@@ -60,6 +62,8 @@ class Client:
     world: World
     chance: random.Random
     wishes: dict[str, Wish]
+    spread_s: float = 3.0
+    """Within how long it asks for all of it."""
     acked: set[str] = field(default_factory=set)
     nc: Nats | None = None
 
@@ -71,7 +75,7 @@ class Client:
                 group.create_task(self._one(run_id, wanted))
 
     async def _one(self, run_id: str, wanted: Wish) -> None:
-        await asyncio.sleep(self.chance.uniform(0.0, 3.0))
+        await asyncio.sleep(self.chance.uniform(0.0, self.spread_s))
         headers = {Header.RUN_ID: run_id, Header.CONTENT_TYPE: "application/msgpack"}
         subject = submit(DEFAULT_TENANT, wanted.workflow)
         await self._publish(subject, pack_inputs(wanted.inputs), headers)
@@ -107,7 +111,7 @@ async def connect() -> Nats:
 
 
 class Scenario:
-    """The usual scenario: two orchestrators, two workers, two clients.
+    """The usual scenario: two orchestrators, two workers, two clients; now and then a flood.
 
     Args:
         seed: Decides everything.
@@ -130,6 +134,14 @@ class Scenario:
             )
             for half in range(2)
         ]
+        self.settings: dict[str, Any] = {}
+        """Of the orchestrators."""
+        flood = self.world.chances("flood")
+        if flood.random() < FLOODED:
+            many = {f"f{number}": wish(flood) for number in range(flood.randint(8, 16))}
+            self.wishes |= many
+            self.clients.append(Client(self.world, flood, many, spread_s=0.1))
+            self.settings = {"in_flight_max": flood.choice([1, 2, 8]), "share_backlog_min": 1}
 
     def play(self, *, said: bool = False) -> Outcome:
         """Run it to the end and return the verdict."""
@@ -167,7 +179,7 @@ class Scenario:
     def _start(self) -> None:
         world = self.world
         for number in range(2):
-            world.orchestrator(number)
+            world.orchestrator(number, **self.settings)
             world.worker(number)
         for number, client in enumerate(self.clients):
             self.running.append(world.start(f"client-{number}", client.run))
