@@ -8,7 +8,7 @@ from nats.aio.client import Client as Nats
 
 from events.definitions import DefinitionStore, DeployedWorkflow
 from events.jetstream import read_subject
-from events.streams import COMMANDS, EVENTS
+from events.streams import COMMANDS, CONTROL_CONSUMER, EVENTS
 from events.subjects import ROOT, every, run_key, submit
 from schemas.catalogue import load
 from schemas.compiler import compile_plan
@@ -16,6 +16,7 @@ from schemas.ids import new_id
 from schemas.messages import Header
 from schemas.submission import pack_inputs
 from schemas.workflow import parse_definition
+from services.orchestrator.app import CONTROLS_WAITING_MAX
 from tests.integration.conftest import Running
 from tests.support.wait import until
 
@@ -91,8 +92,17 @@ async def test_single_submissions_go_past_a_flood(running: Running) -> None:
         places = {**of_quiet, **{name: of_loud[name] for name in ("urgent", "other")}}
         flooded = [place for run_id, place in of_loud.items() if run_id not in singles]
         before = {name: sum(item < place for item in flooded) for name, place in places.items()}
-        print(before)  # noqa: T201
         assert max(before.values()) < FLOOD / 2, before
     finally:
         orchestrator.signal(signal.SIGCONT)
+        await nc.close()
+
+
+async def test_controls_that_wait_for_their_runs_hold_up_no_others(running: Running) -> None:
+    """The server delivers more than as many as may come for the runs of a flood."""
+    nc = await nats.connect(running.server.url)
+    try:
+        info = await nc.jetstream().consumer_info(COMMANDS, CONTROL_CONSUMER)
+        assert CONTROLS_WAITING_MAX == info.config.max_ack_pending
+    finally:
         await nc.close()
