@@ -35,7 +35,6 @@ from services.gateway.routes import (
     travel,
     workflows,
 )
-from services.runtime import BUS_ERRORS
 
 
 VERSION = "1"
@@ -77,7 +76,7 @@ def build_api(parts: Parts | None = None) -> FastAPI:
         health,
     ):
         app.include_router(module.router)
-    errors.install(app, BUS_ERRORS)
+    errors.install(app)
     app.openapi = lambda: openapi_document(app)  # type: ignore[method-assign]
     return app
 

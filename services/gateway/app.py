@@ -40,6 +40,7 @@ from services.gateway.middleware import Watch
 from services.gateway.model_store import ModelStore
 from services.gateway.protocol import bounded_http
 from services.gateway.routes import Parts, inference
+from services.gateway.routes.plain import PlainRuns
 from services.gateway.settings import GatewaySettings
 from services.gateway.submissions import Submissions
 from services.gateway.waiters import Waiters
@@ -265,7 +266,9 @@ def _server(parts: Parts) -> uvicorn.Server:
 
     config = uvicorn.Config(
         Watch(
-            Lane(build_api(parts), infer), parts.settings.body_bytes_max, parts.settings.body_s_max
+            Lane(PlainRuns(build_api(parts), parts), infer),
+            parts.settings.body_bytes_max,
+            parts.settings.body_s_max,
         ),
         loop="none",
         http=bounded_http(parts.settings.head_s_max),

@@ -6,12 +6,14 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from schemas.api import ApiError
 from schemas.complaints import first_complaint
 from schemas.errors import BusUnavailable, ClawdbotError, InvalidArgument, RetryableError
 from schemas.open_inference import InferenceError
 from services.errors import STATUS, RangeNotSatisfiable, brief, dump, error_body, status_of
+from services.runtime import BUS_ERRORS
 from services.telemetry import get_logger
 
 
@@ -26,8 +28,15 @@ _HINTS = {
 }
 
 
-def error_response(error: ClawdbotError, request_id: str, path: str = "") -> Response:
-    """Return an error as an HTTP response, in the shape of the protocol of its path."""
+def refusal(error: ClawdbotError, scope: Scope) -> Response:
+    """Return the answer to a request that is refused, in the shape of the protocol of its path.
+
+    Why goes into the request's log line.
+    """
+    state, path = scope["state"], scope["path"]
+    state["facts"]["error"] = brief(error.message)
+    if error.context:
+        log.info("request_refused", request_id=state["request_id"], **error.context)
     headers: dict[str, str] = {}
     if isinstance(error, RetryableError):
         headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
@@ -36,7 +45,7 @@ def error_response(error: ClawdbotError, request_id: str, path: str = "") -> Res
     if _is_inference(path):
         text = error.message if error.field is None else f"{error.field}: {error.message}"
         return _json(_plain(text), status_of(error), headers)
-    return _json(error_body(error, request_id), status_of(error), headers)
+    return _json(error_body(error, state["request_id"]), status_of(error), headers)
 
 
 def unexpected(request_id: str, path: str = "") -> Response:
@@ -52,40 +61,36 @@ def unexpected(request_id: str, path: str = "") -> Response:
     return _json(dump(error), 500, {})
 
 
-def install(app: FastAPI, away: tuple[type[Exception], ...]) -> None:
-    """Teach an application the table.
+def away(error: Exception) -> BusUnavailable:
+    """Return what to say when the bus's client raised an error of its own."""
+    log.info("bus_error", error=str(error), kind=type(error).__name__)
+    return BusUnavailable("the bus does not answer")
 
-    Args:
-        app: The application.
-        away: What the bus's client raises when the bus is away.
-    """
+
+def install(app: FastAPI) -> None:
+    """Teach an application the table."""
     handlers: dict[type[Exception], Callable[..., Awaitable[Response]]] = {
         ClawdbotError: _on_ours,
         RequestValidationError: _on_invalid,
         HTTPException: _on_http,
-        **dict.fromkeys(away, _on_away),
+        **dict.fromkeys(BUS_ERRORS, _on_away),
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
 
 
 async def _on_ours(request: Request, error: ClawdbotError) -> Response:
-    request.state.facts["error"] = brief(error.message)
-    if error.context:
-        log.info("request_refused", request_id=request.state.request_id, **error.context)
-    return error_response(error, request.state.request_id, request.url.path)
+    return refusal(error, request.scope)
 
 
 async def _on_away(request: Request, error: Exception) -> Response:
-    log.info("bus_error", error=str(error), kind=type(error).__name__)
-    return await _on_ours(request, BusUnavailable("the bus does not answer"))
+    return refusal(away(error), request.scope)
 
 
 async def _on_invalid(request: Request, error: RequestValidationError) -> Response:
     loc, message = first_complaint(error)
     place, *rest = [str(part) for part in loc] or [""]
-    refused = InvalidArgument(message, field=".".join(rest) or place)
-    return await _on_ours(request, refused)
+    return refusal(InvalidArgument(message, field=".".join(rest) or place), request.scope)
 
 
 async def _on_http(request: Request, error: HTTPException) -> Response:

@@ -1,8 +1,8 @@
 """Clients that break the protocol below HTTP's meaning: too large, too slow, cut short."""
 
+import re
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -19,19 +19,22 @@ PIECE = b"x" * 65536
 PATIENCE_S = 20.0
 
 
-@pytest.fixture
-def address(nats_server: NatsServer, tmp_path: Path) -> Iterator[tuple[str, int]]:
-    """Where a gateway listens that has little patience; it must be alive at the end."""
-    mesh = Mesh(tmp_path, nats_server.url, {"master_key": MASTER_TEXT})
+@pytest.fixture(scope="module")
+def port(nats_server: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Where a gateway listens that has little patience."""
+    mesh = Mesh(tmp_path_factory.mktemp("mesh"), nats_server.url, {"master_key": MASTER_TEXT})
     limits = {"head_s_max": "0.5", "body_s_max": "1", "body_bytes_max": "1000000"}
     gateway = mesh.add("gateway", "services.gateway", http_port="0", **limits)
     mesh.start()
-    try:
-        port = gateway.fact("listening", "port")
-        yield "127.0.0.1", port
-        assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
-    finally:
-        mesh.stop()
+    yield gateway.fact("listening", "port")
+    mesh.stop()
+
+
+@pytest.fixture
+def address(port: int) -> Iterator[tuple[str, int]]:
+    """Where the gateway is; it must be alive at the end."""
+    yield "127.0.0.1", port
+    assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
 
 
 def _exchange(address: tuple[str, int], *pieces: bytes) -> bytes:
@@ -85,6 +88,24 @@ def test_a_body_that_does_not_come_is_not_waited_for(address: tuple[str, int]) -
     ):
         head = _post(b"/v1/workflows", b"Content-Type: application/json", *headers)
         assert _exchange(address, head, body).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize("path", ["/v1/workflows", "/v1/blobs", "/v2/models/m/infer"])
+def test_who_leaves_before_the_end_of_a_body_is_no_failure(
+    address: tuple[str, int], path: str
+) -> None:
+    """It is counted as what it is, not as an error of ours."""
+    before = _left(address)
+    with socket.create_connection(address, timeout=PATIENCE_S) as connection:
+        connection.sendall(_post(path.encode(), b"Content-Length: 100") + b"{")
+    until_sync(lambda: _left(address) > before)
+
+
+def _left(address: tuple[str, int]) -> float:
+    """Return how many requests ended as their clients were gone."""
+    text = httpx.get(f"http://{address[0]}:{address[1]}/metrics").text
+    [sample] = re.findall(r'http_requests_total{method="POST",status="499"} (\S+)', text) or ["0"]
+    return float(sample)
 
 
 def test_a_body_without_end_is_refused(address: tuple[str, int]) -> None:

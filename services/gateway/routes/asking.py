@@ -7,7 +7,8 @@ from fastapi import Depends, Header, Query, Request, Response
 from schemas.api import RunView
 from schemas.errors import InvalidArgument
 from schemas.ids import valid_token
-from services.gateway.routes import Wanted, answer
+from services.gateway.inputs import read_inputs
+from services.gateway.routes import Parts, Wanted, answer
 from services.gateway.submissions import Ask
 
 
@@ -40,6 +41,11 @@ async def _asked(
 
 Asked = Annotated[Ask, Depends(_asked)]
 """How a run is wanted; of which workflow, the route says."""
+
+
+async def begun(request: Request, parts: Parts, ask: Ask) -> RunView:
+    """Start a run with the inputs that a request brings, and wait for it as long as is asked."""
+    return await parts.submissions.run(ask, lambda plan, ports: read_inputs(request, plan, ports))
 
 
 def started(request: Request, view: RunView, ask: Ask) -> Response:

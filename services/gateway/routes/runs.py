@@ -14,9 +14,9 @@ from schemas.errors import InvalidArgument, NotFound
 from schemas.ids import DEFAULT_TENANT, valid_token
 from schemas.messages import Control
 from services.gateway.controls import check, is_done, with_id
-from services.gateway.inputs import read_body, read_inputs
+from services.gateway.inputs import read_body
 from services.gateway.routes import ERRORS, Parts, Wanted, answer
-from services.gateway.routes.asking import Asked, IdempotencyKey, started
+from services.gateway.routes.asking import Asked, IdempotencyKey, begun, started
 from services.gateway.routes.following import (
     EVENT_STREAM,
     LastEventId,
@@ -87,20 +87,13 @@ async def submit(
     """
     valid_token(name, field="name")
     ask = replace(asked, workflow=name)
-    is_stream = wants_stream(request)
-    if is_stream:
-        ask = replace(ask, run_id="" if ask.idempotency_key else run_id_of(ask), wait_s=0.0)
-
-    async def begin() -> RunView:
-        return await parts.submissions.run(
-            ask, lambda plan, ports: read_inputs(request, plan, ports)
-        )
-
-    if not is_stream:
-        return started(request, await begin(), ask)
+    if not wants_stream(request):
+        return started(request, await begun(request, parts, ask), ask)
+    ask = replace(ask, run_id="" if ask.idempotency_key else run_id_of(ask), wait_s=0.0)
     key = RunKey(DEFAULT_TENANT, run_id_of(ask))
     request.state.facts["run_id"] = key.run_id
-    return await streamed(parts, key, Wish(after_of(last_event_id), with_parts=True), begin)
+    wish = Wish(after_of(last_event_id), with_parts=True)
+    return await streamed(parts, key, wish, lambda: begun(request, parts, ask))
 
 
 @router.get("/runs", response_model=RunPage)
