@@ -23,7 +23,7 @@ from schemas.messages import Header
 from schemas.submission import pack_inputs
 from tests.support.checker import Recorded, Submission, check
 from tests.support.sim.faults import FAILPOINTS
-from tests.support.sim.workloads import Wish, deployed, wish
+from tests.support.sim.workloads import EITHER, Wish, deployed, wish
 from tests.support.sim.world import MASTER, MIB, SHARED, URL, World
 
 
@@ -33,8 +33,9 @@ PATIENCE_S = 60.0
 """Everything must be over so long after that (target T19)."""
 VISITS = 5
 """How many times a failpoint may be passed before its crash."""
-FLOODED = 0.15
-"""Part of the seeds in which many submissions come at once."""
+FLOODED = 0.2
+"""Part of the seeds in which many submissions of one workflow come at once, and a few of others."""
+FLOOD = Wish("branch", {"text": "ab"}, None, EITHER)
 OVER = {"completed", "failed", "cancelled", "rejected"}
 
 
@@ -138,10 +139,11 @@ class Scenario:
         """Of the orchestrators."""
         flood = self.world.chances("flood")
         if flood.random() < FLOODED:
-            many = {f"f{number}": wish(flood) for number in range(flood.randint(8, 16))}
+            many = {f"f{number}": FLOOD for number in range(flood.randint(12, 20))}
+            many |= {f"g{number}": wish(flood) for number in range(4)}
             self.wishes |= many
-            self.clients.append(Client(self.world, flood, many, spread_s=0.1))
-            self.settings = {"in_flight_max": flood.choice([1, 2, 8]), "share_backlog_min": 1}
+            self.clients.append(Client(self.world, flood, many, spread_s=0.02))
+            self.settings = {"in_flight_max": flood.choice([1, 2]), "share_backlog_min": 1}
 
     def play(self, *, said: bool = False) -> Outcome:
         """Run it to the end and return the verdict."""
