@@ -243,7 +243,8 @@ class Express:
         left = data + bytes(reader._buffer)  # noqa: SLF001
         reader._buffer.clear()  # noqa: SLF001
         reader._maybe_resume_transport()  # noqa: SLF001
-        inlet = Inlet(transport.get_protocol(), self.handlers, self._deliver, reader.feed_data)
+        protocol = transport.get_protocol()
+        inlet = Inlet(protocol, self.handlers, self._deliver, reader.feed_data, self._heard)
         transport.set_protocol(inlet)
         self.is_before_parser = True
         inlet.take(left)
@@ -266,9 +267,19 @@ class Express:
         else:
             future.set_result(frame.data)
 
+    def _heard(self) -> None:
+        """Take whatever comes for a sign of life, as pongs are for nats-py."""
+        self._nc._pings_outstanding = 0  # noqa: SLF001
+
     def connection_lost(self) -> None:
-        """Give up what was sent: the answers went to the connection that is no more."""
+        """Give up what was sent: the answers went to the connection that is no more.
+
+        And the connection, at once: nats-py would first send what is left to whoever is silent.
+        """
         self.is_before_parser = False
+        stream: Any = self._nc._transport  # noqa: SLF001
+        if self._nc.is_reconnecting and stream is not None and stream._io_writer is not None:  # noqa: SLF001
+            stream._io_writer.transport.abort()  # noqa: SLF001
         for token, (future, _) in list(self._unanswered.items()):
             if int(token) > self._sent:
                 break

@@ -44,6 +44,7 @@ class Inlet(asyncio.BufferedProtocol):
         subscriptions: Those of the express.
         deliver: Takes their messages.
         pass_on: Takes the bytes of everything else: lines and messages, always whole.
+        heard: Told of every read.
     """
 
     def __init__(
@@ -52,11 +53,13 @@ class Inlet(asyncio.BufferedProtocol):
         subscriptions: Container[str],
         deliver: Deliver,
         pass_on: Callable[[bytes], None],
+        heard: Callable[[], None] = lambda: None,
     ) -> None:
         self._inner = inner
         self._subscriptions = subscriptions
         self._deliver = deliver
         self._pass_on = pass_on
+        self._heard = heard
         self._read = memoryview(bytearray(READ_BYTES))
         self._held = b""
         """What was read of a line, or of a small message, that goes on."""
@@ -72,6 +75,7 @@ class Inlet(asyncio.BufferedProtocol):
     @override
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was read."""
+        self._heard()
         large = self._large
         if large is None:
             self.take(bytes(self._read[:nbytes]))

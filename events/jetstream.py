@@ -1,6 +1,7 @@
 """The event store over JetStream: one message per commit on the run's event subject."""
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from nats.errors import (
     NoRespondersError,
     OutboundBufferLimitError,
 )
+from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeout
 from nats.js.errors import (
     APIError,
@@ -28,6 +30,7 @@ from events.chain import check_head, check_link
 from events.codec import COMMIT_TOPIC, Commit, CommitMapper
 from events.express import STATUS, Express, Frame, Refused
 from events.group_commit import GroupCommit
+from events.hedge import DIRECT_AGAIN_S
 from events.keys import KeyRing
 from events.store import EMPTY, RETIRED, Append, EventStore, Head, History, retired
 from events.streams import EVENTS
@@ -334,38 +337,63 @@ async def read_subject(
     return found
 
 
-async def _read_batch(
-    nc: Nats, stream: str, query: dict[str, str | int], timeout_s: float
-) -> tuple[list[StoredCommit], int]:
-    """Return the messages of one batched direct get, and how many are left after them."""
-    done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    found: list[StoredCommit] = []
+class _DirectGet:
+    """One batched direct get; asked again while nothing comes: another copy may answer."""
 
-    def on_frame(frame: Frame) -> None:
-        if done.done():
+    def __init__(self, express: Express, stream: str, body: bytes, inbox: str) -> None:
+        self.done: asyncio.Future[tuple[list[StoredCommit], int]] = asyncio.Future()
+        """The messages, and how many are left after them."""
+        self._express = express
+        self._subject = f"$JS.API.DIRECT.GET.{stream}"
+        self._body = body
+        self._inbox = inbox
+        self._found: dict[str, list[StoredCommit]] = {}
+
+    def ask(self, turn: int = 0) -> None:
+        """Ask, or ask once more."""
+        self._found[str(turn)] = []
+        self._express.publish(self._subject, self._body, reply=f"{self._inbox}.{turn}")
+
+    def ask_again(self, turn: int) -> None:
+        """Ask once more if there is no word yet."""
+        if not self.done.done() and not any(self._found.values()):
+            with contextlib.suppress(NatsError):  # what was asked before still counts
+                self.ask(turn)
+
+    def take(self, frame: Frame) -> None:
+        """Take a message, or the status behind the last one."""
+        if self.done.done():
             return
+        found = self._found[frame.subject.rpartition(".")[2]]
         if not frame.head.startswith(STATUS):
             found.append(StoredCommit.of(frame))
             return
         headers = frame.headers()
         match headers["Status"]:
             case "404":
-                done.set_result(0)
+                self.done.set_result((found, 0))
             case "204":
-                done.set_result(int(headers.get("Nats-Num-Pending", "0")))
+                self.done.set_result((found, int(headers.get("Nats-Num-Pending", "0"))))
             case status:
                 error = StoreUnavailable("the event log does not answer", status=status)
-                done.set_exception(error)
+                self.done.set_exception(error)
 
-    inbox = nc.new_inbox()
-    express = await Express.of(nc)
-    subscription = await express.subscribe(inbox, on_frame)
+
+async def _read_batch(
+    nc: Nats, stream: str, query: dict[str, str | int], timeout_s: float
+) -> tuple[list[StoredCommit], int]:
+    """Return the messages of one batched direct get, and how many are left after them."""
+    express, inbox, loop = await Express.of(nc), nc.new_inbox(), asyncio.get_running_loop()
+    get = _DirectGet(express, stream, orjson.dumps(query), inbox)
+    subscription = await express.subscribe(f"{inbox}.*", get.take)
+    again = [loop.call_later(DIRECT_AGAIN_S * turn * turn, get.ask_again, turn) for turn in (1, 2)]
     try:
-        express.publish(f"$JS.API.DIRECT.GET.{stream}", orjson.dumps(query), reply=inbox)
+        get.ask()
         async with asyncio.timeout(timeout_s):
-            pending = await done
+            return await get.done
     except (TimeoutError, *BUS_ERRORS) as error:
         raise StoreUnavailable("the event log does not answer") from error
     finally:
+        for timer in again:
+            timer.cancel()
         await express.unsubscribe(subscription)
-    return found, pending

@@ -24,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from events.documents import SharedDocument
 from events.files import write_durably
+from events.hedge import hedged
 from events.jetstream import BUS_ERRORS
 from events.store import RETIRED
 from events.streams import EVENTS
@@ -86,7 +87,8 @@ async def observe(nc: Nats) -> Marks:
         DataLoss: There is no log.
     """
     try:
-        info = await nc.jetstream().stream_info(EVENTS)
+        js = nc.jetstream()
+        info = await hedged(lambda: js.stream_info(EVENTS))
     except NotFoundError as error:
         raise DataLoss("the event log is gone") from error
     except (APIError, *BUS_ERRORS) as error:
@@ -122,9 +124,9 @@ async def _there(js: JetStreamContext, head: PartHead) -> bool:
     subject = event(RunKey(head.tenant, head.run_id))
     try:
         try:
-            found = await js.get_msg(EVENTS, head.sequence)
+            found = await hedged(lambda: js.get_msg(EVENTS, head.sequence))
         except NotFoundError:
-            last = await js.get_last_msg(EVENTS, subject)
+            last = await hedged(lambda: js.get_last_msg(EVENTS, subject))
             return RETIRED in (last.headers or {})
     except NotFoundError:
         return False

@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from events.codec import MsgpackTranscoder, SizeCompressor
 from events.evolve import REDUCER_VERSION, fold
+from events.hedge import DIRECT_AGAIN_S, hedged
 from events.jetstream import APPEND_TIMEOUT_S, BUS_ERRORS, STREAM_FULL
 from events.keys import KeyRing
 from events.state import RunState
@@ -177,7 +178,10 @@ class JetStreamSnapshotStore(SnapshotStore):
     @override
     async def get(self, key: RunKey) -> Snapshot | None:
         try:
-            found = await self._js.get_last_msg(SNAPSHOTS, snapshot(key), direct=True)
+            found = await hedged(
+                lambda: self._js.get_last_msg(SNAPSHOTS, snapshot(key), direct=True),
+                again_s=DIRECT_AGAIN_S,
+            )
         except NotFoundError:
             return None
         except (APIError, *BUS_ERRORS) as error:

@@ -42,6 +42,23 @@ class BatchStatistics(Message):
     compute_output: StatisticDuration = StatisticDuration()
 
 
+class ResponseStatistics(Message):
+    """The responses with the same index: the first of each request, the second, and so on."""
+
+    compute_infer: StatisticDuration = StatisticDuration()
+    """From the response before, or the beginning, until it was there."""
+    compute_output: StatisticDuration = StatisticDuration()
+    """Packing and sending it."""
+    success: StatisticDuration = StatisticDuration()
+    """Both together."""
+    fail: StatisticDuration = StatisticDuration()
+    """Errors in place of a response."""
+    empty_response: StatisticDuration = StatisticDuration()
+    """Ends that brought nothing new."""
+    cancel: StatisticDuration = StatisticDuration()
+    """Requests that nobody waited for any more, before this response; takes no time."""
+
+
 class MemoryUsage(Message):
     """What a model takes of a kind of memory."""
 
@@ -63,6 +80,8 @@ class ModelStatistics(Message):
     execution_count: int = 0
     """Calls of the engine; fewer than rows where requests were computed together."""
     inference_stats: InferStatistics = InferStatistics()
+    response_stats: dict[str, ResponseStatistics] = Field(default_factory=dict)
+    """By the index of a response, of models that may answer in parts."""
     batch_stats: tuple[BatchStatistics, ...] = ()
     memory_usage: tuple[MemoryUsage, ...] = ()
     """Of all workers that have it in memory now, as they measured it."""

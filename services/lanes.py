@@ -10,15 +10,29 @@ from services.bundles import Item, bundles
 
 
 AHEAD = 4
-"""Messages that one who answers may have unanswered: so everybody on the way has one to work at."""
+"""Messages without an answer, where no setting says otherwise: one for each who is on the way."""
+HOLD_S = 0.005
+"""Longest wait behind so many, where no setting says otherwise."""
 FEW = 8
-"""Requests that are worth a message of their own while others are under way."""
-HOLD_S, BRIEF_S = 0.005, 0.001
-"""Longest wait behind so many; where answers take long, as what waits no engine can see."""
+"""Requests that are worth a message of their own while others are under way: so many share the
+costs of a message well, and waiting for more would keep who answers idle."""
+BRIEF_S = 0.001
+"""Longest wait where answers take long: what waits here no engine can see."""
 LONG_S = 0.015
-"""An answer that takes longer is mostly computed, one that takes less is mostly on its way."""
+"""An answer that takes longer is mostly computed, one that takes less is mostly on its way: such
+is the way there and back on a busy machine, whatever an operator wishes."""
 TRIP_WEIGHT = 0.1
-"""Of the newest answer in how long answers take."""
+"""Of the newest answer in how long answers take: some tens of them tell, one does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How far the requests to one who answers go ahead of its answers."""
+
+    ahead: int = AHEAD
+    """Messages without an answer; what comes behind them waits to share one, >= 1."""
+    hold_s: float = HOLD_S
+    """Longest wait there, seconds."""
 
 
 @dataclass(eq=False, slots=True)
@@ -67,6 +81,7 @@ class Lane:
     """
 
     subject: str
+    pace: Pace = Pace()
     waiting: list[Asked] = field(default_factory=list)
     unanswered: int = 0
     """Messages."""
@@ -80,12 +95,13 @@ class Lane:
     @property
     def busy(self) -> bool:
         """Tell whether who answers has enough to do."""
-        return self.unanswered >= AHEAD
+        return self.unanswered >= self.pace.ahead
 
     @property
     def hold_s(self) -> float:
         """Return how long a request may wait here."""
-        return HOLD_S if self.trip_s < LONG_S else BRIEF_S
+        longest_s = self.pace.hold_s
+        return longest_s if self.trip_s < LONG_S else min(BRIEF_S, longest_s)
 
     def over(self, sent: Sent, now: float) -> None:
         """Count a message that is answered."""
@@ -99,8 +115,9 @@ class Lane:
             late: Whether it waited long: then all of it leaves.
         """
         waiting = [asked for asked in self.waiting if not asked.answer.done()]
-        share = max(FEW, -(-(len(waiting) + self.under_way) // AHEAD))
-        room = len(waiting) if late else share * max(0, AHEAD - self.unanswered)
+        ahead = self.pace.ahead
+        share = max(FEW, -(-(len(waiting) + self.under_way) // ahead))
+        room = len(waiting) if late else share * max(0, ahead - self.unanswered)
         self.waiting = waiting[room:]
         for begin in range(0, min(room, len(waiting)), share):
             yield from bundles(waiting[begin : min(begin + share, room)], _body_size)

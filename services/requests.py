@@ -26,7 +26,7 @@ from services.bundles import HEAD, HEADERS_BYTES, Item, pack, unpack
 from services.deadlines import Deadlines
 from services.errors import STATUS, BodyTooLarge
 from services.hearing import Heard
-from services.lanes import Asked, Lane, Sent
+from services.lanes import Asked, Lane, Pace, Sent
 from services.runtime import Bus
 
 
@@ -48,10 +48,12 @@ class Requests:
 
     Args:
         bus: The connection.
+        pace: How far what may share a message goes ahead of answers.
     """
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, pace: Pace | None = None) -> None:
         self._bus = bus
+        self._pace = pace or Pace()
         self._inbox = bus.nc.new_inbox()
         self._express: Express | None = None
         self._opening = asyncio.Lock()
@@ -208,7 +210,7 @@ class Requests:
             return
         lane = self._lanes.get(subject)
         if lane is None:
-            lane = self._lanes[subject] = Lane(subject)
+            lane = self._lanes[subject] = Lane(subject, self._pace)
         lane.waiting.append(asked)
         if lane.timer is None:
             loop = asyncio.get_running_loop()

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from nats.js.errors import BadRequestError, NotFoundError
 from nats.js.errors import Error as JetStreamError
 
 from events.express import Express, Refused, encode_head, pub_ack
+from events.hedge import hedged
 from events.jetstream import STREAM_FULL
 from events.streams import (
     RESULT_CONSUMER,
@@ -30,7 +30,9 @@ from events.subjects import life
 from schemas.errors import BusUnavailable, ClawdbotError, ResourceExhausted, StoreFull, Unavailable
 from schemas.ids import new_id
 from schemas.messages import Header
-from services.telemetry import BUS_CONNECTED, get_logger
+from services.connection import Link, connect
+from services.settings import BUS_SILENCE_S
+from services.telemetry import get_logger
 
 
 T = TypeVar("T")
@@ -39,8 +41,6 @@ log = get_logger()
 BUS_ERRORS = (NatsError, JetStreamError)
 """What the client of the bus raises."""
 
-PING_INTERVAL_S = 2
-RECONNECT_WAIT_S = 0.25
 PATIENCE_S = 0.5
 """Between two tries of a start to reach the bus."""
 REQUEST_TIMEOUT_S = 5.0
@@ -84,66 +84,23 @@ class Delivery:
     """Of the stream."""
     count: int
     """1 for the first delivery."""
+    place: int = 0
+    """In the bundle it came in, from 1; 0 for a message of its own."""
     left: int = 0
-    """Messages the consumer has not delivered yet."""
+    """About so many the consumer has not delivered yet."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the handler wants in the canonical log line."""
     before_ack: list[Awaitable[None]] = field(default_factory=list)
     """What must be done, besides publishing what the handler returns, before it is acked."""
 
+    @property
+    def name(self) -> str:
+        """What no other message of its stream is called."""
+        return f"{self.sequence}-{self.place}" if self.place else str(self.sequence)
+
 
 Handler = Callable[[Delivery], Awaitable[Sequence[Outgoing]]]
 """Maps a message to messages; its exceptions decide the outcome (`services.consumer`)."""
-
-
-@dataclass(frozen=True)
-class Link:
-    """What happens to the connection."""
-
-    on_loss: list[Callable[[], None]] = field(default_factory=list)
-    """Called when it is lost, before any other server is asked."""
-    came_back: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-def _broker(url: str, name: str, link: Link) -> NatsBroker:
-    """Return a broker that reconnects for ever and notices a silent server within seconds."""
-    said = ""
-
-    async def disconnected() -> None:
-        for call in link.on_loss:
-            call()
-        BUS_CONNECTED.labels(name).set(0)
-        log.warning("bus_disconnected")
-
-    async def reconnected() -> None:
-        nonlocal said
-        said = ""
-        BUS_CONNECTED.labels(name).set(1)
-        log.info("bus_reconnected")
-        link.came_back.set()
-
-    async def errored(error: Exception) -> None:
-        nonlocal said
-        text = f"{type(error).__name__}: {error}"
-        if text != said:  # while the bus is away the same comes four times a second
-            said = text
-            log.info("bus_error", error=str(error), kind=type(error).__name__)
-
-    return NatsBroker(
-        [part.strip() for part in url.split(",")],
-        name=f"clawdbot-{name}",
-        allow_reconnect=True,
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type] # seconds; nats-py takes floats
-        ping_interval=PING_INTERVAL_S,
-        max_outstanding_pings=2,
-        connect_timeout=2,
-        disconnected_cb=disconnected,
-        reconnected_cb=reconnected,
-        error_cb=errored,
-        logger=log,
-        log_level=logging.DEBUG,  # of a line per message; what goes wrong is said anyway
-    )
 
 
 class Bus:
@@ -161,12 +118,12 @@ class Bus:
         self._link = link
 
     @classmethod
-    async def connect(cls, url: str, name: str, limits: StreamLimits) -> "Bus":
-        """Connect, trying for as long as it takes."""
+    async def connect(
+        cls, url: str, name: str, limits: StreamLimits, silence_s: float = BUS_SILENCE_S
+    ) -> "Bus":
+        """Connect, trying for as long as it takes; leave a server that is silent for so long."""
         link = Link()
-        broker = _broker(url, name, link)
-        nc = await broker.connect()
-        BUS_CONNECTED.labels(name).set(1)
+        broker, nc = await connect(url, name, link, silence_s)
         return cls(broker, nc, limits, link)
 
     async def close(self) -> None:
@@ -235,7 +192,9 @@ class Bus:
         """
         with _answering():
             try:
-                found = await self._js.get_msg(stream, seq=1, subject=subject, next=True)
+                found = await hedged(
+                    lambda: self._js.get_msg(stream, seq=1, subject=subject, next=True)
+                )
             except NotFoundError:
                 return 0
         return found.seq or 0
@@ -269,19 +228,10 @@ class Bus:
         """Publish one message into a stream; it is stored when this returns its sequence.
 
         Raises:
-            BusUnavailable: It was not acknowledged.
-            StoreFull: The stream has no room.
+            BusUnavailable, StoreFull: As `stored`.
         """
         express, head = await Express.of(self.nc), encode_head(message.headers)
-        try:
-            ack = pub_ack(await express.ask(message.subject, message.data, head))
-        except Refused as error:
-            if error.code in STREAM_FULL:
-                raise StoreFull("the queue of submissions is full; try again later") from error
-            raise BusUnavailable("the bus refused the message", cause=str(error)) from error
-        except NatsError as error:
-            raise BusUnavailable("the bus did not acknowledge the message") from error
-        return int(ack["seq"])
+        return await stored(express.ask(message.subject, message.data, head))
 
     async def free(self, stream: str) -> float:
         """Return the part of a stream that is free, in [0, 1].
@@ -305,7 +255,8 @@ class Bus:
             BusUnavailable: The server does not answer.
         """
         with _answering():
-            return (await self._js.stream_info(stream, subjects)).state.subjects or {}
+            info = await hedged(lambda: self._js.stream_info(stream, subjects))
+        return info.state.subjects or {}
 
     async def ping(self) -> None:
         """Return when JetStream answers.
@@ -341,9 +292,9 @@ class Bus:
         return came_back
 
     async def _created(self) -> str:
-        tasks = await self._js.stream_info(TASKS)
-        results = await self._js.stream_info(RESULTS)
-        await self._js.consumer_info(RESULTS, RESULT_CONSUMER)
+        tasks = await hedged(lambda: self._js.stream_info(TASKS))
+        results = await hedged(lambda: self._js.stream_info(RESULTS))
+        await hedged(lambda: self._js.consumer_info(RESULTS, RESULT_CONSUMER))
         return f"{tasks.created} {results.created} {await self._life()}"
 
     async def _life(self) -> str:
@@ -372,8 +323,34 @@ def _answering() -> Iterator[None]:
         raise BusUnavailable("JetStream does not answer", cause=str(error)) from error
 
 
-async def publish(express: Express, messages: Sequence[Outgoing]) -> None:
+async def stored(answer: Awaitable[bytes]) -> int:
+    """Return the sequence of a submission once it is stored.
+
+    Raises:
+        BusUnavailable: It was not acknowledged.
+        StoreFull: The stream has no room.
+    """
+    try:
+        return int(pub_ack(await answer)["seq"])
+    except Refused as error:
+        if error.code in STREAM_FULL:
+            raise StoreFull("the queue of submissions is full; try again later") from error
+        raise BusUnavailable("the bus refused the message", cause=str(error)) from error
+    except NatsError as error:
+        raise BusUnavailable("the bus did not acknowledge the message") from error
+
+
+Ask = Callable[[Outgoing], Awaitable[bytes]]
+"""Publishes a message into a stream; gives its answer."""
+
+
+async def publish(express: Express, messages: Sequence[Outgoing], ask: Ask | None = None) -> None:
     """Publish into streams, all at once, and wait for every ack.
+
+    Args:
+        express: The way to the streams.
+        messages: What to publish.
+        ask: Publishes what a stream takes, if it does not leave by itself.
 
     Raises:
         BusUnavailable: At least one was not acknowledged.
@@ -381,6 +358,9 @@ async def publish(express: Express, messages: Sequence[Outgoing]) -> None:
     """
     answers: list[Awaitable[bytes]] = []
     for message in messages:
+        if message.stored and ask is not None:
+            answers.append(ask(message))
+            continue
         head = encode_head(message.headers)
         if message.stored:
             answers.append(express.ask(message.subject, message.data, head))

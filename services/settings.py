@@ -17,6 +17,10 @@ from schemas.complaints import first_complaint
 from schemas.errors import FailedPrecondition
 
 
+BUS_SILENCE_S = 3.0
+"""Shorter than an election of nats-server, which takes 4 s at least."""
+
+
 class Settings(BaseSettings):
     """Shared settings; each variable is the field's name in capitals after `CLAWDBOT_`."""
 
@@ -30,6 +34,8 @@ class Settings(BaseSettings):
 
     nats_url: str = "nats://127.0.0.1:4222"
     """Comma-separated addresses of the server or the cluster."""
+    bus_silence_s: float = Field(default=BUS_SILENCE_S, ge=0.5, le=300)
+    """A server that sends nothing for so long, not even what it is asked for, is left."""
     data_dir: Path = Path(".clawdbot")
     """Where the run index and a generated master key are kept."""
     instance: str = Field(default="0", pattern=r"^[A-Za-z0-9_-]{1,32}$")
@@ -63,6 +69,8 @@ class Settings(BaseSettings):
     """Deliveries before a message is dead-lettered."""
     in_flight_max: int = Field(default=256, ge=1, le=10_000)
     """Messages one process handles at the same time."""
+    together_max: int = Field(default=32, ge=1, le=256)
+    """Submissions, or results, in one message of a stream, when they queue; 1: each alone."""
     freed_bytes_kept: int = Field(default=64 * MIB, ge=0, lt=2**31)
     """Memory that large messages leave and that is kept for the next ones; 0: as the allocator
     does by itself."""

@@ -44,10 +44,12 @@ from services.gateway.routes.plain import PlainRuns
 from services.gateway.settings import GatewaySettings
 from services.gateway.submissions import Submissions
 from services.gateway.waiters import Waiters
+from services.lanes import Pace
 from services.repository import CatalogueWatch
 from services.requests import Requests
 from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
+from services.together import Together, TogetherBySubject
 
 
 if TYPE_CHECKING:
@@ -71,13 +73,16 @@ class Gateway:
         serve_metrics(settings.metrics_host, settings.metrics_port)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         listener = _listen(settings.http_host, settings.http_port)
-        bus = await Bus.connect(settings.nats_url, SERVICE, settings.limits())
+        bus = await Bus.connect(
+            settings.nats_url, SERVICE, settings.limits(), settings.bus_silence_s
+        )
         await bus.patiently(bus.generation)
         keys = JetStreamKeyRing(bus.nc.jetstream(), settings.master_key_bytes())
         await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
         index = RunIndex(settings.data_dir / f"gateway-{settings.instance}.sqlite")
         statistics = Statistics(settings.data_dir / f"statistics-{settings.instance}.sqlite")
-        parts = self._parts(bus, index, Projector(bus.nc, keys, statistics), keys)
+        together = TogetherBySubject(await Express.of(bus.nc), settings.together_max)
+        parts = self._parts(bus, together, index, Projector(bus.nc, keys, statistics), keys)
         await parts.models.begin()
         caught_up = asyncio.Event()
         rpc = _rpc(parts)
@@ -111,17 +116,23 @@ class Gateway:
             await bus.close()
 
     def _parts(
-        self, bus: Bus, index: RunIndex, projector: Projector, keys: JetStreamKeyRing
+        self,
+        bus: Bus,
+        together: Together,
+        index: RunIndex,
+        projector: Projector,
+        keys: JetStreamKeyRing,
     ) -> Parts:
         settings, clock = self.settings, SystemClock()
         js = bus.nc.jetstream()
         store = JetStreamEventStore(bus.nc, keys)
         blobs = JetStreamBlobStore(bus.nc, keys)
         catalogue, definitions = LiveCatalogue(settings.load_catalogue()), DefinitionStore(js)
-        directory, requests = ModelDirectory(js), Requests(bus)
+        directory, requests = ModelDirectory(js), Requests(bus, _pace(settings))
         waiters = Waiters(store, clock, waits_max=settings.waits_max, recheck_s=settings.recheck_s)
         submissions = Submissions(
             bus,
+            together,
             store,
             definitions,
             catalogue,
@@ -173,6 +184,10 @@ class Gateway:
             in_flight_max=self.settings.waits_max,
         )
         await micro.serve(bus.nc, group, endpoint, self.settings.instance)
+
+
+def _pace(settings: GatewaySettings) -> Pace:
+    return Pace(settings.infer_ahead_max, settings.infer_hold_ms / 1000)
 
 
 def _inferences(

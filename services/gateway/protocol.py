@@ -22,7 +22,9 @@ HEAD_BYTES_MAX = 64 * 1024
 
 
 class Gathered(asyncio.Transport):
-    """A connection on which all that one turn of the loop writes leaves in one system call.
+    """A connection on which what one turn of the loop writes leaves in one system call.
+
+    That is at its end, or as soon as somebody knows that an answer is whole.
 
     Args:
         transport: The connection.
@@ -38,12 +40,12 @@ class Gathered(asyncio.Transport):
     @override
     def write(self, data: bytes) -> None:  # type: ignore[override] # what uvicorn writes
         if not self._pieces:
-            self._loop.call_soon(self._leave)
+            self._loop.call_soon(self.leave)
         self._pieces.append(data)
 
     @override
     def close(self) -> None:
-        self._leave()
+        self.leave()
         self._transport.close()
 
     @override
@@ -62,7 +64,8 @@ class Gathered(asyncio.Transport):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._transport.get_extra_info(name, default)
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Hand on what was written so far."""
         if self._pieces:
             self._transport.writelines(self._pieces)
             self._pieces = []
@@ -142,6 +145,13 @@ class BoundedHttp(HttpToolsProtocol):
         scope: Any = self.scope
         scope[ARRIVED] = True
         self._in_head, self._turned = True, True
+
+    @override
+    def on_response_complete(self) -> None:
+        """Let a whole answer leave before the log line about it is written."""
+        transport: Any = self.transport
+        transport.leave()
+        super().on_response_complete()
 
     def _too_slow(self) -> None:
         self._deadline = None

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from events.blobs import BLOB_BYTES_MAX
 from events.streams import MIB
+from services.lanes import AHEAD, HOLD_S
 from services.settings import Settings
 
 
@@ -60,6 +61,12 @@ class GatewaySettings(Settings):
     balance: bool = True
     """Whether an inference goes to the worker that lately answers soonest; else NATS chooses one at
     random."""
+    infer_ahead_max: int = Field(default=AHEAD, ge=1, le=64)
+    """Messages with inferences that one worker may have unanswered; those that come behind them
+    wait to share a message."""
+    infer_hold_ms: float = Field(default=HOLD_S * 1000, ge=0, le=1000)
+    """How long they wait at most, and a millisecond at most where answers take longer than 15;
+    0: until the end of the turn that they came in."""
     shared_memory: bool = False
     """Whether clients on this machine may hand tensors over in system shared memory. Whoever
     reaches the gateway then reads and writes the shared memory objects that its user may."""

@@ -32,8 +32,9 @@ from services.errors import BodyTooLarge
 from services.gateway.admission import Admission
 from services.gateway.inputs import checked
 from services.gateway.waiters import Feed, Landed, Waiters
-from services.runtime import Bus, Clock, Outgoing
+from services.runtime import Bus, Clock, Outgoing, stored
 from services.telemetry import child_traceparent
+from services.together import Together
 
 
 NEWEST_S = 1.0
@@ -93,6 +94,7 @@ class Submissions:
     """Submits runs."""
 
     bus: Bus
+    together: Together
     store: EventStore
     definitions: DefinitionStore
     catalogue: LiveCatalogue
@@ -192,7 +194,7 @@ class Submissions:
                 async with self.bus.prompt(self.request_s):
                     if not await self._exists(submission, ask):
                         self.admission.check()
-                        await self.bus.submit(_message(submission, ask))
+                        await stored(self.together.ask(_message(submission, ask)))
             return await self._watch(submission, ask, feed, look=look)
 
     async def _prepare(self, ask: Ask, read: Reader) -> Submission:

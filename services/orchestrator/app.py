@@ -43,7 +43,8 @@ from schemas.ids import DEFAULT_TENANT
 from schemas.live_catalogue import LiveCatalogue
 from schemas.messages import Control
 from services import micro
-from services.consumer import Consumer, Pull, dead_letter
+from services.consumer import Consumer, Pull
+from services.dead_letters import dead_letter
 from services.orchestrator.backlog import Backlog, FairShare
 from services.orchestrator.gates import Gates, check_for_ever
 from services.orchestrator.handlers import Handlers, Means
@@ -96,7 +97,9 @@ class Orchestrator:
 
     async def _serve(self) -> None:
         settings = self.settings
-        bus = await Bus.connect(settings.nats_url, SERVICE, settings.limits())
+        bus = await Bus.connect(
+            settings.nats_url, SERVICE, settings.limits(), settings.bus_silence_s
+        )
         await bus.patiently(bus.ensure)
         stores = self._stores(bus)
         # Is the master key the right one?

@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 
 from events.definitions import DefinitionStore
 from events.documents import SharedDocument
+from events.express import Frame
 from events.jetstream import read_subject
 from events.streams import COMMANDS, CURSORS
 from events.subjects import DEFAULT_LANE, every, tenant_and_name
 from schemas.errors import ClawdbotError, NotFound, VersionConflict
 from schemas.message import Message
-from services.consumer import Consumer, Picker, Pull
+from services.consumer import Consumer, Pull
 from services.orchestrator.turns import Turns
+from services.picking import Picker
 from services.runtime import Bus, Clock, Delivery, Handler, Outgoing
 from services.telemetry import OVERTOOK, get_logger
 
@@ -148,7 +150,8 @@ class Backlog:
     async def _look(self) -> bool:
         """See who waits and let past who had less than its share; tell whether anybody was."""
         counts = await self._bus.waiting(COMMANDS, every("submit", "*"))
-        if min(sum(counts.values()), self._left) < self._share.backlog_min:
+        waiting = self._queue.deliveries(sum(counts.values()))
+        if min(waiting, self._left) < self._share.backlog_min:
             self._turns = self._fresh_turns()
             self._head.clear()
             self._is_long.clear()
@@ -157,7 +160,7 @@ class Backlog:
         chosen = self._turns.behind(self._head, PICKED_FLOWS_MAX)
         if chosen:
             self._queue.widen(0)
-            self._queue.request(1)  # so that its head moves, whatever comes
+            self._queue.step()  # so that its head moves, whatever comes
         async with asyncio.TaskGroup() as group:
             for subject in self._turns.unknown(counts)[:LOOKED_UP_MAX]:
                 group.create_task(self._look_up(subject))
@@ -200,13 +203,19 @@ class Backlog:
             cursor = Cursor(after=0, began=now)
         start = max(cursor.after, self._reached) + 1
         found = await read_subject(self._bus.nc, COMMANDS, subject, start=start, limit=count)
-        if not found:
+        frames: list[Frame] = []
+        taken, last = 0, 0
+        for message, (frame, size) in zip(found, self._picker.opened(found), strict=True):
+            if taken < count:
+                frames.append(frame)
+                taken, last = taken + size, message.sequence
+        if not frames:
             return 0
-        moved = cursor.model_copy(update={"after": found[-1].sequence})
+        moved = cursor.model_copy(update={"after": last})
         if not await cursors.replace(moved.model_dump_json().encode(), revision):
             raise VersionConflict("another orchestrator was faster")
-        await self._picker.pick(found)
-        return len(found)
+        await self._picker.pick(frames)
+        return taken
 
     def _fresh_turns(self) -> Turns:
         return Turns(self._share.weights, max(1, self._pull.in_flight_max // PICKED_FLOWS_MAX))

@@ -86,7 +86,7 @@ class Handlers:
     async def submit(self, delivery: Delivery) -> Sequence[Outgoing]:
         """Start the run a submission asks for, or record why not."""
         tenant, workflow = tenant_and_name(delivery.subject)
-        derived = f"COMMANDS-{delivery.sequence}"
+        derived = f"COMMANDS-{delivery.name}"
         run_id = delivery.headers.get(Header.RUN_ID) or derived
         key = RunKey(tenant, derived)  # of the refusal, should the chosen id be no token
         correlation_id = delivery.headers.get(Header.CORRELATION_ID) or run_id

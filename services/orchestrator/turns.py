@@ -80,7 +80,7 @@ class Turns:
         self._lanes[subject] = lane
 
     def waiting(self, counts: Mapping[str, int]) -> None:
-        """Take note of how many submissions wait, by subject."""
+        """Take note of how many messages wait, by subject; one may hold several submissions."""
         self._counts = counts
         self._lanes = {name: lane for name, lane in self._lanes.items() if name in counts}
         by_tenant: dict[str, list[str]] = {}
@@ -98,7 +98,7 @@ class Turns:
         self._workflows.setdefault(tenant, self._level(tenant)).began(subject, count)
 
     def behind(self, head: Collection[str], most: int) -> list[tuple[str, int]]:
-        """Return the subjects to let past those at the head of the queue, and how many of each.
+        """Return the subjects to let past those at the head of the queue, and what is due to each.
 
         Args:
             head: Subjects of what was at the head lately; not empty.
@@ -119,9 +119,8 @@ class Turns:
         return list(found.items())[:most]
 
     def _add(self, found: dict[str, int], subject: str, due: int) -> None:
-        count = min(due, self._counts.get(subject, 0))
-        if count and subject not in found:
-            found[subject] = count
+        if self._counts.get(subject) and subject not in found:
+            found[subject] = due
 
     def _level(self, tenant: str) -> Level:
         known = self._workflows.get(tenant)

@@ -10,6 +10,7 @@ import orjson
 from nats.errors import Error as NatsError
 
 from events.blobs import JetStreamBlobStore
+from events.express import Express
 from events.jetstream import read_subject
 from events.keys import JetStreamKeyRing
 from events.memo import JetStreamMemoStore
@@ -27,6 +28,7 @@ from services.repository import CatalogueWatch
 from services.runtime import Bus, Outgoing, SystemClock
 from services.settings import secret
 from services.telemetry import configure, get_logger, serve_metrics
+from services.together import Together
 from services.workers import devices
 from services.workers.attempts import Attempts
 from services.workers.chunks import Chunks
@@ -75,7 +77,9 @@ class Worker:
         live = LiveCatalogue(settings.load_catalogue())
         models = self._models(live)
         attempts = Attempts(SystemClock())
-        bus = await Bus.connect(settings.nats_url, self.service, settings.limits())
+        bus = await Bus.connect(
+            settings.nats_url, self.service, settings.limits(), settings.bus_silence_s
+        )
         await bus.patiently(bus.generation)
         keys = JetStreamKeyRing(bus.nc.jetstream(), settings.master_key_bytes())
         await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
@@ -100,6 +104,7 @@ class Worker:
             await bus.patiently(lambda: self._ensure_consumers(bus))
             await self._hear(bus, handlers, attempts)
             await watch.begin()
+            together = Together(await Express.of(bus.nc), settings.together_max)
             async with asyncio.TaskGroup() as group:
                 await self._serve_infer(bus, means, handlers, group)
                 announced = _Announced(worker, models, shelf, engines)
@@ -109,7 +114,7 @@ class Worker:
                     watch.run(),
                     shelf.keep(watch.listen()),
                     self._announce(directory, announced),
-                    *self._pulling(bus, handlers),
+                    *self._pulling(bus, handlers, together),
                 ):
                     group.create_task(task)
                 log.info("ready", worker=worker)
@@ -169,11 +174,13 @@ class Worker:
             subject = every("task", f"{settings.modality}.{settings.pool}.{lane}.*")
             await bus.ensure_consumer(TASKS, self._pull(lane).consumer, subject)
 
-    def _pulling(self, bus: Bus, handlers: Handlers) -> Iterator[Coroutine[Any, Any, None]]:
+    def _pulling(
+        self, bus: Bus, handlers: Handlers, together: Together
+    ) -> Iterator[Coroutine[Any, Any, None]]:
         """Yield what takes the tasks of each lane."""
         for lane in LANES:
             pull = self._pull(lane)
-            yield Consumer(bus.nc, pull, handlers.task, handlers.exhausted).run()
+            yield Consumer(bus.nc, pull, handlers.task, handlers.exhausted, together).run()
 
     def _engines(self) -> tuple[str, ...]:
         """Return which engines there are, of other packages too."""

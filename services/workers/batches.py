@@ -3,9 +3,10 @@
 Urgent is who has the lower rank, among those whose deadline is earlier, then who came first. What
 cannot be answered in time any more is told so at once, and not computed.
 
-Nothing waits for company: a free engine begins with all that is there in this turn of the loop, so
-what came in one message is not torn apart, and what comes while it computes is the next call. So
-batches grow with the load by themselves, and one request alone is as quick as without them.
+Nothing waits for company, unless a model's entry says so (`services.workers.delay`): a free engine
+begins with all that is there in this turn of the loop, so what came in one message is not torn
+apart, and what comes while it computes is the next call. So batches grow with the load by
+themselves, and one request alone is as quick as without them.
 
 Source: work-conserving batching as in Clipper (NSDI 2017) and ORCA (OSDI 2022), without a delay.
 """
@@ -16,7 +17,7 @@ import heapq
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from itertools import count
@@ -27,6 +28,7 @@ from schemas.values import Value
 from services.telemetry import BATCH_SIZE
 from services.workers.counters import Counters
 from services.workers.curve import Curve
+from services.workers.delay import Delay
 from services.workers.engine import BatchEngine, Engine, Request
 
 
@@ -52,6 +54,8 @@ class TooLate(DeadlineExceeded):
 
 SLOWER_WEIGHT = 0.1
 """Of a call that took longer than expected, in what is expected; a quicker one counts whole."""
+TICK_S = 0.001
+"""What the loop's timers can tell apart; a wait is as much longer at most."""
 REFUSAL_WEIGHT = 0.9
 """What is expected shrinks so much with each refusal: in the end one is tried."""
 
@@ -66,6 +70,8 @@ class _Waiting:
     rows: int
     deadline: float
     answer: "asyncio.Future[Computed]"
+    came: float = 0.0
+    """By `time.perf_counter`; only told where one may wait for company."""
 
 
 _Place = tuple[int, float, int, _Waiting]
@@ -110,6 +116,7 @@ class Line:
         crew: Has the threads.
         rows_max: Most rows of one call.
         counters: Take note of every call that works.
+        now: Tells the time, seconds.
     """
 
     def __init__(
@@ -119,12 +126,19 @@ class Line:
         crew: Crew,
         rows_max: int,
         counters: Counters | None = None,
+        now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._engine = engine
         self._crew = crew
+        self._now = now
         self._curve = Curve(
             min(rows_max, engine.rows_max() if isinstance(engine, BatchEngine) else 1)
         )
+        self._delay = Delay(engine.spec.max_queue_delay_us / 1e6, self._curve)
+        self._key: Hashable = None
+        """Of the newest call."""
+        self._timer: asyncio.TimerHandle | None = None
+        """Of the next time that one has waited long enough."""
         self._sizes = BATCH_SIZE.labels(model)
         self.busy = False
         """Whether a thread computes, even if nobody waits for it any more."""
@@ -169,6 +183,8 @@ class Line:
             key = self._engine.batch_key(request)
             rows = 1 if key is None else self._engine.rows(request)
         waiting = _Waiting(request, rows, deadline, asyncio.get_running_loop().create_future())
+        if self._delay.is_on:
+            waiting.came = self._now()
         line = self._lines.setdefault(key, [])
         heapq.heappush(line, (rank, deadline, next(self._serial), waiting))
         if not self._roused:
@@ -179,7 +195,7 @@ class Line:
     def _rouse(self) -> None:
         """Begin the next call with those who came in this turn."""
         self._roused = False
-        self.begin(idle_s=time.perf_counter() - self._ended)
+        self.begin(idle_s=self._now() - self._ended)
 
     def begin(self, idle_s: float = 0.0) -> None:
         """Begin the next call, if the engine is free, and a thread, and somebody waits.
@@ -188,10 +204,13 @@ class Line:
             idle_s: How long nobody waited.
         """
         self._forget()
-        if self.busy or not self._lines or not self._crew.take(self):
+        if self.busy or not self._lines:
             return
-        batch, loop = self._next(idle_s), asyncio.get_running_loop()
-        self.busy, started = True, time.perf_counter()
+        ripe = self._ripe() if self._delay.is_on else self._lines
+        if not ripe or not self._crew.take(self):
+            return
+        batch, loop = self._next(ripe, idle_s), asyncio.get_running_loop()
+        self.busy, started = True, self._now()
         self._calls += 1
         self._sizes.observe(len(batch))
 
@@ -220,7 +239,7 @@ class Line:
         """Tell whether somebody waits for it who may still be answered in time."""
         if item.answer.done():
             return False
-        if item.deadline == math.inf or time.perf_counter() + self._expected_s < item.deadline:
+        if item.deadline == math.inf or self._now() + self._expected_s < item.deadline:
             return True
         takes_ms = self._expected_s * 1000
         text = f"'{self._model}' takes about {takes_ms:.3g} ms, and there is less time left"
@@ -228,10 +247,34 @@ class Line:
         self._expected_s *= REFUSAL_WEIGHT
         return False
 
-    def _next(self, idle_s: float) -> list[_Waiting]:
+    def _ripe(self) -> dict[Hashable, list[_Place]]:
+        """Return the lines that wait for no company; of the others the first one has a timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = self._now()
+        left_s = {key: self._left_s(key, line, now) for key, line in self._lines.items()}
+        ripe = {key: self._lines[key] for key in left_s if not left_s[key]}
+        if not ripe:
+            wait_s = max(TICK_S, min(left_s.values()))
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._rouse)
+        return ripe
+
+    def _left_s(self, key: Hashable, line: Sequence[_Place], now: float) -> float:
+        """Return how much longer those of a key wait for company, half of their time at most."""
+        there = [item for *_, item in line if not item.answer.done()]
+        if key is None or not there:
+            return 0.0
+        left_s = self._delay.left_s(_rows(there), now - min(item.came for item in there))
+        until = min(
+            item.came + (item.deadline - self._expected_s - item.came) / 2 for item in there
+        )
+        return min(left_s, max(0.0, until - now))
+
+    def _next(self, ripe: Mapping[Hashable, list[_Place]], idle_s: float) -> list[_Waiting]:
         """Take the most urgent request, and those that one call may compute with it."""
-        key = min(self._lines, key=lambda key: self._lines[key][0][:3])
-        line = self._lines[key]
+        key = min(ripe, key=lambda key: ripe[key][0][:3])
+        line, self._key = ripe[key], key
         most = self._most(line, idle_s) if len(line) > 1 else 1
         batch = [heapq.heappop(line)[3]]
         left = most - batch[0].rows
@@ -244,7 +287,7 @@ class Line:
 
     def _most(self, line: Sequence[_Place], idle_s: float) -> int:
         """Return how many rows of a line the next call may have."""
-        waiting = sum(item[3].rows for item in line)
+        waiting = _rows(item[3] for item in line)
         most = self._curve.most(waiting)
         if len(self._lines) > 1:
             return most  # there are calls of others to be made by turns
@@ -254,12 +297,15 @@ class Line:
         self, batch: Sequence[_Waiting], started: float, job: "Future[list[Outcome]]"
     ) -> None:
         """Begin the next call, then hand out the answers."""
-        self._ended = time.perf_counter()
+        self._ended = self._now()
         took_s = self._ended - started
-        self._curve.note(sum(item.rows for item in batch), took_s)
+        self._curve.note(_rows(batch), took_s)
         slower_s = took_s - self._expected_s
         self._expected_s += slower_s * (SLOWER_WEIGHT if slower_s > 0 else 1.0)
         number = self._calls if len(batch) > 1 else 0
+        if self._delay.is_on:
+            waiting = self._lines.get(self._key, ())
+            self._delay.note(_rows(batch) + _rows(item[3] for item in waiting))
         self.busy = False
         self._crew.give()
         self.begin()
@@ -276,6 +322,10 @@ class Line:
                 done = Computed(outcome.outputs, outcome.batch_size, started, number)
                 item.answer.set_result(done)
         self.idle()
+
+
+def _rows(items: Iterable[_Waiting]) -> int:
+    return sum(item.rows for item in items)
 
 
 def compute(

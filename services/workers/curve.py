@@ -100,6 +100,35 @@ class Curve:
             return waiting  # one more call takes longer than the engine idled
         return half
 
+    def is_worth_waiting(self, rows: int, there: int) -> bool:
+        """Tell whether a row costs less in the call that so many would make.
+
+        What was never measured is no reason to wait.
+
+        Args:
+            rows: That wait.
+            there: That may be there together, if one waits.
+        """
+        most = min(there, self.most(there)) if there else 0
+        if there and self._matters(self._size(there), there):
+            most = min(most, -(-there // 2))  # two calls by turns
+        if rows >= most:
+            return False
+        now_s, then_s = self._call_s(rows) / rows, self._call_s(most) / most
+        return min(now_s, then_s) > 0 and now_s > WORTH * then_s
+
+    def _call_s(self, rows: int) -> float:
+        """Return what a call of so many rows takes, between the sizes next to it; 0: unknown."""
+        above = self._size(rows)
+        above_s = self._row_s[above] * above
+        if rows >= above:
+            return self._row_s[above] * rows
+        below = self._sizes[self._sizes.index(above) - 1]
+        below_s = self._row_s[below] * below
+        if not below_s or not above_s:
+            return 0.0
+        return below_s + (above_s - below_s) * (rows - below) / (above - below)
+
     def _matters(self, size: int, waiting: int) -> bool:
         """Tell whether a call of all who wait is known to be long enough to be made smaller."""
         return self._seen[size] >= TRIES and self._row_s[size] * waiting >= LONG_S

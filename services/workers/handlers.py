@@ -322,7 +322,7 @@ class Handlers:
         async def send(outputs: Mapping[str, Value], headers: dict[str, str]) -> None:
             await asked.send(ask.body(outputs, wanted.model), headers)
 
-        parts = Parts(send)
+        parts = Parts(counted.sending(send))
         async with parts.sending():
             answer = await self._infer(wanted, partial(made, emit=parts.emit), counted)
         asked.facts["parts"] = parts.sent
@@ -360,9 +360,9 @@ class Handlers:
         if wanted.adapt:
             folder = self._means.models.folder(wanted.model)
             values = await asyncio.to_thread(adapted, values, wanted.adapt, folder)
-        answer = await self._means.models.infer(
-            wanted.model, made(values), rank=wanted.rank, left_s=wanted.left_s
-        )
+        models = self._means.models
+        request = counted.watched(made(values), grows=models.streams(wanted.model))
+        answer = await models.infer(wanted.model, request, rank=wanted.rank, left_s=wanted.left_s)
         counted.answered(answer)
         return answer
 

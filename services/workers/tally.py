@@ -7,12 +7,15 @@ Source: Triton's statistics extension of the Open Inference Protocol.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from services.runtime import Clock
+from services.workers.engine import Request
+from services.workers.growth import Growth
 from services.workers.models import Answer
+from services.workers.unlogged import Send
 
 
 @dataclass
@@ -53,6 +56,8 @@ class _Figures:
     requests: dict[str, Duration] = field(
         default_factory=lambda: {phase: Duration() for phase in PHASES}
     )
+    responses: dict[str, Duration] = field(default_factory=dict)
+    """By index and figure: `0.success`; only those that there were."""
 
 
 class Tally:
@@ -83,6 +88,15 @@ class Tally:
         for phase, ns in phases.items():
             figures.requests[phase].add(ns)
 
+    def note_responses(
+        self, model: str, responses: Iterable[tuple[int, Mapping[str, float]]]
+    ) -> None:
+        """Add nanoseconds to figures of responses, by their index, of a model that was counted."""
+        found = self._figures[model].responses
+        for index, figures in responses:
+            for figure, ns in figures.items():
+                found.setdefault(f"{index}.{figure}", Duration()).add(ns)
+
     def document(self, calls: Mapping[str, Mapping[int, tuple[int, int]]]) -> dict[str, Any]:
         """Return all numbers, for `nats micro stats` and the gateways.
 
@@ -96,6 +110,7 @@ class Tally:
             models[name] = {
                 "last_inference": figures.last_inference_ms,
                 "requests": {key: item.document() for key, item in figures.requests.items()},
+                "responses": {key: item.document() for key, item in figures.responses.items()},
                 "calls": {
                     str(rows): {"count": count, "ns": ns}
                     for rows, (count, ns) in sorted(calls.get(name, {}).items())
@@ -118,6 +133,8 @@ class Counted:
         self._model = model
         self._begun = self._fetched = self._answered = 0
         self._answer: Answer | None = None
+        self._growth: Growth | None = None
+        self._grows = False
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -128,6 +145,23 @@ class Counted:
     def fetched(self) -> None:
         """Take note that the inputs are here."""
         self._fetched = time.perf_counter_ns()
+
+    def watched(self, request: Request, *, grows: bool) -> Request:
+        """Return the request to compute, whose responses are counted where there may be several.
+
+        Args:
+            request: What is asked.
+            grows: Whether the model may.
+        """
+        self._grows = grows
+        if grows and self._growth is None:
+            self._growth = Growth()
+        return request if self._growth is None else self._growth.watched(request)
+
+    def sending(self, send: Send) -> Send:
+        """Return what sends parts of the answer, and is counted."""
+        self._growth = Growth()
+        return self._growth.sending(send)
 
     def answered(self, answer: Answer) -> None:
         """Take note of what the model gave, and which one it was."""
@@ -140,6 +174,9 @@ class Counted:
         answer = self._answer
         if error is not None or answer is None:
             self._tally.note(self._model, {"fail": over - self._begun})
+            if self._growth is not None and self._grows:
+                grown = self._growth.failed(error, self._fetched, over)
+                self._tally.note_responses(self._model, grown)
             return
         phases: dict[str, float] = {"success": over - self._begun}
         if answer.remembered:
@@ -154,3 +191,7 @@ class Counted:
         if answer.remembered is False:
             phases["cache_miss"] = 0
         self._tally.note(answer.model, phases)
+        if self._growth is not None and self._grows and not answer.remembered:
+            begun = self._fetched + (answer.wait_ms + answer.load_ms) * 1e6
+            grown = self._growth.answered(answer.outputs, begun, self._answered, over)
+            self._tally.note_responses(answer.model, grown)

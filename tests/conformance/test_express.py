@@ -155,6 +155,46 @@ async def test_it_outlives_the_server(nats_server: NatsServer) -> None:
     await nc.close()
 
 
+async def test_it_leaves_a_silent_server_with_a_full_socket(tmp_path: Path) -> None:
+    """What can be sent no more is given up with the connection, and another server is asked."""
+    for name in ("stopped", "other"):
+        (tmp_path / name).mkdir()
+    with NatsServer(tmp_path / "stopped") as stopped, NatsServer(tmp_path / "other") as other:
+        nc = await nats.connect(
+            [stopped.url, other.url],
+            dont_randomize=True,
+            reconnect_time_wait=0.05,
+            max_reconnect_attempts=-1,
+            connect_timeout=1,
+            ping_interval=0.2,
+        )
+        express = await Express.of(nc)
+        stopped.pause()
+        try:
+            for _ in range(8):
+                express.publish("lost", bytes(PAYLOAD_BYTES_MAX - 1000))
+            there = other.url.removeprefix("nats://")
+            await until(
+                lambda: _is(nc.connected_url is not None and nc.connected_url.netloc == there),
+                what="the connection to the other server",
+            )
+        finally:
+            stopped.resume()
+        await nc.close()
+
+
+async def test_whatever_comes_is_a_sign_of_life(nc: Nats) -> None:
+    """A server that sends is not silent, even while its pongs are late."""
+    express = await Express.of(nc)
+    seen: list[bytes] = []
+    await express.subscribe("alive", lambda frame: seen.append(frame.data))
+    await nc.flush()
+    nc._pings_outstanding = 2  # as if two pongs were late
+    express.publish("alive", b"1")
+    await until(lambda: _is(seen == [b"1"]), what="the message")
+    assert 0 == nc._pings_outstanding
+
+
 async def test_it_goes_over_tls(tmp_path: Path) -> None:
     """Large messages and small ones, in both directions, also on a second connection."""
     context = ssl.create_default_context(cafile=certificate(tmp_path))

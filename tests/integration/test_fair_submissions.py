@@ -1,12 +1,13 @@
 """A tenant that floods the queue of submissions does not keep others waiting."""
 
-import asyncio
 import signal
+from collections.abc import Iterable
 
 import nats
 from nats.aio.client import Client as Nats
 
 from events.definitions import DefinitionStore, DeployedWorkflow
+from events.express import Express, pub_ack
 from events.jetstream import read_subject
 from events.streams import COMMANDS, CONTROL_CONSUMER, EVENTS
 from events.subjects import ROOT, every, run_key, submit
@@ -17,12 +18,13 @@ from schemas.messages import Header
 from schemas.submission import pack_inputs
 from schemas.workflow import parse_definition
 from services.orchestrator.app import CONTROLS_WAITING_MAX
+from services.runtime import Outgoing
+from services.together import TogetherBySubject
 from tests.integration.conftest import Running
 from tests.support.wait import until
 
 
 FLOOD = 2000
-AT_ONCE = 100
 
 
 async def deploy(nc: Nats, tenant: str, name: str, priority: str = "normal") -> None:
@@ -41,6 +43,24 @@ async def deploy(nc: Nats, tenant: str, name: str, priority: str = "normal") -> 
         deployed_at=0.0,
     )
     await DefinitionStore(nc.jetstream()).deploy(tenant, deployed)
+
+
+async def together(nc: Nats, tenant: str, workflow: str, run_ids: Iterable[str]) -> None:
+    """Submit runs as a gateway does, many in a message."""
+    bundled = TogetherBySubject(await Express.of(nc), 32)
+    headers = {Header.CONTENT_TYPE: "application/msgpack"}
+    answers = [
+        bundled.ask(
+            Outgoing(
+                submit(tenant, workflow),
+                pack_inputs({"text": run_id}),
+                headers | {Header.RUN_ID: run_id},
+            )
+        )
+        for run_id in run_ids
+    ]
+    for answer in answers:
+        pub_ack(await answer)
 
 
 async def start(nc: Nats, tenant: str, workflow: str, run_id: str) -> None:
@@ -69,15 +89,7 @@ async def test_single_submissions_go_past_a_flood(running: Running) -> None:
         for tenant, name in {(loud, "flood"), *singles.values()}:
             await deploy(nc, tenant, name, "high" if name == "urgent" else "normal")
         orchestrator.signal(signal.SIGSTOP)
-        numbers = iter(range(FLOOD))
-
-        async def flood() -> None:
-            for number in numbers:
-                await start(nc, loud, "flood", f"flood-{number}")
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(AT_ONCE):
-                group.create_task(flood())
+        await together(nc, loud, "flood", (f"flood-{number}" for number in range(FLOOD)))
         for run_id, (tenant, workflow) in singles.items():
             await start(nc, tenant, workflow, run_id)
         orchestrator.signal(signal.SIGCONT)

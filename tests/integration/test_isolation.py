@@ -115,7 +115,7 @@ def test_a_hang_is_504_and_deadline_exceeded(served: Served) -> None:
     begun = time.monotonic()
     status, answer = http(served, FOREVER, 1)
     assert (504, True) == (status, "did not answer within 3 s" in answer["error"])
-    assert 3.0 <= time.monotonic() - begun < 20.0
+    assert 3.0 <= time.monotonic() - begun < 60.0
     assert "StatusCode.DEADLINE_EXCEEDED" == grpc(served, FOREVER, 1)[0]
     until_sync(lambda: http(served, 3, 5)[0] == 200)
 

@@ -14,6 +14,7 @@ import numpy as np
 import ormsgpack
 import pytest
 import tritonclient.grpc as triton
+import tritonclient.http as web
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.support.inference import Served
@@ -148,6 +149,50 @@ def test_a_stream_over_grpc(served: Served) -> None:
         client.stop_stream()
         whole = client.infer("repeat", [text_of("x y z")])
         assert b"x y z" == whole.as_numpy("text")[0]
+
+
+def test_statistics_of_responses(served: Served, http: httpx.Client) -> None:
+    """By their index, the same over both protocols, as Triton's client reads them."""
+
+    def counts() -> dict[str, dict[str, int]]:
+        with triton.InferenceServerClient(served.grpc) as rpc:
+            [found] = rpc.get_inference_statistics("repeat", as_json=True)["model_stats"]
+        with web.InferenceServerClient(served.address) as plain:
+            [same] = plain.get_inference_statistics("repeat")["model_stats"]
+            [echo] = plain.get_inference_statistics("echo")["model_stats"]
+        assert {} == echo["response_stats"]
+        stats: dict[str, Any] = same["response_stats"]
+        told = found.get("response_stats", {})
+        assert stats.keys() == told.keys()
+        for index, figures in stats.items():
+            for figure, item in figures.items():
+                said = told[index][figure]
+                assert (item["count"], item["ns"]) == (
+                    int(said.get("count", 0)),
+                    int(said.get("ns", 0)),
+                )
+        return {
+            index: {figure: item["count"] for figure, item in figures.items()}
+            for index, figures in stats.items()
+        }
+
+    before = counts()
+    document = {"text_input": "one two", "parameters": {"delay_ms": 1}}
+    http.post("/v2/models/repeat/generate_stream", json=document).raise_for_status()
+    http.post("/v2/models/repeat/generate", json=document).raise_for_status()
+    after = counts()
+
+    def more(index: str) -> dict[str, int]:
+        old = before.get(index, {})
+        return {
+            figure: count - old.get(figure, 0)
+            for figure, count in after[index].items()
+            if count > old.get(figure, 0)
+        }
+
+    assert {"compute_infer": 2, "compute_output": 2, "success": 2} == more("0")
+    assert {"compute_infer": 1, "compute_output": 1, "success": 1} == more("1")
+    assert {"compute_infer": 1, "empty_response": 1} == more("2")
 
 
 def test_requests_of_a_stream_are_computed_side_by_side(served: Served) -> None:

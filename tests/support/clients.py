@@ -106,8 +106,9 @@ class Clients:
                 now = time.monotonic()
                 if answer.is_success:
                     self.accepted[answer.json()["run_id"]] = text
-                    self.told_at.append(now)
-                    self.took_s.append(now - begun)
+                    if not self.wait_s or answer.json()["status"] == "completed":
+                        self.told_at.append(now)
+                        self.took_s.append(now - begun)
                     continue
                 assert "Retry-After" in answer.headers, (answer.status_code, answer.text)
                 self.refused.append((answer.status_code, now - begun))

@@ -43,7 +43,8 @@ class NatsCluster:
                 inside=network.inside(number) if network else (),
                 options=f"server_name: n{number}\n"
                 f"cluster {{\n  name: test\n  host: {hosts[number]}\n"
-                f"  port: {port}\n  routes: [{routes}]\n}}",
+                f"  port: {port}\n  routes: [{routes}]\n"
+                '  ping_interval: "1s"\n  ping_max: 2\n}',  # as deploy/compose/nats-cluster.conf
             )
             for number, (folder, store, port) in enumerate(zip(folders, places, ports, strict=True))
         ]

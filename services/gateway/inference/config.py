@@ -46,7 +46,7 @@ def model_config(name: str, spec: ModelSpec) -> dict[str, Any]:
         config["version_policy"] = {"specific": {"versions": [int(spec.version)]}}
     if spec.max_batch_size and not spec.state:
         config["dynamic_batching"] = {
-            "max_queue_delay_microseconds": 0,  # nothing waits for company
+            "max_queue_delay_microseconds": spec.max_queue_delay_us,
             "preserve_ordering": False,
             "priority_levels": 3,
             "default_priority_level": 2,

@@ -43,7 +43,7 @@ class Kept:
 def added(tallies: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Add up what several workers counted of a model."""
     last = 0
-    sums: dict[str, dict[str, Counter[str]]] = {"requests": {}, "calls": {}}
+    sums: dict[str, dict[str, Counter[str]]] = {"requests": {}, "responses": {}, "calls": {}}
     for tally in tallies:
         last = max(last, tally.get("last_inference", 0))
         for kind, found in sums.items():

@@ -7,7 +7,7 @@ may be all that `config` says, with some of it changed.
 Source: Triton's repository extension, the parameter `config` of load.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -21,7 +21,8 @@ from services.gateway.inference.config import model_config
 
 
 FIELD = "parameters.config"
-CHANGED = ("max_batch_size", "response_cache", "version_policy")
+BATCHING, DELAY = "dynamic_batching", "max_queue_delay_microseconds"
+CHANGED = ("max_batch_size", f"{BATCHING}.{DELAY}", "response_cache", "version_policy")
 
 
 def read(text: object) -> dict[str, Any]:
@@ -53,14 +54,16 @@ def overridden(name: str, spec: ModelSpec, config: Mapping[str, Any]) -> ModelSp
     update: dict[str, Any] = {}
     if "max_batch_size" in config:
         update["max_batch_size"] = config["max_batch_size"]
+    if BATCHING in config:
+        update["max_queue_delay_us"] = _of(config, BATCHING, DELAY, default=0)
     if "response_cache" in config:
         update["cache_responses"] = _of(config, "response_cache", "enable", default=False)
     try:
         changed = ModelSpec.model_validate({**spec.model_dump(), **update})
     except ValidationError as error:
         raise InvalidArgument(invalid(error).message, field=FIELD) from error
-    before, after = model_config(name, spec), model_config(name, changed)
-    for key, value in config.items():
+    before, after = (dict(_items(model_config(name, item))) for item in (spec, changed))
+    for key, value in _items(config):
         if key not in CHANGED and value not in (before.get(key), after.get(key)):
             raise InvalidArgument(
                 f"'{key[:64]}' cannot be changed here; a configuration may change "
@@ -68,6 +71,15 @@ def overridden(name: str, spec: ModelSpec, config: Mapping[str, Any]) -> ModelSp
                 field=f"{FIELD}.{key[:64]}",
             )
     return changed
+
+
+def _items(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the fields of a configuration; those of batching one by one, as any may be left out."""
+    for key, value in config.items():
+        if key == BATCHING:
+            yield from ((f"{key}.{inner}", item) for inner, item in value.items())
+        else:
+            yield key, value
 
 
 def policy(name: str, spec: ModelSpec, config: Mapping[str, Any]) -> ModelControl | None:

@@ -183,7 +183,7 @@ def _add(proto: Any, text: str, owner: str, package: str) -> None:
     field.label = _Field.LABEL_REPEATED if repeated else _Field.LABEL_OPTIONAL
     kind = kind.removesuffix("[]")
     if is_map:
-        entry = proto.nested_type.add(name=f"{name.capitalize()}Entry")
+        entry = proto.nested_type.add(name=f"{name.title().replace('_', '')}Entry")
         entry.options.map_entry = True
         _add(entry, "string key 1", "", package)
         _add(entry, f"{kind} value 2", "", package)

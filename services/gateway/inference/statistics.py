@@ -22,6 +22,7 @@ from schemas.inference_management import (
     InferStatistics,
     MemoryUsage,
     ModelStatistics,
+    ResponseStatistics,
     StatisticDuration,
 )
 from schemas.repository import split
@@ -122,8 +123,18 @@ def summed(name: str, version: str, tallies: Iterable[Mapping[str, Any]]) -> Mod
         inference_count=sum(rows * item.count for rows, item in calls.items()),
         execution_count=sum(item.count for item in calls.values()),
         inference_stats=InferStatistics(**phases),
+        response_stats=_responses(total["responses"]),
         batch_stats=tuple(
             BatchStatistics(batch_size=rows, compute_infer=item)
             for rows, item in sorted(calls.items())
         ),
     )
+
+
+def _responses(sums: Mapping[str, Mapping[str, int]]) -> dict[str, ResponseStatistics]:
+    """Return the figures of responses by their index, which is a text."""
+    found: dict[int, dict[str, StatisticDuration]] = {}
+    for key, item in sums.items():
+        index, _, figure = key.partition(".")
+        found.setdefault(int(index), {})[figure] = StatisticDuration(**item)
+    return {str(index): ResponseStatistics(**item) for index, item in sorted(found.items())}

@@ -10,14 +10,13 @@ import services.orchestrator.history
 import services.orchestrator.runs
 from events.catalog import Event
 from events.commands import Advice, Command, RecordResult
-from events.express import Frame
 from events.jetstream import commit_headers
 from events.paths import ROOT, node_id_of, scope_of
 from events.run import decide
 from events.state import NodeState, RunState
 from events.store import Append
 from schemas.messages import Header
-from services.consumer import Consumer
+from services.consumer import Consumer, Letter
 from services.orchestrator.app import Orchestrator
 from services.orchestrator.backlog import Backlog
 from services.runtime import Delivery, publish
@@ -49,9 +48,9 @@ def _with_node(state: RunState, scope: str, path: str, node: NodeState) -> RunSt
     return replace(state, scopes={**state.scopes, scope: changed})
 
 
-async def _hasty(consumer: Consumer, delivery: Delivery, frame: Frame) -> tuple[str, int]:
+async def _hasty(consumer: Consumer, delivery: Delivery, letter: Letter) -> tuple[str, int]:
     """The ack before the commit: what is lost then is lost for good."""
-    consumer._answer(frame, b"+ACK")
+    consumer._answer(letter.frame, b"+ACK")
     out = await consumer._handler(delivery)
     await publish(consumer._express, out)
     return "ok", len(out)

@@ -3,7 +3,9 @@
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,16 @@ from nats.js.errors import Error as JetStreamError
 
 from events.codec import COMMIT_TOPIC, CommitMapper
 from events.definitions import DefinitionStore
+from events.express import Express, Refused, pub_ack
 from events.keys import cipher_of
 from events.streams import EVENTS, KEYS, StreamLimits, ensure
-from events.subjects import RunKey, control, run_key, submit
+from events.subjects import RunKey, control, run_key
+from events.subjects import submit as submit_subject
 from schemas.ids import DEFAULT_TENANT
 from schemas.messages import Header
 from schemas.submission import pack_inputs
+from services.runtime import Outgoing
+from services.together import Together, TogetherBySubject
 from tests.support.checker import Recorded, Submission, check
 from tests.support.sim.faults import FAILPOINTS
 from tests.support.sim.workloads import EITHER, Wish, deployed, wish
@@ -33,6 +39,8 @@ PATIENCE_S = 60.0
 """Everything must be over so long after that (target T19)."""
 VISITS = 5
 """How many times a failpoint may be passed before its crash."""
+Publish = Callable[[str, bytes, dict[str, str]], Awaitable[None]]
+"""Publishes a subject, a body and headers until they are stored."""
 FLOODED = 0.2
 """Part of the seeds in which many submissions of one workflow come at once, and a few of others."""
 FLOOD = Wish("branch", {"text": "ab"}, None, EITHER)
@@ -58,28 +66,38 @@ class Outcome:
 
 @dataclass
 class Client:
-    """Submits runs and controls them, as any client with run ids of its own may."""
+    """Submits runs and controls them, as any client with run ids of its own may.
+
+    One that sends `together` wants all its runs at the same moment, and bundles them as a gateway.
+    """
 
     world: World
     chance: random.Random
     wishes: dict[str, Wish]
+    together: bool = False
     spread_s: float = 3.0
-    """Within how long it asks for all of it."""
+    """Within how long it asks for all of it, unless at the same moment."""
     acked: set[str] = field(default_factory=set)
     nc: Nats | None = None
 
     async def run(self) -> None:
         """Do everything that is wished for, at moments of the seed."""
         self.nc = await connect()
+        submit = self._publish
+        if self.together:
+            bundled = TogetherBySubject(await Express.of(self.nc), items_max=32)
+            submit = partial(self._publish_together, bundled)
+        moment = self.chance.uniform(0.0, 3.0)
         async with asyncio.TaskGroup() as group:
             for run_id, wanted in self.wishes.items():
-                group.create_task(self._one(run_id, wanted))
+                delay_s = moment if self.together else self.chance.uniform(0.0, self.spread_s)
+                group.create_task(self._one(run_id, wanted, delay_s, submit))
 
-    async def _one(self, run_id: str, wanted: Wish) -> None:
-        await asyncio.sleep(self.chance.uniform(0.0, self.spread_s))
+    async def _one(self, run_id: str, wanted: Wish, delay_s: float, submit: Publish) -> None:
+        await asyncio.sleep(delay_s)
         headers = {Header.RUN_ID: run_id, Header.CONTENT_TYPE: "application/msgpack"}
-        subject = submit(DEFAULT_TENANT, wanted.workflow)
-        await self._publish(subject, pack_inputs(wanted.inputs), headers)
+        subject = submit_subject(DEFAULT_TENANT, wanted.workflow)
+        await submit(subject, pack_inputs(wanted.inputs), headers)
         self.acked.add(run_id)
         begun = self.world.now()
         for after_s, order in wanted.controls:
@@ -94,6 +112,16 @@ class Client:
                 await self.nc.jetstream(timeout=1).publish(subject, body, headers=headers)
                 return
             except (NatsError, JetStreamError, TimeoutError):
+                await asyncio.sleep(0.1)
+
+    async def _publish_together(
+        self, bundled: Together, subject: str, body: bytes, headers: dict[str, str]
+    ) -> None:
+        while True:
+            try:
+                pub_ack(await bundled.ask(Outgoing(subject, body, headers)))
+                return
+            except (NatsError, Refused):
                 await asyncio.sleep(0.1)
 
 
@@ -132,6 +160,7 @@ class Scenario:
                 self.world,
                 self.world.chances(f"client-{half}"),
                 dict(list(wishes.items())[half::2]),
+                together=bool(half),
             )
             for half in range(2)
         ]
@@ -142,7 +171,8 @@ class Scenario:
             many = {f"f{number}": FLOOD for number in range(flood.randint(12, 20))}
             many |= {f"g{number}": wish(flood) for number in range(4)}
             self.wishes |= many
-            self.clients.append(Client(self.world, flood, many, spread_s=0.02))
+            together = flood.random() < 0.5
+            self.clients.append(Client(self.world, flood, many, together=together, spread_s=0.02))
             self.settings = {"in_flight_max": flood.choice([1, 2]), "share_backlog_min": 1}
 
     def play(self, *, said: bool = False) -> Outcome:

@@ -37,6 +37,9 @@ def test_what_may_be_changed() -> None:
     changes = {"max_batch_size": 0, "response_cache": {"enable": True}}
     found = overrides.overridden("m", SPEC, model_config("m", SPEC) | changes)
     assert (0, True) == (found.max_batch_size, found.cache_responses)
+    found = overrides.overridden("m", SPEC, {"dynamic_batching": {overrides.DELAY: 100}})
+    assert SPEC.model_copy(update={"max_queue_delay_us": 100}) == found
+    assert SPEC == overrides.overridden("m", found, model_config("m", SPEC))
     for said, keep in (
         ({"latest": {"num_versions": 2}}, VersionPolicy(keep="latest", count=2)),
         ({"all": {}}, VersionPolicy(keep="all")),
@@ -55,7 +58,12 @@ def test_what_may_be_changed() -> None:
         {"instance_group": [{"kind": "KIND_GPU"}]},
         {"parameters": {"EXECUTION_ENV_PATH": {"string_value": "/x.tar.gz"}}},
         {"default_model_filename": "/etc/passwd"},
-        {"dynamic_batching": {"max_queue_delay_microseconds": 100}},
+        {"dynamic_batching": {"max_queue_delay_microseconds": -1}},
+        {"dynamic_batching": {"max_queue_delay_microseconds": "100"}},
+        {"dynamic_batching": {"preferred_batch_size": [4]}},
+        {"dynamic_batching": {"preserve_ordering": True}},
+        {"dynamic_batching": 100},
+        {"max_batch_size": 0, "dynamic_batching": {"max_queue_delay_microseconds": 100}},
         {"max_batch_size": "many"},
         {"max_batch_size": -1},
         {"response_cache": True},

@@ -43,7 +43,7 @@ def test_who_comes_later_begins_where_the_others_are() -> None:
     assert [] == turns.behind([FLOOD], 8)
     for _ in range(SLACK + 1):
         turns.began(FLOOD)
-    assert [(quiet, 3)] == turns.behind([FLOOD], 8)
+    assert [(quiet, SLACK + 1)] == turns.behind([FLOOD], 8)
 
 
 def test_weights_and_priorities_are_kept() -> None:
