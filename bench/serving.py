@@ -47,6 +47,8 @@ RIVALS = {
 MODELS = ("tiny", "mid", "wide")
 CLIENTS = (1, 16, 64)
 BATCH = 32
+DELAY_US = 4000
+"""In the mode `batch`, as the others have it."""
 LOAD = Path(__file__).with_name("load.lua")
 
 
@@ -79,8 +81,8 @@ def sample(model: str) -> "np.ndarray[Any, Any]":
     return chance.random((1, 128), dtype=np.float32).round(4)
 
 
-def entry(path: Path) -> dict[str, Any]:
-    """Return the catalogue's entry of one of the models."""
+def entry(path: Path, delay_us: int = 0) -> dict[str, Any]:
+    """Return the catalogue's entry of one of the models, which may wait so long for more rows."""
     rows = sample(path.stem)
     datatype = "INT64" if path.stem == "mid" else "FP32"
     return onnx_models.entry(
@@ -88,6 +90,7 @@ def entry(path: Path) -> dict[str, Any]:
         [onnx_models.port("x", datatype, [-1, rows.shape[1]])],
         [onnx_models.port("y", "FP32", [-1, 10])],
         max_batch_size=64,
+        max_queue_delay_us=delay_us,
     )
 
 
@@ -106,9 +109,11 @@ def request(model: str) -> tuple[bytes, int]:
 
 
 @contextmanager
-def served(folder: Path, models: Path, rows_max: int) -> Iterator[tuple[Mesh, NatsServer]]:
+def served(
+    folder: Path, models: Path, rows_max: int, delay_us: int
+) -> Iterator[tuple[Mesh, NatsServer]]:
     """Serve the models in processes of their own."""
-    entries = {name: entry(models / f"{name}.onnx") for name in MODELS}
+    entries = {name: entry(models / f"{name}.onnx", delay_us) for name in MODELS}
     catalogue = folder / "catalogue.yaml"
     catalogue.write_text(yaml.safe_dump({"models": entries}), encoding="utf-8")
     extra = {"master_key": MASTER_TEXT, "catalogue": str(catalogue), "models_dir": str(models)}
@@ -139,12 +144,12 @@ def wrk(url: str, body: Path, head: int, clients: int, seconds: int) -> dict[str
 
 
 def ours(model: str, models: Path, seconds: int) -> Iterator[Row]:
-    """Measure clawdbot, with batches and without."""
+    """Measure clawdbot, with batches, with batches that are waited for, and without."""
     rows = sample(model)
-    for mode, rows_max in (("batch0", 64), ("nobatch", 1)):
+    for mode, rows_max, delay_us in (("batch0", 64, 0), ("batch", 64, DELAY_US), ("nobatch", 1, 0)):
         with tempfile.TemporaryDirectory() as text:
             folder = Path(text)
-            with served(folder, models, rows_max) as (mesh, server):
+            with served(folder, models, rows_max, delay_us) as (mesh, server):
                 port = mesh.services["gateway"].fact("listening", "port")
                 url = f"http://127.0.0.1:{port}/v2/models/{model}/infer"
                 content, head = request(model)

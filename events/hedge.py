@@ -12,12 +12,12 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-AGAIN_S = 1.0
+AGAIN_S = 0.5
 """Silence after which a question is asked once more; answers to the others still count."""
-DIRECT_AGAIN_S = 0.5
-"""The same for a direct get, which any copy answers."""
-ASKED_MAX = 4
-"""So often a question is asked within its time."""
+ASKED_MAX = 10
+"""So often a question is asked: until the first one's time is over, 5 s as a rule."""
+DIRECT_ASKED_MAX = 3
+"""The same of a direct get: each time another copy may be chosen."""
 
 
 async def hedged(

@@ -31,6 +31,8 @@ NOTED_MAX = 1000
 FLUSH_S = 0.02
 """What is committed within this time is written in one transaction."""
 IDLE_S = 1.0
+REST_S = 0.1
+"""How often an index that rests writes what was noted, and looks whether it is all."""
 RETRY_S = 0.5
 INACTIVE_S = 60.0
 _BEYOND = "\U0010ffff"
@@ -109,17 +111,31 @@ class RunIndex:
         """Of the runs that were noted and are not written yet."""
         self.position = self.checkpoint()[1]
         """The highest sequence of EVENTS that was ever recorded."""
+        self._done = self.position
+        """Everything in EVENTS up to here was noted or read."""
+        self._ahead: set[int] = set()
+        """What was noted beyond that."""
 
     def close(self) -> None:
         """Close the file."""
         self._write_noted()
         self._db.close()
 
-    async def follow(self, nc: Nats, *, ready: asyncio.Event | None = None) -> None:
-        """Follow EVENTS for ever; `ready` is set once caught up with what was there at first."""
+    async def follow(
+        self, nc: Nats, *, ready: asyncio.Event | None = None, noting: bool = False
+    ) -> None:
+        """Follow EVENTS for ever.
+
+        Args:
+            nc: The connection.
+            ready: Set once caught up with what was there at first.
+            noting: Whether most commits are noted here anyway: then the log is read only while
+                it has others.
+        """
         while True:
             try:
-                await self._follow(nc, ready)
+                await self._read(nc, ready, noting=noting)
+                await self._rest(nc)
             except (NatsError, TimeoutError):
                 await asyncio.sleep(RETRY_S)  # the server is away; begin again at the checkpoint
 
@@ -129,6 +145,10 @@ class RunIndex:
         That is with the next batch of the log, or before the next question.
         """
         self.position = max(self.position, sequence)
+        if sequence == self._done + 1:
+            self._know(sequence)
+        elif sequence > self._done:
+            self._ahead.add(sequence)
         self._noted.append((key, sequence, headers, at))
         self._versions[key] = int(headers.get(Header.VERSION, "0"))
         if len(self._noted) >= NOTED_MAX:
@@ -204,8 +224,7 @@ class RunIndex:
 
     def reset(self) -> None:
         """Forget everything, before `follow` reads it again from the log."""
-        self._noted.clear()
-        self._versions.clear()
+        self._forget()
         self._db.executescript("DELETE FROM runs; DELETE FROM checkpoint;")
         self.position = 0
 
@@ -236,6 +255,7 @@ class RunIndex:
             for item in noted:
                 self.apply(*item)
             yield
+            self._db.execute("UPDATE checkpoint SET sequence=?", (self._done,))
         finally:
             self._db.execute("COMMIT")
 
@@ -268,21 +288,34 @@ class RunIndex:
         rows = self._ask(query, (tenant, workflow, status, start, limit))
         return [RunRow(*row) for row in rows]
 
-    def _resume(self, created: str, last: int) -> int:
-        """Return where to read on; starts over when the stream is another one."""
-        known, sequence = self.checkpoint()
-        if known == created and sequence <= last:
-            return sequence + 1
+    def _know(self, sequence: int) -> None:
+        """Take note that everything is known up to a sequence, and what was noted behind it."""
+        self._done = sequence
+        while self._done + 1 in self._ahead:
+            self._done += 1
+        if self._ahead:
+            self._ahead = {ahead for ahead in self._ahead if ahead > self._done}
+
+    def _forget(self) -> None:
         self._noted.clear()
         self._versions.clear()
+        self._ahead.clear()
+        self._done = 0
+
+    def _resume(self, created: str, last: int, before: int) -> int:
+        """Return where to read on: at 1 if the stream is another one or ends before `before`."""
+        if self.checkpoint()[0] == created and before <= last:
+            return self._done + 1
+        self._forget()
         self._db.execute("DELETE FROM runs")
         self._db.execute("INSERT OR REPLACE INTO checkpoint VALUES (1, ?, 0)", (created,))
         return 1
 
-    async def _follow(self, nc: Nats, ready: asyncio.Event | None) -> None:
-        js = nc.jetstream()
+    async def _read(self, nc: Nats, ready: asyncio.Event | None, *, noting: bool) -> None:
+        """Read on from where everything is known; with `noting` until nothing is new."""
+        js, before = nc.jetstream(), self._done
         info = await js.stream_info(EVENTS)
-        start = self._resume(str(info.created), info.state.last_seq)
+        start = self._resume(str(info.created), info.state.last_seq, before)
         if ready is not None and info.state.last_seq < start:
             ready.set()
         config = ConsumerConfig(
@@ -300,43 +333,64 @@ class RunIndex:
         ask = f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS}.{consumer}"
         request = orjson.dumps({"batch": BATCH, "expires": int(IDLE_S * 1e9)})
         try:
-            while True:
+            news = True
+            while news or not noting:
                 express.publish(ask, request, reply=subscription.subject)
-                done = await self._take_batch(queue)
-                if ready is not None and done >= info.state.last_seq:
+                news = await self._take_batch(queue)
+                if ready is not None and self._done >= info.state.last_seq:
                     ready.set()
+            await js.delete_consumer(EVENTS, consumer)
         finally:
             with contextlib.suppress(NatsError):
                 await express.unsubscribe(subscription)
 
-    async def _take_batch(self, queue: "asyncio.Queue[Frame]") -> int:
-        """Record what one request brings; return the last sequence recorded, or 0."""
-        last = taken = 0
-        while taken < BATCH:
+    async def _rest(self, nc: Nats) -> None:
+        """Write what is noted while that is all there is."""
+        quiet_s = 0.0
+        while quiet_s < IDLE_S:
+            known = self._done
+            await asyncio.sleep(REST_S)
+            self._write_noted()
+            if known != self._done:
+                quiet_s = 0.0
+                continue
+            if self._ahead:
+                return  # what is missing in between is somebody else's
+            quiet_s += REST_S
+            if quiet_s >= IDLE_S and await self._has_all(nc):
+                quiet_s = 0.0
+
+    async def _has_all(self, nc: Nats) -> bool:
+        info = await nc.jetstream().stream_info(EVENTS)
+        return info.state.last_seq <= self._done and str(info.created) == self.checkpoint()[0]
+
+    async def _take_batch(self, queue: "asyncio.Queue[Frame]") -> bool:
+        """Record what one request brings; tell whether there was anything new in it."""
+        taken, news, ended = 0, False, False
+        while taken < BATCH and not ended:
             async with asyncio.timeout(3 * IDLE_S):
                 burst = [await queue.get()]
             await asyncio.sleep(FLUSH_S)  # one transaction for what comes together
             while not queue.empty():
                 burst.append(queue.get_nowait())
-            ended = False
             with self.transaction():
                 for frame in burst:
                     if frame.reply:
-                        last = self._take(frame)
+                        news = self._take(frame) or news
                         taken += 1
                     else:
                         _check_status(frame)
                         ended = True
-                if last:
-                    self._db.execute("UPDATE checkpoint SET sequence=?", (last,))
-            if ended:
-                break
-        return last
+        return news
 
-    def _take(self, frame: Frame) -> int:
+    def _take(self, frame: Frame) -> bool:
+        """Record a commit unless it was noted; tell whether it was new."""
         receipt = delivered(frame.reply)
+        if receipt.sequence <= self._done:
+            return False
+        self._know(receipt.sequence)
         self.apply(run_key(frame.subject), receipt.sequence, frame.headers(), receipt.at)
-        return receipt.sequence
+        return True
 
 
 def _check_status(frame: Frame) -> None:

@@ -30,7 +30,7 @@ from events.chain import check_head, check_link
 from events.codec import COMMIT_TOPIC, Commit, CommitMapper
 from events.express import STATUS, Express, Frame, Refused
 from events.group_commit import GroupCommit
-from events.hedge import DIRECT_AGAIN_S
+from events.hedge import AGAIN_S, DIRECT_ASKED_MAX
 from events.keys import KeyRing
 from events.store import EMPTY, RETIRED, Append, EventStore, Head, History, retired
 from events.streams import EVENTS
@@ -386,7 +386,8 @@ async def _read_batch(
     express, inbox, loop = await Express.of(nc), nc.new_inbox(), asyncio.get_running_loop()
     get = _DirectGet(express, stream, orjson.dumps(query), inbox)
     subscription = await express.subscribe(f"{inbox}.*", get.take)
-    again = [loop.call_later(DIRECT_AGAIN_S * turn * turn, get.ask_again, turn) for turn in (1, 2)]
+    turns = range(1, DIRECT_ASKED_MAX)
+    again = [loop.call_later(AGAIN_S * turn * turn, get.ask_again, turn) for turn in turns]
     try:
         get.ask()
         async with asyncio.timeout(timeout_s):

@@ -33,7 +33,7 @@ from events.commands import (
     SkipNode,
     StartRun,
 )
-from events.evolve import started
+from events.evolve import evolve, started
 from events.paths import ROOT, scope_of
 from events.state import DECIDED, TIMED, NodeState, RunState
 from events.turn import Turn
@@ -52,30 +52,38 @@ def decide(
     advice: Advice = Advice(),  # noqa: B008 - frozen
 ) -> list[Event]:
     """Return what happens; nothing, when the command is stale or already done."""
+    return decided(state, command, advice)[0]
+
+
+def decided(
+    state: RunState | None, command: Command, advice: Advice
+) -> tuple[list[Event], RunState | None]:
+    """Return what happens, as `decide` does, and the state after it: what a fold of it gives."""
     match command:
         case StartRun():
-            return _start(command, advice) if state is None else []
+            turn = _start(command, advice) if state is None else None
         case RejectRun():
-            return _reject(command) if state is None else []
+            turn = _reject(command) if state is None else None
         case _:
-            pass  # the others need a run
-    if state is None or state.terminal:
-        return []
-    return _decide(state, command, advice)
+            begun = state is not None and not state.terminal
+            turn = _decide(state, command, advice) if begun and state is not None else None
+    return ([], state) if turn is None else (turn.events, turn.state)
 
 
-def _decide(state: RunState, command: Command, advice: Advice) -> list[Event]:  # noqa: C901, PLR0911 - a case each
+def _decide(state: RunState, command: Command, advice: Advice) -> Turn | None:  # noqa: C901, PLR0911 - a case each
     match command:
         case RecordResult():
             return _record(state, command, advice)
         case CheckClock():
-            return _check_clock(state, command, advice) if state.status == "running" else []
+            return _check_clock(state, command, advice) if state.status == "running" else None
         case CancelRun():
             return _cancel(state, command, advice)
         case PauseRun(reason=reason, at=at):
-            return [RunPaused(at=at, reason=reason)] if state.status == "running" else []
+            return (
+                _only(state, RunPaused(at=at, reason=reason)) if state.status == "running" else None
+            )
         case ResumeRun(at=at):
-            return _resume(state, at, advice) if state.status == "paused" else []
+            return _resume(state, at, advice) if state.status == "paused" else None
         case SignalRun():
             return _signal(state, command, advice)
         case SkipNode():
@@ -83,14 +91,21 @@ def _decide(state: RunState, command: Command, advice: Advice) -> list[Event]:  
         case RetryNode():
             return _retry(state, command, advice)
         case GrantNode():
-            return _grant(state, command, advice) if state.status == "running" else []
+            return _grant(state, command, advice) if state.status == "running" else None
         case ExpandNode():
             return _expand(state, command, advice)
         case StartRun() | RejectRun():
             raise AssertionError("handled before")
 
 
-def _start(command: StartRun, advice: Advice) -> list[Event]:
+def _only(state: RunState | None, event: Event) -> Turn:
+    """Return the turn of a single event."""
+    turn = Turn(evolve(state, event), event.at)
+    turn.events.append(event)
+    return turn
+
+
+def _start(command: StartRun, advice: Advice) -> Turn:
     begun = RunStarted(
         at=command.at,
         workflow=command.workflow,
@@ -106,21 +121,22 @@ def _start(command: StartRun, advice: Advice) -> list[Event]:
     for kept in command.kept:
         turn.happen(kept)
     turn.advance(ROOT)
-    return [begun, *turn.finish()]
+    turn.finish()
+    turn.events.insert(0, begun)
+    return turn
 
 
-def _reject(command: RejectRun) -> list[Event]:
-    return [
-        RunRejected(
-            at=command.at,
-            workflow=command.workflow,
-            inputs_digest=command.inputs_digest,
-            error=command.error,
-        )
-    ]
+def _reject(command: RejectRun) -> Turn:
+    rejected = RunRejected(
+        at=command.at,
+        workflow=command.workflow,
+        inputs_digest=command.inputs_digest,
+        error=command.error,
+    )
+    return _only(None, rejected)
 
 
-def _record(state: RunState, command: RecordResult, advice: Advice) -> list[Event]:
+def _record(state: RunState, command: RecordResult, advice: Advice) -> Turn:
     """Record a worker's result, and those of the nodes that it went on with."""
     turn = Turn(state, command.at, advice)
     for result in (command.result, *command.result.then):
@@ -143,7 +159,7 @@ def _record(state: RunState, command: RecordResult, advice: Advice) -> list[Even
             )
             turn.advance(scope_of(result.node_id))
         turn.finish()
-    return turn.events
+    return turn
 
 
 def _is_awaited(state: RunState, result: TaskResult) -> bool:
@@ -159,7 +175,7 @@ def _is_awaited(state: RunState, result: TaskResult) -> bool:
     return result.error is None or not node.rivals or result.attempt == node.attempt
 
 
-def _check_clock(state: RunState, command: CheckClock, advice: Advice) -> list[Event]:
+def _check_clock(state: RunState, command: CheckClock, advice: Advice) -> Turn | None:
     turn = Turn(state, command.at, advice)
     deadline = state.deadline
     if deadline is not None and deadline <= command.at and ROOT not in state.cleanups:
@@ -199,9 +215,9 @@ def _wake(turn: Turn, path: str, node: NodeState) -> None:
         turn.fail(path, Fault(code="DEADLINE_EXCEEDED", message=message, retryable=True))
 
 
-def _cancel(state: RunState, command: CancelRun, advice: Advice) -> list[Event]:
+def _cancel(state: RunState, command: CancelRun, advice: Advice) -> Turn | None:
     if ROOT in state.cleanups:
-        return []  # it is ending already
+        return None  # it is ending already
     turn = Turn(state, command.at, advice)
     if state.status == "paused":
         turn.happen(RunResumed(at=command.at))
@@ -209,7 +225,7 @@ def _cancel(state: RunState, command: CancelRun, advice: Advice) -> list[Event]:
     return turn.finish()
 
 
-def _resume(state: RunState, at: float, advice: Advice) -> list[Event]:
+def _resume(state: RunState, at: float, advice: Advice) -> Turn | None:
     turn = Turn(state, at, advice)
     turn.happen(RunResumed(at=at))
     for scope in (ROOT, *state.scopes):
@@ -222,9 +238,9 @@ def _resume(state: RunState, at: float, advice: Advice) -> list[Event]:
     return turn.finish()
 
 
-def _signal(state: RunState, command: SignalRun, advice: Advice) -> list[Event]:
+def _signal(state: RunState, command: SignalRun, advice: Advice) -> Turn | None:
     if command.signal_id in state.signal_ids or len(state.signals) >= SIGNALS_MAX:
-        return []
+        return None
     turn = Turn(state, command.at, advice)
     turn.happen(
         SignalReceived(
@@ -239,12 +255,12 @@ def _signal(state: RunState, command: SignalRun, advice: Advice) -> list[Event]:
     return turn.finish()
 
 
-def _skip(state: RunState, command: SkipNode, advice: Advice) -> list[Event]:
+def _skip(state: RunState, command: SkipNode, advice: Advice) -> Turn | None:
     if not state.is_under_way(command.node_id):
-        return []
+        return None
     node = state.node(command.node_id)
     if node is not None and node.status in DECIDED:
-        return []
+        return None
     turn = _woken(state, command.at, advice, failed=node is not None and node.status == "failed")
     if command.outputs is not None:
         attempt = 1 if node is None else max(1, node.attempt)
@@ -256,10 +272,10 @@ def _skip(state: RunState, command: SkipNode, advice: Advice) -> list[Event]:
     return turn.finish()
 
 
-def _retry(state: RunState, command: RetryNode, advice: Advice) -> list[Event]:
+def _retry(state: RunState, command: RetryNode, advice: Advice) -> Turn | None:
     node = state.node(command.node_id)
     if node is None or node.status not in {"failed", "waiting"}:
-        return []
+        return None
     planned = state.planned(command.node_id)
     turn = _woken(state, command.at, advice, failed=node.status == "failed")
     if planned.gate is not None and node.status == "failed":
@@ -281,18 +297,18 @@ def _woken(state: RunState, at: float, advice: Advice, *, failed: bool) -> Turn:
     return turn
 
 
-def _grant(state: RunState, command: GrantNode, advice: Advice) -> list[Event]:
+def _grant(state: RunState, command: GrantNode, advice: Advice) -> Turn | None:
     if not state.is_under_way(command.node_id):
-        return []
+        return None
     turn = Turn(state, command.at, advice)
     turn.grant(command.node_id)
     return turn.finish()
 
 
-def _expand(state: RunState, command: ExpandNode, advice: Advice) -> list[Event]:
+def _expand(state: RunState, command: ExpandNode, advice: Advice) -> Turn | None:
     node = state.node(command.node_id)
     if node is None or node.status != "scheduled" or node.attempt != command.attempt:
-        return []
+        return None
     turn = Turn(state, command.at, advice)
     if command.plan is None:
         error = command.error or Fault(code="INVALID_ARGUMENT", message="no graph")

@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from events.codec import MsgpackTranscoder, SizeCompressor
 from events.evolve import REDUCER_VERSION, fold
-from events.hedge import DIRECT_AGAIN_S, hedged
+from events.hedge import DIRECT_ASKED_MAX, hedged
 from events.jetstream import APPEND_TIMEOUT_S, BUS_ERRORS, STREAM_FULL
 from events.keys import KeyRing
 from events.state import RunState
@@ -180,7 +180,7 @@ class JetStreamSnapshotStore(SnapshotStore):
         try:
             found = await hedged(
                 lambda: self._js.get_last_msg(SNAPSHOTS, snapshot(key), direct=True),
-                again_s=DIRECT_AGAIN_S,
+                asked_max=DIRECT_ASKED_MAX,
             )
         except NotFoundError:
             return None

@@ -7,7 +7,7 @@ left is then due at once (`RunState.wake_at`), so a loop that needs no worker ca
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, Self
 
 from events import controls
 from events.catalog import (
@@ -82,14 +82,14 @@ class Turn:
         if owner not in self._owners:
             self._owners.append(owner)
 
-    def finish(self) -> list[Event]:
-        """Do all that is to be done; return what happened."""
+    def finish(self) -> Self:
+        """Do all that is to be done."""
         while (self._scopes or self._owners) and self.state.status == "running":
             if self._scopes:
                 self._advance(self._scopes.popleft())
             else:
                 controls.proceed(self, self._owners.popleft())
-        return self.events
+        return self
 
     def complete(
         self, path: str, outputs: Wire | None, *, by: str, worker: str = "", attempt: int = 1

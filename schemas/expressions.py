@@ -230,6 +230,10 @@ class _Evaluation:
                 return self._name(name)
             case ast.Attribute(value=box, attr=key):
                 return _item(self.of(box), key)
+            case ast.Call(func=ast.Name(id=name), args=args):
+                return self._call(name, [self.of(arg) for arg in args])
+            case ast.BinOp(left=left, op=sign, right=right):
+                return self._arithmetic(type(sign), self.of(left), self.of(right))
             case ast.Subscript(value=box, slice=key):
                 return self._subscript(box, key)
             case ast.BoolOp(op=op, values=parts):
@@ -238,8 +242,6 @@ class _Evaluation:
                 return self.of(body) if self.of(test) else self.of(orelse)
             case ast.UnaryOp(op=sign, operand=operand):
                 return _UNARY[type(sign)](self.of(operand))
-            case ast.BinOp(left=left, op=sign, right=right):
-                return self._arithmetic(type(sign), self.of(left), self.of(right))
             case ast.Compare(left=left, ops=ops, comparators=rights):
                 return self._compare(left, ops, rights)
             case ast.List(elts=items) | ast.Tuple(elts=items):
@@ -247,8 +249,6 @@ class _Evaluation:
             case ast.Dict(keys=keys, values=values):
                 pairs = zip(keys, values, strict=True)
                 return {self.of(key): self.of(value) for key, value in pairs if key is not None}
-            case ast.Call(func=ast.Name(id=name), args=args):
-                return self._call(name, [self.of(arg) for arg in args])
             case _:
                 raise TypeError("not a part of the language")
 
@@ -330,6 +330,8 @@ def _item(box: Any, key: Any) -> Any:
 
 
 def _length(value: Any) -> int:
+    if isinstance(value, int | float):
+        return 0  # most are: asking what a mapping is takes longer
     return len(value) if isinstance(value, str | list | tuple | Mapping) else 0
 
 

@@ -153,7 +153,7 @@ class Orchestrator:
         housekeeping = Housekeeping(stores, settings, clock, lambda: verifier.intact)
         group.create_task(_flush_at_the_end(runs))
         caught_up = asyncio.Event()
-        group.create_task(index.follow(bus.nc, ready=caught_up))
+        group.create_task(index.follow(bus.nc, ready=caught_up, noting=True))
         await caught_up.wait()
         for task in (
             catalogue.run(),

@@ -17,10 +17,9 @@ from events.catalog import (
     ScopeClosed,
 )
 from events.commands import Advice, Command
-from events.evolve import fold
 from events.index import RunIndex
 from events.jetstream import commit_headers
-from events.run import decide
+from events.run import decided
 from events.snapshots import Snapshot, SnapshotStore, due, load_state
 from events.state import RunState
 from events.store import EMPTY, Append, EventStore, Head
@@ -181,21 +180,20 @@ class Runs:
                 if wanted is not None and not await wanted():
                     return Decision(slot.state, [])
                 before = slot.state
-                events = decide(before, command, advice)
+                events, after = decided(before, command, advice)
                 if not events and (read or _final(slot.state)):
                     return Decision(slot.state, [], stored=slot.pending)
                 if not events:
                     slot.known = fresh = False  # another orchestrator may have gone further
                     continue
-                after = fold(events, before)
                 assert after is not None
-                decided = Decided(events, after, traceparent)
+                news = Decided(events, after, traceparent)
                 stored = None
                 try:
                     if after.plan.mode == "strong":
-                        await self._commit(key, slot, decided)
+                        await self._commit(key, slot, news)
                     else:
-                        stored = self._behind(key, slot).add(decided)
+                        stored = self._behind(key, slot).add(news)
                 except VersionConflict:
                     fresh = False
                     continue

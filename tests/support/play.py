@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from events.catalog import Event
-from events.commands import CheckClock, Command, ExpandNode, RecordResult, StartRun
+from events.commands import Advice, CheckClock, Command, ExpandNode, RecordResult, StartRun
 from events.evolve import evolve
 from events.paths import scope_of
-from events.run import decide
+from events.run import decided
 from events.state import RunState
 from events.view import evaluate, node_inputs
 from schemas.catalogue import load
@@ -77,10 +77,11 @@ class Play:
         return self
 
     def obey(self, command: Command) -> list[Event]:
-        """Decide a command; return what happened."""
-        happened = decide(self.state, command)
+        """Decide a command; return what happened, which folds to the state that was decided."""
+        happened, after = decided(self.state, command, Advice())
         for event in happened:
             self.state = evolve(self.state, event)
+        assert after == self.state
         self.log += happened
         return happened
 

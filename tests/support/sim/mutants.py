@@ -12,7 +12,7 @@ from events.catalog import Event
 from events.commands import Advice, Command, RecordResult
 from events.jetstream import commit_headers
 from events.paths import ROOT, node_id_of, scope_of
-from events.run import decide
+from events.run import decided
 from events.state import NodeState, RunState
 from events.store import Append
 from schemas.messages import Header
@@ -29,7 +29,9 @@ def _unguarded(append: Append, version: int) -> dict[str, str]:
     return headers
 
 
-def _unfenced(state: RunState | None, command: Command, advice: Advice) -> list[Event]:
+def _unfenced(
+    state: RunState | None, command: Command, advice: Advice
+) -> tuple[list[Event], RunState | None]:
     """No fencing: a result counts, whichever attempt it is of."""
     if isinstance(command, RecordResult) and state is not None and not state.terminal:
         result = command.result
@@ -37,7 +39,7 @@ def _unfenced(state: RunState | None, command: Command, advice: Advice) -> list[
         if node is not None and node.attempt != result.attempt:
             welcome = replace(node, rivals=(*node.rivals, result.attempt))
             state = _with_node(state, scope_of(result.node_id), result.node_id, welcome)
-    return decide(state, command, advice)
+    return decided(state, command, advice)
 
 
 def _with_node(state: RunState, scope: str, path: str, node: NodeState) -> RunState:
@@ -73,7 +75,7 @@ async def _blind(*_: Any) -> str:
 
 MUTANTS: dict[str, tuple[Any, str, Any]] = {
     "optimistic concurrency": (events.jetstream, "commit_headers", _unguarded),
-    "fencing": (services.orchestrator.runs, "decide", _unfenced),
+    "fencing": (services.orchestrator.runs, "decided", _unfenced),
     "ack after commit": (Consumer, "_attempt", _hasty),
     "loss evidence": (services.orchestrator.history, "contradiction", _blind),
     "fair shares": (Backlog, "_look", _as_they_came),

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from schemas.catalogue import Catalogue
@@ -12,7 +13,9 @@ from services.workers import devices
 from services.workers.engine import Request
 from services.workers.engines import onnx
 from services.workers.models import Answer, Capacity, Models
+from services.workers.tally import Tally
 from tests.support import onnx_models as tiny
+from tests.support.clock import ManualClock
 
 
 def models(folder: Path, documents: dict[str, Any]) -> Models:
@@ -135,4 +138,27 @@ async def test_answers_are_kept_where_the_entry_says_so(tmp_path: Path) -> None:
     held.update({"kept": tiny.spec({**documents["kept"], "version": "2"})})
     await ask("kept", 1)
     assert 9 == held.counters("kept").execution_count
+    held.close()
+
+
+async def test_waiting_for_company_is_queue_time(tmp_path: Path) -> None:
+    """What an entry lets a request wait is told in its answer, and so in the statistics."""
+    tiny.save(tiny.scaling(2, 1), tmp_path / "twice.onnx")
+    ports = ([tiny.port(name, "FP32", [-1, 1])] for name in "XY")
+    entry = tiny.entry("twice.onnx", *ports, max_batch_size=4, max_queue_delay_us=20_000)
+    held, tally = models(tmp_path, {"twice": entry}), Tally("w", ManualClock())
+    request = Request({"x": Tensor(datatype="FP32", shape=(1, 1), data=np.float32(3).tobytes())})
+    await held.infer("twice", request)
+    loaded = held._cache.get("twice")
+    assert loaded is not None
+    assert loaded.line is not None
+    for rows in loaded.line.sizes:
+        loaded.line.learn(rows, 0.1)  # for any number of rows: company pays
+    loaded.line._delay.note(4)
+    with tally.inference("twice") as counted:
+        counted.fetched()
+        counted.answered(await held.infer("twice", request))
+    queue = tally.document({})["models"]["twice"]["requests"]["queue"]
+    assert 1 == queue["count"]
+    assert queue["ns"] >= 19_000_000
     held.close()
