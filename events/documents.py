@@ -1,4 +1,4 @@
-"""Small documents that services share: one value each in the HISTORY bucket, compare and swap."""
+"""Small documents that services share: one value each in a bucket, compare and swap."""
 
 from dataclasses import dataclass
 
@@ -21,10 +21,12 @@ class SharedDocument:
     Args:
         nc: The connection.
         name: Of the document; a key of the bucket.
+        bucket: Where it is.
     """
 
     nc: Nats
     name: str
+    bucket: str = HISTORY
 
     async def read(self) -> tuple[bytes, int]:
         """Return its bytes and revision; nothing and 0 when it was never written.
@@ -36,18 +38,18 @@ class SharedDocument:
             try:
                 found = await hedged(self._last)
             except NoRespondersError:  # no replica of it, or no such bucket: then this is NotFound
-                await self.nc.jetstream().stream_info(f"KV_{HISTORY}")
+                await self.nc.jetstream().stream_info(f"KV_{self.bucket}")
                 raise
         except NotFoundError:
             return b"", 0
         except (APIError, *BUS_ERRORS) as error:
-            raise StoreUnavailable("the history bucket does not answer") from error
+            raise StoreUnavailable(f"the bucket {self.bucket} does not answer") from error
         return found.data or b"", found.seq or 0
 
     async def _last(self) -> RawStreamMsg:
         """Ask any replica: `KeyValue` of nats-py would ask the leader what bucket it is first."""
-        js, subject = self.nc.jetstream(), bucket_keys(HISTORY, self.name)
-        return await js.get_last_msg(f"KV_{HISTORY}", subject, direct=True)
+        js, subject = self.nc.jetstream(), bucket_keys(self.bucket, self.name)
+        return await js.get_last_msg(f"KV_{self.bucket}", subject, direct=True)
 
     async def replace(self, data: bytes, revision: int) -> bool:
         """Write it, unless somebody wrote it since `revision`; tell whether it was written.
@@ -56,10 +58,10 @@ class SharedDocument:
             StoreUnavailable: The bucket does not answer; it may be written all the same.
         """
         try:
-            bucket = await self.nc.jetstream().key_value(HISTORY)
+            bucket = await self.nc.jetstream().key_value(self.bucket)
             await bucket.update(self.name, data, last=revision)
         except KeyWrongLastSequenceError:
             return False
         except (APIError, *BUS_ERRORS) as error:
-            raise StoreUnavailable("the history bucket does not answer") from error
+            raise StoreUnavailable(f"the bucket {self.bucket} does not answer") from error
         return True

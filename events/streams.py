@@ -28,6 +28,8 @@ CANCELS, GATES, MEMOS = "CANCELS", "GATES", "MEMOS"
 REPOSITORY, ARTEFACTS = "REPOSITORY", "ARTEFACTS"
 HISTORY = "HISTORY"
 """What is known about the log, kept outside of it: its high-water marks, who sweeps it when."""
+CURSORS = "CURSORS"
+"""How far the submissions of a workflow were taken out of turn, while some flood the queue."""
 
 SUBMIT_CONSUMER, CONTROL_CONSUMER = "orchestrator-submit", "orchestrator-control"
 RESULT_CONSUMER = "orchestrator-result"
@@ -36,6 +38,7 @@ DUE_CONSUMER, TOPIC_CONSUMER = "orchestrator-due", "orchestrator-topic"
 MIB = 1024 * 1024
 CARD_TTL_S = 60.0
 """The card of a worker that was killed goes by itself; a living worker renews its own."""
+CURSOR_TTL_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,7 @@ async def ensure(nc: Nats, limits: StreamLimits) -> None:
     for bucket in (DEFINITIONS, KEYS, HISTORY):
         await _ensure_bucket(js, bucket, limits, None)
     await _ensure_bucket(js, MODELS, limits, CARD_TTL_S)
+    await _ensure_bucket(js, CURSORS, limits, CURSOR_TTL_S, storage=StorageType.MEMORY)
     await _ensure_bucket(js, REPOSITORY, limits, None, republish=_told_models())
     await _ensure_objects(js, BLOBS, limits.blobs_bytes_max, limits)
     await _ensure_objects(js, ARTEFACTS, limits.artefacts_bytes_max, limits)
@@ -210,6 +214,7 @@ async def _ensure_bucket(
     ttl_s: float | None,
     *,
     republish: RePublish | None = None,
+    storage: StorageType = StorageType.FILE,
 ) -> None:
     try:
         await js.key_value(bucket)
@@ -222,7 +227,10 @@ async def _ensure_bucket(
                     replicas=limits.replicas,
                     direct=True,
                     ttl=ttl_s,
-                    max_bytes=limits.bucket_bytes_max,
+                    storage=storage,
+                    max_bytes=limits.bucket_bytes_max
+                    if storage is StorageType.FILE
+                    else limits.cancels_bytes_max,
                     republish=republish,
                 )
             )

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import itertools
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +17,7 @@ import orjson
 from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
 
-from events.express import Express, Frame, delivered, encode_head
-from events.subjects import dead
+from events.express import Express, Frame, delivered
 from schemas.errors import (
     BusUnavailable,
     ClawdbotError,
@@ -29,6 +29,7 @@ from schemas.errors import (
 )
 from schemas.messages import Header
 from services.bundles import HEAD, Item, unpack
+from services.dead_letters import dead_letter
 from services.runtime import Delivery, Handler, Outgoing, publish
 from services.telemetry import MessageMeter, get_logger
 from services.together import Together
@@ -40,6 +41,8 @@ log = get_logger()
 BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
 HOLD_S = (0.1, 0.25, 0.5)
 """Between two tries of what is held: a cluster chooses a new leader within seconds."""
+EACH_WEIGHT = 0.1
+"""Of the newest message in how many deliveries one brings."""
 NOT_ITS_FAULT = (BusUnavailable, StoreUnavailable, StoreFull)
 """What no message is to blame for: it is kept and tried until the bus and the log are well."""
 
@@ -60,7 +63,7 @@ class Pull:
 
 
 @dataclass(eq=False)
-class _Letter:
+class Letter:
     """A message as it came, and what became of the deliveries in it."""
 
     frame: Frame
@@ -105,9 +108,15 @@ class Consumer:
         self._inbox = nc.new_inbox()
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{pull.stream}.{pull.consumer}"
         self._requested = 0
-        self._working: dict[_Letter, None] = {}
+        self._working: dict[Letter, None] = {}
         self._under_way = 0
         """Deliveries."""
+        self._in_flight_max = pull.in_flight_max
+        self._each = 1.0
+        """Deliveries in a message, moving average."""
+        self._parked: deque[Frame] = deque()
+        """Came while as much was in work as may be: bundles hold more than was asked for."""
+        self._group: asyncio.TaskGroup
         self._serial = 0
         self._seen_at = 0.0
         self._wanted = asyncio.Event()
@@ -116,13 +125,14 @@ class Consumer:
         """Pull and handle until cancelled; what is in work then goes back to the queue at once."""
         self._express = await Express.of(self._nc)
         async with asyncio.TaskGroup() as group:
+            self._group = group
 
             def on_frame(frame: Frame) -> None:
                 self._seen_at = time.monotonic()
                 if frame.reply.startswith("$JS.ACK"):
                     self._requested = max(0, self._requested - 1)
-                    for work in self._begin(frame):
-                        group.create_task(work)
+                    self._parked.append(frame)
+                    self._unpark()
                     self._refill()
                 else:
                     self._status(frame.headers())
@@ -133,8 +143,27 @@ class Consumer:
                 await self._ask_for_ever()
             finally:
                 keeper.cancel()
+                while self._parked:
+                    self._answer(self._parked.popleft(), b"-NAK")
                 if self._nc.is_connected:
                     await self._express.unsubscribe(subscription)
+
+    def widen(self, in_flight_max: int) -> None:
+        """Have more messages in work from now on, or fewer; what was asked for comes anyway."""
+        self._in_flight_max = in_flight_max
+        self._unpark()
+        self._refill()
+
+    def step(self) -> None:
+        """Have one more message come into work, however much is."""
+        if self._parked:
+            self._start(self._parked.popleft())
+        else:
+            self._request(1)
+
+    def deliveries(self, messages: int) -> int:
+        """Return about how many deliveries so many messages bring."""
+        return int(messages * self._each)
 
     async def _ask_for_ever(self) -> None:
         """Ask again when told to, and when the server has been silent for too long."""
@@ -149,10 +178,21 @@ class Consumer:
                 await asyncio.wait_for(self._wanted.wait(), self._pull.heartbeat_s / 4)
 
     def _refill(self) -> None:
-        busy = self._requested + self._under_way
-        if busy > self._pull.in_flight_max // 2 or not self._nc.is_connected:
+        busy = (self._requested + len(self._parked)) * self._each + self._under_way
+        if busy <= self._in_flight_max // 2 and self._in_flight_max:
+            self._request(max(1, int((self._in_flight_max - busy) / self._each)))
+
+    def _unpark(self) -> None:
+        while self._parked and self._under_way < self._in_flight_max:
+            self._start(self._parked.popleft())
+
+    def _start(self, frame: Frame) -> None:
+        for work in self._begin(frame):
+            self._group.create_task(work)
+
+    def _request(self, batch: int) -> None:
+        if not self._nc.is_connected:
             return
-        batch = self._pull.in_flight_max - busy
         request = {
             "batch": batch,
             "expires": int(self._pull.expires_s * 1e9),
@@ -182,27 +222,33 @@ class Consumer:
             await asyncio.sleep(self._pull.ack_wait_s / 3)
             for letter in self._working:
                 self._answer(letter.frame, b"+WPI")
+            for frame in self._parked:
+                self._answer(frame, b"+WPI")
 
     def _begin(self, frame: Frame) -> Iterator[Coroutine[Any, Any, None]]:
         """Yield the work that a message brings."""
         receipt = delivered(frame.reply)
         sequence, count = receipt.sequence, receipt.deliveries
-        letter = _Letter(frame)
+        letter = Letter(frame)
         self._working[letter] = None
-        items = _items(frame)
+        items = items_of(frame)
         apart = bool(items) and count > 1
         letter.left = 1 if apart else max(1, len(items))
         self._under_way += letter.left
+        self._each += EACH_WEIGHT * (letter.left - self._each)
+        behind = self.deliveries(max(receipt.left, len(self._parked)))
         if not items:
-            delivery = Delivery(frame.subject, frame.data, frame.headers(), sequence, count)
+            headers = frame.headers()
+            delivery = Delivery(frame.subject, frame.data, headers, sequence, count, left=behind)
             yield self._work(letter, delivery)
         elif apart:
             yield self._take_apart(letter, items)
         else:
             for place, (subject, headers, data) in enumerate(items, start=1):
-                yield self._work(letter, Delivery(subject, data, headers, sequence, count, place))
+                delivery = Delivery(subject, data, headers, sequence, count, place, behind)
+                yield self._work(letter, delivery)
 
-    async def _take_apart(self, letter: _Letter, items: Sequence[Item[bytes]]) -> None:
+    async def _take_apart(self, letter: Letter, items: Sequence[Item[bytes]]) -> None:
         """Put the items of a bundle back into the stream, each as a message of its own.
 
         One of them ended the process that had it, or is to come again later: from now on each is
@@ -218,7 +264,7 @@ class Consumer:
         finally:
             self._over(letter)
 
-    def _over(self, letter: _Letter) -> None:
+    def _over(self, letter: Letter) -> None:
         """Count a delivery that is over; the last one of a message answers the server."""
         self._under_way -= 1
         letter.left -= 1
@@ -226,9 +272,10 @@ class Consumer:
             return
         del self._working[letter]
         self._answer(letter.frame, letter.verdict)
+        self._unpark()
         self._refill()
 
-    async def _work(self, letter: _Letter, delivery: Delivery) -> None:
+    async def _work(self, letter: Letter, delivery: Delivery) -> None:
         begun = time.monotonic()
         self._meter.in_flight.inc()
         try:
@@ -252,13 +299,13 @@ class Consumer:
             self._meter.in_flight.dec()
             self._over(letter)
 
-    async def _handle(self, delivery: Delivery, letter: _Letter) -> tuple[str, int]:
+    async def _handle(self, delivery: Delivery, letter: Letter) -> tuple[str, int]:
         """Handle, publish, ack; return the outcome and how many messages went out."""
         return await held(
             lambda: self._attempt(delivery, letter), "message_held", subject=delivery.subject
         )
 
-    async def _attempt(self, delivery: Delivery, letter: _Letter) -> tuple[str, int]:
+    async def _attempt(self, delivery: Delivery, letter: Letter) -> tuple[str, int]:
         if delivery.count > self._pull.max_deliver:  # whoever had it died, or lost its bus
             return await self._bury(delivery, letter, "without an answer")
         try:
@@ -281,7 +328,7 @@ class Consumer:
             return await self._failed(delivery, letter, type(error).__name__)
         return "ok", len(out)
 
-    async def _failed(self, delivery: Delivery, letter: _Letter, why: str) -> tuple[str, int]:
+    async def _failed(self, delivery: Delivery, letter: Letter, why: str) -> tuple[str, int]:
         """Have a message come again after a pause, or bury it when it came too often."""
         delivery.facts["error"] = why
         if delivery.count >= self._pull.max_deliver:
@@ -290,7 +337,7 @@ class Consumer:
         letter.say(b"-NAK " + orjson.dumps({"delay": delay_ns}))
         return "retry", 0
 
-    async def _bury(self, delivery: Delivery, letter: _Letter, why: str) -> tuple[str, int]:
+    async def _bury(self, delivery: Delivery, letter: Letter, why: str) -> tuple[str, int]:
         """Dead-letter a message that was delivered too often, and say so to whoever waits."""
         times = min(delivery.count, self._pull.max_deliver)
         await self._dead_letter(delivery, InvalidArgument(f"delivered {times} times {why}"))
@@ -327,40 +374,11 @@ async def held(action: Callable[[], Awaitable[T]], event: str, **facts: str) -> 
     raise AssertionError
 
 
-def dead_letter(
-    kind: str, delivery: Delivery, error: ClawdbotError, name: str, bytes_max: int
-) -> Outgoing:
-    """Return a message for DEAD: as it came, with the reason; cut where it would not fit.
-
-    Args:
-        kind: What it was.
-        delivery: The message.
-        error: Why nobody could handle it.
-        name: Its own within the tenant, so that it is kept once.
-        bytes_max: What the server takes.
-    """
-    tenant = delivery.subject.split(".")[2]
-    said = {
-        Header.REASON: _one_line(error.message),
-        Header.SUBJECT: delivery.subject,
-        Header.MSG_ID: f"{tenant}.{name}",
-    }
-    headers = {**delivery.headers, **said}
-    room = bytes_max - len(encode_head(headers))
-    if room < len(delivery.data):  # what is said of it must still fit
-        headers, room = said, bytes_max - len(encode_head(said))
-    return Outgoing(dead(tenant, kind), delivery.data[:room], headers)
-
-
 def _pause_s(turn: int) -> float:
     return BACKOFF_S[min(turn, len(BACKOFF_S) - 1)]
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:256]
-
-
-def _items(frame: Frame) -> list[Item[bytes]]:
+def items_of(frame: Frame) -> list[Item[bytes]]:
     """Return what a bundle holds; nothing of a message that is none, or that cannot be read."""
     if frame.head != HEAD:
         return []

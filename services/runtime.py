@@ -86,6 +86,8 @@ class Delivery:
     """1 for the first delivery."""
     place: int = 0
     """In the bundle it came in, from 1; 0 for a message of its own."""
+    left: int = 0
+    """About so many the consumer has not delivered yet."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the handler wants in the canonical log line."""
     before_ack: list[Awaitable[None]] = field(default_factory=list)
@@ -243,14 +245,18 @@ class Bus:
         return max(0.0, 1 - info.state.bytes / limit) if limit > 0 else 1.0
 
     async def count(self, stream: str, subjects: str) -> int:
-        """Return how many messages a stream holds on subjects that match a filter.
+        """Return how many messages a stream holds on subjects that match a filter."""
+        return sum((await self.waiting(stream, subjects)).values())
+
+    async def waiting(self, stream: str, subjects: str) -> dict[str, int]:
+        """Return how many messages a stream holds by subject, for 100,000 that match a filter.
 
         Raises:
             BusUnavailable: The server does not answer.
         """
         with _answering():
             info = await hedged(lambda: self._js.stream_info(stream, subjects))
-        return sum((info.state.subjects or {}).values())
+        return info.state.subjects or {}
 
     async def ping(self) -> None:
         """Return when JetStream answers.

@@ -59,6 +59,10 @@ MEMOS = Counter("clawdbot_memos_total", "Results looked for before computing.", 
 HELD = Gauge(
     "clawdbot_tasks_held", "Decided tasks that wait for room in their tenant's share of a queue."
 )
+OVERTOOK = Counter(
+    "clawdbot_submissions_let_past_total",
+    "Submissions taken up before others that had come earlier, for fair shares.",
+)
 
 HISTORY_REGRESSED = Gauge(
     "clawdbot_history_regressed",

@@ -11,6 +11,8 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
+from typing_extensions import override
+
 from events.express import Express, encode_head
 from services.bundles import BYTES_MAX, HEAD, Item, pack
 from services.runtime import Outgoing
@@ -18,6 +20,8 @@ from services.runtime import Outgoing
 
 PATIENCE_S = 0.05
 """Longest wait for an ack of the message before: it may be lost, or the server busy."""
+LANES_KEPT = 1024
+"""Subjects that are remembered while nothing of theirs is under way."""
 
 
 class Together:
@@ -35,6 +39,11 @@ class Together:
         self._under_way = 0
         self._next: asyncio.Handle | None = None
         """When something leaves, besides with the next ack."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything waits or is under way."""
+        return bool(self._waiting or self._under_way)
 
     def ask(self, message: Outgoing) -> "asyncio.Future[bytes]":
         """Publish a message, alone or with others, and return the answer to come.
@@ -97,6 +106,26 @@ class Together:
             if not answer.done():  # else nobody waits for it any more
                 taken.append((message, answer))
         return taken
+
+
+class TogetherBySubject(Together):
+    """Publishes into one stream; only messages of one subject travel together.
+
+    So whoever reads one subject out of its turn reads nobody else's messages with it (ADR-0060).
+    """
+
+    def __init__(self, express: Express, items_max: int) -> None:
+        super().__init__(express, items_max)
+        self._lanes: dict[str, Together] = {}
+
+    @override
+    def ask(self, message: Outgoing) -> "asyncio.Future[bytes]":
+        lane = self._lanes.get(message.subject)
+        if lane is None:
+            if len(self._lanes) >= LANES_KEPT:
+                self._lanes = {name: lane for name, lane in self._lanes.items() if lane.is_busy}
+            lane = self._lanes[message.subject] = Together(self._express, self._items_max)
+        return lane.ask(message)
 
 
 def _settle(waiting: "list[asyncio.Future[bytes]]", answer: "asyncio.Future[bytes]") -> None:

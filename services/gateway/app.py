@@ -49,7 +49,7 @@ from services.repository import CatalogueWatch
 from services.requests import Requests
 from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
-from services.together import Together
+from services.together import Together, TogetherBySubject
 
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Gateway:
         await bus.patiently(lambda: keys.cipher(DEFAULT_TENANT))  # is the master key the right one?
         index = RunIndex(settings.data_dir / f"gateway-{settings.instance}.sqlite")
         statistics = Statistics(settings.data_dir / f"statistics-{settings.instance}.sqlite")
-        together = Together(await Express.of(bus.nc), settings.together_max)
+        together = TogetherBySubject(await Express.of(bus.nc), settings.together_max)
         parts = self._parts(bus, together, index, Projector(bus.nc, keys, statistics), keys)
         await parts.models.begin()
         caught_up = asyncio.Event()

@@ -10,6 +10,7 @@ from typing import Annotated
 from faststream import AckPolicy, Path
 from faststream.exceptions import NackMessage
 from faststream.nats import JStream, NatsMessage, PullSub
+from nats.js.api import ConsumerConfig
 
 from events.archive import DirectoryArchive
 from events.blobs import JetStreamBlobStore
@@ -42,7 +43,9 @@ from schemas.ids import DEFAULT_TENANT
 from schemas.live_catalogue import LiveCatalogue
 from schemas.messages import Control
 from services import micro
-from services.consumer import Consumer, Pull, dead_letter
+from services.consumer import Consumer, Pull
+from services.dead_letters import dead_letter
+from services.orchestrator.backlog import Backlog, FairShare
 from services.orchestrator.gates import Gates, check_for_ever
 from services.orchestrator.handlers import Handlers, Means
 from services.orchestrator.history import HistoryAccepted, HistoryWatch
@@ -62,6 +65,10 @@ from services.telemetry import configure, get_logger, serve_metrics
 SERVICE = "orchestrator"
 DESCRIPTION = "decides what runs do; takes no requests but those of the streams"
 RETRY_S = 1
+RETRY_S_MAX = 10
+"""Between two tries of a control whose run waits for its turn to begin, in a flood."""
+CONTROLS_WAITING_MAX = 100_000
+"""Controls whose runs have not begun, above which the others wait for those."""
 TURN_S = 0.1
 """A control waits so long for an earlier one of its run before it is looked at again."""
 STARTS_IN = 5
@@ -158,9 +165,12 @@ class Orchestrator:
             means.shares.run(),
         ):
             group.create_task(task)
+        share = FairShare(settings.share_backlog_min, settings.share_weights)
+        pull = self._pull("submit", COMMANDS, SUBMIT_CONSUMER)
+        backlog = Backlog(bus, pull, handlers.submit, means.definitions, clock, share)
+        group.create_task(backlog.run())
         starters = Starters(means.definitions, Schedules(bus.nc.jetstream()))
         for pull, handle in (
-            (self._pull("submit", COMMANDS, SUBMIT_CONSUMER), handlers.submit),
             (self._pull("result", RESULTS, RESULT_CONSUMER), handlers.result),
             (self._pull("due", TIMERS, DUE_CONSUMER), starters.due),
             (self._pull("topic", TOPICS, TOPIC_CONSUMER), starters.topic),
@@ -207,6 +217,7 @@ class Orchestrator:
         @bus.broker.subscriber(
             pattern("control", "run_id"),
             durable=CONTROL_CONSUMER,
+            config=ConsumerConfig(max_ack_pending=CONTROLS_WAITING_MAX),
             stream=JStream(COMMANDS, declare=False),
             pull_sub=PullSub(batch_size=16),
             ack_policy=AckPolicy.REJECT_ON_ERROR,
@@ -227,7 +238,8 @@ class Orchestrator:
                 if isinstance(error, NotFound) and await self._is_buried(bus, message, error):
                     return
                 log.info("control_postponed", run_id=run_id, error=error.message)
-                raise NackMessage(delay=RETRY_S) from error
+                late = max(0, meta.num_delivered - STARTS_IN)
+                raise NackMessage(delay=min(RETRY_S + late, RETRY_S_MAX)) from error
 
         await bus.patiently(bus.serve)
 

@@ -1,6 +1,7 @@
 """What the orchestrator reads from the environment besides the shared settings."""
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
@@ -23,6 +24,10 @@ class OrchestratorSettings(Settings):
     """How much work of one tenant may wait in a pool's queue, seconds."""
     share_tasks_min: int = Field(default=32, ge=1)
     """Tasks of one tenant that may wait in a pool's queue, however slow the pool is."""
+    share_backlog_min: int = Field(default=256, ge=1)
+    """Submissions that wait, from which on they are taken up by shares and not as they came."""
+    share_weights: dict[str, Annotated[float, Field(ge=0.01, le=100)]] = Field(default={})
+    """Of tenants, in what is taken up then: `{"acme": 3}`; 1 for one that is not named."""
     snapshot_every: int = Field(default=32, ge=1)
     """Commits between two snapshots of a run."""
     history_check_s: float = Field(default=10.0, gt=0, le=30)

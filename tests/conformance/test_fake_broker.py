@@ -14,12 +14,14 @@ from nats.aio.msg import Msg
 from nats.js.errors import APIError
 
 from events.express import delivered
+from events.jetstream import read_subject
 from tests.support.nats import NatsServer
 from tests.support.sim.loop import VirtualLoop
 from tests.support.sim.network import Network
 from tests.support.sim.plays import Answer, Player
 from tests.support.sim.server import Server
 from tests.support.sim.world import EPOCH, URL
+from tests.support.wait import until
 
 
 pytestmark = pytest.mark.nats
@@ -110,11 +112,54 @@ async def _redelivery(nc: Nats) -> list[Answer]:
     return [tuple(item[:-1] for item in answer) for answer in found] + [tail]
 
 
-async def _pull(nc: Nats, ask: dict[str, Any], count: int) -> Answer:
+async def _out_of_turn(nc: Nats) -> list[Answer]:
+    """Read a work queue by subject, delete what was delivered and what was not."""
+    config = {"durable_name": "c", "ack_policy": "explicit", "ack_wait": int(60e9)}
+    for subject, document in (
+        ("STREAM.CREATE.U", {"name": "U", "subjects": ["u.>"], "storage": "memory",
+                             "retention": "workqueue", "num_replicas": 1, "allow_direct": True}),
+        ("CONSUMER.DURABLE.CREATE.U.c", {"stream_name": "U", "config": config}),
+    ):  # fmt: skip
+        await nc.request(f"$JS.API.{subject}", orjson.dumps(document))
+    js = nc.jetstream()
+    for number, subject in enumerate("aaabab"):
+        await js.publish(f"u.{subject}", f"{number}".encode())
+    found: list[Answer] = [await _pull(nc, {"batch": 2, "no_wait": True}, 2, "U")]
+    read = await read_subject(nc, "U", "u.b", start=3, limit=2)
+    found.append(tuple((item.subject, item.sequence, item.data) for item in read))
+    found.append(tuple(item.sequence for item in await read_subject(nc, "U", "u.a", limit=2)))
+    for seq in (1, 4, 4):
+        body = orjson.dumps({"seq": seq, "no_erase": True})
+        answer = orjson.loads((await nc.request("$JS.API.STREAM.MSG.DELETE.U", body)).data)
+        found.append((answer.get("success"), answer.get("error", {}).get("err_code")))
+
+    async def settled() -> bool:
+        """Tell whether the server counts the delivered one as done: it does so a moment later."""
+        in_work: int | None = (await js.consumer_info("U", "c")).num_ack_pending
+        return in_work == 1
+
+    await until(settled, what="the end of a delivery whose message is gone")
+    info = await js.consumer_info("U", "c")
+    found.append((info.num_pending, info.num_ack_pending))
+    found.append(await _pull(nc, {"batch": 5, "no_wait": True}, 4, "U"))
+    subjects = (await js.stream_info("U", subjects_filter="u.*")).state.subjects or {}
+    found.append(tuple(sorted(subjects.items())))
+    return [
+        tuple(item[:-1] if isinstance(item, tuple) and len(item) == 4 else item for item in answer)
+        for answer in found
+    ]
+
+
+def test_a_work_queue_is_read_out_of_turn_alike(nats_server: NatsServer) -> None:
+    """By subject; what is deleted is delivered to nobody, and no longer in anybody's work."""
+    assert for_real(nats_server, _out_of_turn) == in_memory(_out_of_turn, 0)
+
+
+async def _pull(nc: Nats, ask: dict[str, Any], count: int, stream: str = "T") -> Answer:
     got: asyncio.Queue[Msg] = asyncio.Queue()
     inbox = nc.new_inbox()
     subscription = await nc.subscribe(inbox, cb=got.put)
-    await nc.publish("$JS.API.CONSUMER.MSG.NEXT.T.c", orjson.dumps(ask), reply=inbox)
+    await nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.c", orjson.dumps(ask), reply=inbox)
     found = []
     for _ in range(count):
         message = await asyncio.wait_for(got.get(), 5)

@@ -47,6 +47,14 @@ def test_an_older_copy_of_the_log_is_refused() -> None:
     assert 1 == blind.returncode, blind.stdout + blind.stderr
 
 
+def test_a_flood_of_submissions_lets_others_past() -> None:
+    """In the order of the log: single ones soon, a heavy tenant by its weight."""
+    done = simulate("--scenario", "flood", "--seeds", "2")
+    assert 0 == done.returncode, done.stdout + done.stderr
+    unfair = simulate("--scenario", "flood", "--seeds", "1", "--without", "fair shares")
+    assert 1 == unfair.returncode, unfair.stdout + unfair.stderr
+
+
 @pytest.mark.parametrize(
     "safeguard", ["optimistic concurrency", "fencing", "ack after commit", "controls in order"]
 )

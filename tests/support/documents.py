@@ -70,7 +70,7 @@ def value(text: str, like: object) -> object:
     """Return what a cell says, read as what the code has there.
 
     Numbers may have units and spaces: `64 KiB`, `30 s`, `10 000`. None is `none`, and an empty
-    text is `empty`.
+    text or mapping is `empty`.
     """
     match like:
         case None:
@@ -81,4 +81,4 @@ def value(text: str, like: object) -> object:
             number = _QUANTITY.fullmatch(text)
             return float(number[1].replace(" ", "")) * _UNITS[number[2]] if number else text
         case _:
-            return "" if text == "empty" else text
+            return type(like)() if text == "empty" else text

@@ -294,6 +294,10 @@ class JetStream:
         if asked["seq"] not in stream.messages:
             raise Refusal(400, 10043, "stream message not found")
         stream.remove(asked["seq"])
+        for consumer in list(self.consumers.values()):
+            if consumer.stream is stream:
+                consumer.settle(asked["seq"])
+                consumer.serve()
         return {"success": True}
 
     def _consumer_info(self, asked: dict[str, Any], stream: str, name: str) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from events.run import decided
 from events.state import NodeState, RunState
 from events.store import Append
 from schemas.messages import Header
-from services.consumer import Consumer, _Letter
+from services.consumer import Consumer, Letter
 from services.orchestrator.app import Orchestrator
+from services.orchestrator.backlog import Backlog
 from services.runtime import Delivery, publish
 
 
@@ -49,7 +50,7 @@ def _with_node(state: RunState, scope: str, path: str, node: NodeState) -> RunSt
     return replace(state, scopes={**state.scopes, scope: changed})
 
 
-async def _hasty(consumer: Consumer, delivery: Delivery, letter: _Letter) -> tuple[str, int]:
+async def _hasty(consumer: Consumer, delivery: Delivery, letter: Letter) -> tuple[str, int]:
     """The ack before the commit: what is lost then is lost for good."""
     consumer._answer(letter.frame, b"+ACK")
     out = await consumer._handler(delivery)
@@ -62,6 +63,11 @@ async def _anytime(*_: Any) -> bool:
     return True
 
 
+async def _as_they_came(*_: Any) -> bool:
+    """No fair shares: submissions are taken up in the order in which they came."""
+    return False
+
+
 async def _blind(*_: Any) -> str:
     """No loss evidence: whatever the log says is believed."""
     return ""
@@ -72,6 +78,7 @@ MUTANTS: dict[str, tuple[Any, str, Any]] = {
     "fencing": (services.orchestrator.runs, "decided", _unfenced),
     "ack after commit": (Consumer, "_attempt", _hasty),
     "loss evidence": (services.orchestrator.history, "contradiction", _blind),
+    "fair shares": (Backlog, "_look", _as_they_came),
     "controls in order": (Orchestrator, "_turn", _anytime),
 }
 """What is missing, and what is put in its place."""

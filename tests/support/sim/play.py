@@ -6,11 +6,16 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from tests.support.sim import mutants
+from tests.support.sim.flood import Flood
 from tests.support.sim.regression import Regression
 from tests.support.sim.scenario import Outcome, Scenario
 
 
-SCENARIOS: dict[str, type[Scenario]] = {"usual": Scenario, "regression": Regression}
+SCENARIOS: dict[str, type[Scenario]] = {
+    "usual": Scenario,
+    "regression": Regression,
+    "flood": Flood,
+}
 
 
 def play(seed: int, *, scenario: str = "usual", said: bool = False, without: str = "") -> Outcome:

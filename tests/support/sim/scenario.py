@@ -26,10 +26,10 @@ from schemas.ids import DEFAULT_TENANT
 from schemas.messages import Header
 from schemas.submission import pack_inputs
 from services.runtime import Outgoing
-from services.together import Together
+from services.together import Together, TogetherBySubject
 from tests.support.checker import Recorded, Submission, check
 from tests.support.sim.faults import FAILPOINTS
-from tests.support.sim.workloads import Wish, deployed, wish
+from tests.support.sim.workloads import EITHER, Wish, deployed, wish
 from tests.support.sim.world import MASTER, MIB, SHARED, URL, World
 
 
@@ -41,6 +41,9 @@ VISITS = 5
 """How many times a failpoint may be passed before its crash."""
 Publish = Callable[[str, bytes, dict[str, str]], Awaitable[None]]
 """Publishes a subject, a body and headers until they are stored."""
+FLOODED = 0.2
+"""Part of the seeds in which many submissions of one workflow come at once, and a few of others."""
+FLOOD = Wish("branch", {"text": "ab"}, None, EITHER)
 OVER = {"completed", "failed", "cancelled", "rejected"}
 
 
@@ -72,6 +75,8 @@ class Client:
     chance: random.Random
     wishes: dict[str, Wish]
     together: bool = False
+    spread_s: float = 3.0
+    """Within how long it asks for all of it, unless at the same moment."""
     acked: set[str] = field(default_factory=set)
     nc: Nats | None = None
 
@@ -80,12 +85,12 @@ class Client:
         self.nc = await connect()
         submit = self._publish
         if self.together:
-            bundled = Together(await Express.of(self.nc), items_max=32)
+            bundled = TogetherBySubject(await Express.of(self.nc), items_max=32)
             submit = partial(self._publish_together, bundled)
         moment = self.chance.uniform(0.0, 3.0)
         async with asyncio.TaskGroup() as group:
             for run_id, wanted in self.wishes.items():
-                delay_s = moment if self.together else self.chance.uniform(0.0, 3.0)
+                delay_s = moment if self.together else self.chance.uniform(0.0, self.spread_s)
                 group.create_task(self._one(run_id, wanted, delay_s, submit))
 
     async def _one(self, run_id: str, wanted: Wish, delay_s: float, submit: Publish) -> None:
@@ -135,7 +140,7 @@ async def connect() -> Nats:
 
 
 class Scenario:
-    """The usual scenario: two orchestrators, two workers, two clients.
+    """The usual scenario: two orchestrators, two workers, two clients; now and then a flood.
 
     Args:
         seed: Decides everything.
@@ -159,6 +164,16 @@ class Scenario:
             )
             for half in range(2)
         ]
+        self.settings: dict[str, Any] = {}
+        """Of the orchestrators."""
+        flood = self.world.chances("flood")
+        if flood.random() < FLOODED:
+            many = {f"f{number}": FLOOD for number in range(flood.randint(12, 20))}
+            many |= {f"g{number}": wish(flood) for number in range(4)}
+            self.wishes |= many
+            together = flood.random() < 0.5
+            self.clients.append(Client(self.world, flood, many, together=together, spread_s=0.02))
+            self.settings = {"in_flight_max": flood.choice([1, 2]), "share_backlog_min": 1}
 
     def play(self, *, said: bool = False) -> Outcome:
         """Run it to the end and return the verdict."""
@@ -196,7 +211,7 @@ class Scenario:
     def _start(self) -> None:
         world = self.world
         for number in range(2):
-            world.orchestrator(number)
+            world.orchestrator(number, **self.settings)
             world.worker(number)
         for number, client in enumerate(self.clients):
             self.running.append(world.start(f"client-{number}", client.run))

@@ -95,15 +95,14 @@ class World:
     def orchestrator(self, number: int, **settings: Any) -> None:
         """Start an orchestrator."""
         name = f"orchestrator-{number}"
-        of = OrchestratorSettings(
-            **SHARED,
-            data_dir=self._folder / name,
-            instance=name,
-            clock_interval_s=0.2,
-            snapshot_every=3,
-            events_bytes_max=256 * MIB,
-            **settings,
-        )
+        own: dict[str, Any] = {
+            "data_dir": self._folder / name,
+            "instance": name,
+            "clock_interval_s": 0.2,
+            "snapshot_every": 3,
+            "events_bytes_max": 256 * MIB,
+        }
+        of = OrchestratorSettings(**(SHARED | own | settings))
         self.launch(name, lambda: Orchestrator(of).run())
 
     def worker(self, number: int, **settings: Any) -> None:

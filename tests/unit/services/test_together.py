@@ -9,7 +9,7 @@ from typing_extensions import override
 from events.express import Express
 from services.bundles import BYTES_MAX, HEAD, unpack
 from services.runtime import Outgoing
-from services.together import Together
+from services.together import Together, TogetherBySubject
 
 
 class Stream(Express):
@@ -132,3 +132,14 @@ async def test_one_is_no_bundle() -> None:
     for name in "abc":
         _ = together.ask(message(name))
     assert 3 == len(stream.sent)
+
+
+async def test_subjects_may_be_kept_apart() -> None:
+    """Nobody waits for, or travels with, a message of another subject."""
+    stream = Stream()
+    together = TogetherBySubject(stream, items_max=32)
+    answers = [together.ask(message(name)) for name in "abba"]
+    await turn()
+    assert ["submit.a", "submit.b"] == [subject for subject, _, _ in stream.sent]
+    assert [2, 2] == [len(unpack(data)) for _, data, _ in stream.sent]
+    assert not any(answer.done() for answer in answers)
