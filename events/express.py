@@ -150,8 +150,8 @@ class Express:
         """Errors of handlers that are being reported."""
         self._parser = _Watch(nc, self)
         """Takes the place of nats-py's."""
-        self.is_before_parser = False
-        """Whether the express reads from the connection."""
+        self._taken: Any = None
+        """The connection that the express reads from."""
 
     @classmethod
     async def of(cls, nc: Nats) -> "Express":
@@ -165,9 +165,25 @@ class Express:
             await asyncio.sleep(BETWEEN_S)  # it is in the middle of a message
         express = cls(nc)
         nc._ps = express._parser  # noqa: SLF001
-        express.go_before_parser()
+        if nc.is_connected:  # else the parser sees the next connection first
+            express.go_before_parser()
         await express.subscribe(f"{express._inbox}.*", express._on_answer)
         return express
+
+    @property
+    def is_before_parser(self) -> bool:
+        """Whether the express reads from the connection that there is now.
+
+        nats-py may give one up and make another without a word, while it reconnects.
+        """
+        return self._taken is not None and self._taken is self._transport
+
+    @property
+    def _transport(self) -> Any:
+        """The connection there is now, or was last; uvloop's is of no class of asyncio."""
+        stream: Any = self._nc._transport  # noqa: SLF001
+        writer = None if stream is None else stream._io_writer  # noqa: SLF001
+        return None if writer is None else writer.transport
 
     @property
     def unanswered(self) -> int:
@@ -246,7 +262,7 @@ class Express:
         protocol = transport.get_protocol()
         inlet = Inlet(protocol, self.handlers, self._deliver, reader.feed_data, self._heard)
         transport.set_protocol(inlet)
-        self.is_before_parser = True
+        self._taken = transport
         inlet.take(left)
 
     def _deliver(self, sid: str, subject: str, reply: str, head: bytes, data: bytes) -> None:
@@ -276,10 +292,9 @@ class Express:
 
         And the connection, at once: nats-py would first send what is left to whoever is silent.
         """
-        self.is_before_parser = False
-        stream: Any = self._nc._transport  # noqa: SLF001
-        if self._nc.is_reconnecting and stream is not None and stream._io_writer is not None:  # noqa: SLF001
-            stream._io_writer.transport.abort()  # noqa: SLF001
+        self._taken, transport = None, self._transport
+        if self._nc.is_reconnecting and transport is not None:
+            transport.abort()
         for token, (future, _) in list(self._unanswered.items()):
             if int(token) > self._sent:
                 break

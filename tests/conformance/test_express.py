@@ -155,6 +155,32 @@ async def test_it_outlives_the_server(nats_server: NatsServer) -> None:
     await nc.close()
 
 
+async def test_it_may_begin_while_the_server_is_away(nats_server: NatsServer) -> None:
+    """It reads from the connection that comes, not from the one that is no more."""
+    nc = await nats.connect(
+        nats_server.url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, ping_interval=1
+    )
+    nats_server.kill()
+    await until(lambda: _is(not nc.is_connected), what="the end of the connection")
+    express = await Express.of(nc)
+    seen: list[bytes] = []
+    await express.subscribe("begun", lambda frame: seen.append(frame.data))
+    nats_server.start()
+    await until(lambda: _is(nc.is_connected), what="the new connection")
+    express.publish("begun", b"heard")
+    await until(lambda: _is(seen == [b"heard"]), what="the message")
+    await nc.close()
+
+
+async def test_it_knows_which_connection_it_reads_from(nc: Nats) -> None:
+    """nats-py makes another one, without a word, when what it made was lost at once."""
+    express = await Express.of(nc)
+    first, reads_first = nc._transport._io_writer, express.is_before_parser  # type: ignore[union-attr]
+    await nc._connect_to_server(nc._current_server)  # type: ignore[arg-type]
+    assert (True, False) == (reads_first, express.is_before_parser)
+    first.close()
+
+
 async def test_it_leaves_a_silent_server_with_a_full_socket(tmp_path: Path) -> None:
     """What can be sent no more is given up with the connection, and another server is asked."""
     for name in ("stopped", "other"):
