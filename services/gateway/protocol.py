@@ -24,7 +24,7 @@ HEAD_BYTES_MAX = 64 * 1024
 class Gathered(asyncio.Transport):
     """A connection on which what one turn of the loop writes leaves in one system call.
 
-    That is at its end, or as soon as somebody knows that an answer is whole.
+    That is at its end, or before when told so.
 
     Args:
         transport: The connection.
@@ -148,9 +148,13 @@ class BoundedHttp(HttpToolsProtocol):
 
     @override
     def on_response_complete(self) -> None:
-        """Let a whole answer leave before the log line about it is written."""
-        transport: Any = self.transport
-        transport.leave()
+        """Let a whole answer leave before the log line about it is written, if it is alone.
+
+        Where others are under way, the client would take the processor from them.
+        """
+        if len(self.tasks) == 1:
+            transport: Any = self.transport
+            transport.leave()
         super().on_response_complete()
 
     def _too_slow(self) -> None:
