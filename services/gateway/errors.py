@@ -6,11 +6,18 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from schemas.api import ApiError
 from schemas.complaints import first_complaint
-from schemas.errors import BusUnavailable, ClawdbotError, InvalidArgument, RetryableError
+from schemas.errors import (
+    BusUnavailable,
+    Cancelled,
+    ClawdbotError,
+    InvalidArgument,
+    RetryableError,
+)
 from schemas.open_inference import InferenceError
 from services.errors import STATUS, RangeNotSatisfiable, brief, dump, error_body, status_of
 from services.runtime import BUS_ERRORS
@@ -21,6 +28,8 @@ log = get_logger()
 
 INFERENCE = "/v2"
 """Below it errors have the shape of the Open Inference Protocol."""
+FOREIGN = (ClientDisconnect, *BUS_ERRORS)
+"""What libraries raise that is no failure of ours: the client is gone, or the bus is away."""
 _WORDS = {status: code for code, status in reversed(STATUS.items())}
 _HINTS = {
     404: "there is nothing here; /docs lists every address",
@@ -61,8 +70,10 @@ def unexpected(request_id: str, path: str = "") -> Response:
     return _json(dump(error), 500, {})
 
 
-def away(error: Exception) -> BusUnavailable:
-    """Return what to say when the bus's client raised an error of its own."""
+def ours(error: Exception) -> ClawdbotError:
+    """Return what to say of an error in `FOREIGN`."""
+    if isinstance(error, ClientDisconnect):
+        return Cancelled("the client went away")
     log.info("bus_error", error=str(error), kind=type(error).__name__)
     return BusUnavailable("the bus does not answer")
 
@@ -73,7 +84,7 @@ def install(app: FastAPI) -> None:
         ClawdbotError: _on_ours,
         RequestValidationError: _on_invalid,
         HTTPException: _on_http,
-        **dict.fromkeys(BUS_ERRORS, _on_away),
+        **dict.fromkeys(FOREIGN, _on_foreign),
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
@@ -83,8 +94,8 @@ async def _on_ours(request: Request, error: ClawdbotError) -> Response:
     return refusal(error, request.scope)
 
 
-async def _on_away(request: Request, error: Exception) -> Response:
-    return refusal(away(error), request.scope)
+async def _on_foreign(request: Request, error: Exception) -> Response:
+    return refusal(ours(error), request.scope)
 
 
 async def _on_invalid(request: Request, error: RequestValidationError) -> Response:

@@ -10,12 +10,11 @@ from typing import Any
 from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from schemas.errors import Cancelled, ClawdbotError
+from schemas.errors import ClawdbotError
 from schemas.ids import new_id
 from services.errors import BodyTooLarge, BodyTooSlow
 from services.gateway.departures import ARRIVED
-from services.gateway.errors import away, refusal, unexpected
-from services.runtime import BUS_ERRORS
+from services.gateway.errors import FOREIGN, ours, refusal, unexpected
 from services.telemetry import get_logger
 
 
@@ -57,8 +56,8 @@ class Watch:
             await self.app(scope, exchange.receive, exchange.send)
         except ClawdbotError as error:
             await exchange.refuse(error)
-        except BUS_ERRORS as error:
-            await exchange.refuse(away(error))
+        except FOREIGN as error:
+            await exchange.refuse(ours(error))
         except Exception:
             log.exception("request_crashed", request_id=exchange.request_id)
             if not exchange.status:
@@ -108,24 +107,16 @@ class _Exchange:
         Raises:
             BodyTooLarge: There is more of it than fits.
             BodyTooSlow: It does not end in time.
-            Cancelled: The client went away before its end.
         """
         message = await self._next()
-        if message["type"] == "http.disconnect" and not self._is_here:
-            raise Cancelled("the client went away")
         self._body_over = not message.get("more_body", False)
         self._received += len(message.get("body", b""))
         if self._received > self._body_max:
             raise self._too_large()
         return message
 
-    @property
-    def _is_here(self) -> bool:
-        """Whether the whole body is here, read or not."""
-        return self._body_over or bool(self._scope.get(ARRIVED))
-
     async def _next(self) -> Message:
-        if self._is_here:
+        if self._body_over or self._scope.get(ARRIVED):
             return await self._receive()  # nothing, or only the end of the connection, is to come
         left_s = self._body_s - (time.perf_counter() - self._begun)
         try:

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from schemas.errors import NotFound
 from services.gateway.api import build_api
+from services.gateway.departures import ARRIVED
 from services.gateway.middleware import Watch
 from services.gateway.routes.plain import PlainRuns
 from services.gateway.submissions import Ask
@@ -73,6 +74,40 @@ async def post(app: ASGIApp, path: str, headers: dict[str, str]) -> tuple[int, A
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         answer = await client.post(path, headers={"X-Request-Id": "r-1", **headers})
     return answer.status_code, answer.json()
+
+
+class Reading:
+    """Reads the inputs that a request brings, after a moment in which its client may leave."""
+
+    async def run(self, ask: Ask, read: Any) -> None:
+        """Read them."""
+        await read(None, {})
+
+
+@pytest.mark.parametrize("query", [b"wait=1", b"wait=3e1"], ids=["plain", "left"])
+async def test_who_is_gone_before_the_body_is_read_is_no_failure(query: bytes) -> None:
+    """Whether all of it was here or not."""
+    parts: Any = SimpleNamespace(submissions=Reading(), settings=SimpleNamespace(wait_s_max=60.0))
+    app = Watch(PlainRuns(build_api(parts), parts), body_bytes_max=1000, body_s_max=30.0)
+    for arrived in (True, False):
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": PATH,
+            "query_string": query,
+            "headers": [(b"content-length", b"2")],
+            ARRIVED: arrived,
+        }
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, str]:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any, sent: list[Any] = sent) -> None:
+            sent.append(message)
+
+        await app(scope, receive, send)
+        assert 499 == sent[0]["status"]
 
 
 @pytest.mark.parametrize("case", [*PLAIN, *LEFT])
