@@ -6,6 +6,7 @@ whoever acts on a row reads the run's log first.
 
 import asyncio
 import contextlib
+import heapq
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -113,8 +114,8 @@ class RunIndex:
         """The highest sequence of EVENTS that was ever recorded."""
         self._done = self.position
         """Everything in EVENTS up to here was noted or read."""
-        self._ahead: set[int] = set()
-        """What was noted beyond that."""
+        self._ahead: list[int] = []
+        """What was noted beyond that, a heap."""
 
     def close(self) -> None:
         """Close the file."""
@@ -148,7 +149,7 @@ class RunIndex:
         if sequence == self._done + 1:
             self._know(sequence)
         elif sequence > self._done:
-            self._ahead.add(sequence)
+            heapq.heappush(self._ahead, sequence)
         self._noted.append((key, sequence, headers, at))
         self._versions[key] = int(headers.get(Header.VERSION, "0"))
         if len(self._noted) >= NOTED_MAX:
@@ -291,10 +292,8 @@ class RunIndex:
     def _know(self, sequence: int) -> None:
         """Take note that everything is known up to a sequence, and what was noted behind it."""
         self._done = sequence
-        while self._done + 1 in self._ahead:
-            self._done += 1
-        if self._ahead:
-            self._ahead = {ahead for ahead in self._ahead if ahead > self._done}
+        while self._ahead and self._ahead[0] <= self._done + 1:
+            self._done = max(self._done, heapq.heappop(self._ahead))
 
     def _forget(self) -> None:
         self._noted.clear()

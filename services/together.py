@@ -11,8 +11,6 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
-from typing_extensions import override
-
 from events.express import Express, encode_head
 from services.bundles import BYTES_MAX, HEAD, Item, pack
 from services.runtime import Outgoing
@@ -108,18 +106,23 @@ class Together:
         return taken
 
 
-class TogetherBySubject(Together):
+class TogetherBySubject:
     """Publishes into one stream; only messages of one subject travel together.
 
     So whoever reads one subject out of its turn reads nobody else's messages with it (ADR-0060).
+
+    Args:
+        express: The way to the stream.
+        items_max: As of `Together`.
     """
 
     def __init__(self, express: Express, items_max: int) -> None:
-        super().__init__(express, items_max)
+        self._express = express
+        self._items_max = items_max
         self._lanes: dict[str, Together] = {}
 
-    @override
     def ask(self, message: Outgoing) -> "asyncio.Future[bytes]":
+        """Publish a message as `Together.ask` does."""
         lane = self._lanes.get(message.subject)
         if lane is None:
             if len(self._lanes) >= LANES_KEPT:

@@ -49,7 +49,7 @@ from services.repository import CatalogueWatch
 from services.requests import Requests
 from services.runtime import Bus, SystemClock
 from services.telemetry import configure, get_logger, serve_metrics
-from services.together import Together, TogetherBySubject
+from services.together import TogetherBySubject
 
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Gateway:
     def _parts(
         self,
         bus: Bus,
-        together: Together,
+        together: TogetherBySubject,
         index: RunIndex,
         projector: Projector,
         keys: JetStreamKeyRing,

@@ -34,7 +34,7 @@ from services.gateway.inputs import checked
 from services.gateway.waiters import Feed, Landed, Waiters
 from services.runtime import Bus, Clock, Outgoing, stored
 from services.telemetry import child_traceparent
-from services.together import Together
+from services.together import TogetherBySubject
 
 
 NEWEST_S = 1.0
@@ -94,7 +94,7 @@ class Submissions:
     """Submits runs."""
 
     bus: Bus
-    together: Together
+    together: TogetherBySubject
     store: EventStore
     definitions: DefinitionStore
     catalogue: LiveCatalogue

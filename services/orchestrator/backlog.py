@@ -218,4 +218,4 @@ class Backlog:
         return taken
 
     def _fresh_turns(self) -> Turns:
-        return Turns(self._share.weights, max(1, self._pull.in_flight_max // PICKED_FLOWS_MAX))
+        return Turns(self._share.weights, self._batch)

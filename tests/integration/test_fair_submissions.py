@@ -6,43 +6,30 @@ from collections.abc import Iterable
 import nats
 from nats.aio.client import Client as Nats
 
-from events.definitions import DefinitionStore, DeployedWorkflow
 from events.express import Express, pub_ack
 from events.jetstream import read_subject
 from events.streams import COMMANDS, CONTROL_CONSUMER, EVENTS
 from events.subjects import ROOT, every, run_key, submit
-from schemas.catalogue import load
-from schemas.compiler import compile_plan
 from schemas.ids import new_id
 from schemas.messages import Header
 from schemas.submission import pack_inputs
-from schemas.workflow import parse_definition
 from services.orchestrator.app import CONTROLS_WAITING_MAX
 from services.runtime import Outgoing
 from services.together import TogetherBySubject
 from tests.integration.conftest import Running
 from tests.support.wait import until
+from tests.support.workflows import deploy
 
 
 FLOOD = 2000
 
 
-async def deploy(nc: Nats, tenant: str, name: str, priority: str = "normal") -> None:
-    """Deploy a workflow that needs no worker."""
-    document = {
+def saying(priority: str = "normal") -> dict[str, object]:
+    """Return a workflow that needs no worker."""
+    return {
         "nodes": [{"id": "say", "type": "set", "params": {"values": {"text": "input.text"}}}],
         "priority": priority,
     }
-    definition = parse_definition(document)
-    deployed = DeployedWorkflow(
-        name=name,
-        version=0,
-        digest="d",
-        definition=definition,
-        plan=compile_plan(definition, load()),
-        deployed_at=0.0,
-    )
-    await DefinitionStore(nc.jetstream()).deploy(tenant, deployed)
 
 
 async def together(nc: Nats, tenant: str, workflow: str, run_ids: Iterable[str]) -> None:
@@ -87,7 +74,8 @@ async def test_single_submissions_go_past_a_flood(running: Running) -> None:
     nc = await nats.connect(running.server.url)
     try:
         for tenant, name in {(loud, "flood"), *singles.values()}:
-            await deploy(nc, tenant, name, "high" if name == "urgent" else "normal")
+            document = saying("high" if name == "urgent" else "normal")
+            await deploy(nc.jetstream(), name, document, tenant)
         orchestrator.signal(signal.SIGSTOP)
         await together(nc, loud, "flood", (f"flood-{number}" for number in range(FLOOD)))
         for run_id, (tenant, workflow) in singles.items():

@@ -8,20 +8,17 @@ import nats
 import pytest
 from nats.aio.client import Client as Nats
 
-from events.definitions import DefinitionStore, DeployedWorkflow
 from events.jetstream import JetStreamEventStore
 from events.keys import JetStreamKeyRing
 from events.state import RunState
 from events.subjects import RunKey, submit
-from schemas.catalogue import load
-from schemas.compiler import compile_plan
 from schemas.ids import new_id
 from schemas.messages import Header
 from schemas.submission import pack_inputs
-from schemas.workflow import parse_definition
 from tests.support.mesh import Mesh
 from tests.support.nats import NatsServer
 from tests.support.wait import until
+from tests.support.workflows import deploy
 
 
 pytestmark = pytest.mark.nats
@@ -33,19 +30,8 @@ WORDS = " ".join(["weather"] * 60)
 """Something to say that keeps an engine busy for a moment."""
 
 
-async def deploy(nc: Nats, tenant: str) -> None:
-    """Deploy a workflow that speaks."""
-    document = {"nodes": [{"id": "say", "type": "model", "params": {"model": "espeak-ng"}}]}
-    definition = parse_definition(document)
-    deployed = DeployedWorkflow(
-        name="say",
-        version=0,
-        digest="d",
-        definition=definition,
-        plan=compile_plan(definition, load()),
-        deployed_at=0.0,
-    )
-    await DefinitionStore(nc.jetstream()).deploy(tenant, deployed)
+SPEECH = {"nodes": [{"id": "say", "type": "model", "params": {"model": "espeak-ng"}}]}
+"""A workflow that speaks."""
 
 
 async def start(nc: Nats, key: RunKey) -> None:
@@ -76,7 +62,7 @@ async def flooded(folder: Path, **settings: str) -> dict[str, Any]:
 
         try:
             for tenant in ("loud", "quiet"):
-                await deploy(nc, tenant)
+                await deploy(nc.jetstream(), "say", SPEECH, tenant)
             flood = [RunKey("loud", new_id()) for _ in range(FLOOD)]
             async with asyncio.TaskGroup() as group:
                 for key in flood:

@@ -12,13 +12,13 @@ from events.definitions import DefinitionStore, DeployedWorkflow
 from events.streams import EVENTS, StreamLimits, ensure
 from events.subjects import run_key, submit
 from schemas.catalogue import load
-from schemas.compiler import compile_plan
 from schemas.messages import Header
 from schemas.submission import pack_inputs
-from schemas.workflow import parse_definition
-from tests.support.sim.scenario import Outcome, Scenario
+from tests.support.checker import Recorded
+from tests.support.sim.scenario import Scenario
 from tests.support.sim.seams import CATALOGUE
 from tests.support.sim.world import MIB, SHARED, URL
+from tests.support.workflows import compiled
 
 
 FLOOD, HEAVY = 300, 90
@@ -42,15 +42,8 @@ class Flood(Scenario):
             self.world.faults.failpoint = ""
 
     @override
-    def play(self, *, said: bool = False) -> Outcome:
-        world = self.world
-        with world.running(said=said):
-            main = world.start("scenario", self._main)
-            world.loop.run_until_complete(main)
-        wrong = self._wrong(self._order()) + world.ended
-        return Outcome(
-            world.seed, wrong, world.trace(), world.happened(), world.now(), world.loop.steps, {}
-        )
+    def verdict(self) -> tuple[list[str], dict[str, list[Recorded]]]:
+        return self._wrong(self._order()), {}
 
     @override
     async def _main(self) -> None:
@@ -108,12 +101,4 @@ def _deployed(name: str) -> DeployedWorkflow:
         "nodes": [{"id": "say", "type": "set", "params": {"values": {"text": "input.text"}}}],
         "priority": "high" if name == "urgent" else "normal",
     }
-    definition = parse_definition(document)
-    return DeployedWorkflow(
-        name=name,
-        version=0,
-        digest=definition.digest(),
-        definition=definition,
-        plan=compile_plan(definition, load(CATALOGUE)),
-        deployed_at=0.0,
-    )
+    return compiled(name, document, load(CATALOGUE))

@@ -10,7 +10,8 @@ from typing_extensions import override
 from events.marks import DOCUMENT
 from events.streams import EVENTS, HISTORY
 from schemas.messages import Control
-from tests.support.sim.scenario import Outcome, Scenario
+from tests.support.checker import Recorded
+from tests.support.sim.scenario import Scenario
 from tests.support.sim.streams import Stream
 from tests.support.sim.workloads import Wish
 
@@ -32,15 +33,8 @@ class Regression(Scenario):
         self._wrong: list[str] = []
 
     @override
-    def play(self, *, said: bool = False) -> Outcome:
-        world = self.world
-        with world.running(said=said):
-            main = world.start("scenario", self._main)
-            world.loop.run_until_complete(main)
-        wrong = self._wrong + world.ended
-        return Outcome(
-            world.seed, wrong, world.trace(), world.happened(), world.now(), world.loop.steps, {}
-        )
+    def verdict(self) -> tuple[list[str], dict[str, list[Recorded]]]:
+        return self._wrong, {}
 
     @override
     async def _main(self) -> None:

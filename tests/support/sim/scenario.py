@@ -26,7 +26,7 @@ from schemas.ids import DEFAULT_TENANT
 from schemas.messages import Header
 from schemas.submission import pack_inputs
 from services.runtime import Outgoing
-from services.together import Together, TogetherBySubject
+from services.together import TogetherBySubject
 from tests.support.checker import Recorded, Submission, check
 from tests.support.sim.faults import FAILPOINTS
 from tests.support.sim.workloads import EITHER, Wish, deployed, wish
@@ -115,7 +115,7 @@ class Client:
                 await asyncio.sleep(0.1)
 
     async def _publish_together(
-        self, bundled: Together, subject: str, body: bytes, headers: dict[str, str]
+        self, bundled: TogetherBySubject, subject: str, body: bytes, headers: dict[str, str]
     ) -> None:
         while True:
             try:
@@ -181,12 +181,16 @@ class Scenario:
         with world.running(said=said):
             main = world.start("scenario", self._main)
             world.loop.run_until_complete(main)
-            log = read_log(world)
-            wrong = check(log, self.submissions())
+            wrong, log = self.verdict()
         return Outcome(
             world.seed, wrong + world.ended, world.trace(), world.happened(), world.now(),
             world.loop.steps, log,
         )  # fmt: skip
+
+    def verdict(self) -> tuple[list[str], dict[str, list[Recorded]]]:
+        """Return what is wrong at the end, and the log if it was looked at."""
+        log = read_log(self.world)
+        return check(log, self.submissions()), log
 
     def submissions(self) -> list[Submission]:
         """Return what the clients asked for."""

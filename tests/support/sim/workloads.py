@@ -8,11 +8,9 @@ from typing import Any
 
 from events.definitions import DeployedWorkflow
 from schemas.catalogue import load
-from schemas.compiler import compile_plan
 from schemas.messages import Control
-from schemas.workflow import parse_definition
 from tests.support.sim.seams import CATALOGUE
-from tests.support.workflows import echo_chain
+from tests.support.workflows import compiled, echo_chain
 
 
 MOODY = {"model": "moody", "refuses": 0.3}
@@ -259,12 +257,4 @@ def wish(chance: random.Random) -> Wish:
 @cache
 def deployed(name: str) -> DeployedWorkflow:
     """Return a workload, compiled."""
-    definition = parse_definition(DEFINITIONS[name])
-    return DeployedWorkflow(
-        name=name,
-        version=0,
-        digest=definition.digest(),
-        definition=definition,
-        plan=compile_plan(definition, load(CATALOGUE)),
-        deployed_at=0.0,
-    )
+    return compiled(name, DEFINITIONS[name], load(CATALOGUE))
